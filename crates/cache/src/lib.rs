@@ -1,0 +1,1 @@
+//! The life of a cached block: owners, lifetimes, tiers, budgets and leases.

@@ -1,0 +1,3 @@
+//! The evanesce command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Jobs into videos: admission, pipeline, encoder.

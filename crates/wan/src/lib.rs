@@ -1,0 +1,6 @@
+//! Wan2.2: checkpoints, text encoder, transformer, VAE, schedulers.
+
+pub mod error;
+pub mod weights;
+
+pub use error::{Result, WanError};
