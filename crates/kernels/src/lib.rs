@@ -1,5 +1,28 @@
 //! Arithmetic on slices for Wan: linear layers, attention, convolutions, norms.
+//!
+//! Activations are `f32`, row-major and channels-last; weights are [`Values`] and are read as they lie in the
+//! checkpoint. Sums are accumulated in `f32` or better. No result depends on the number of threads: work is cut
+//! into tiles of fixed size and every output number is one chain of operations whose order depends on the
+//! shape of its own row alone.
+//!
+//! Every function panics, naming the slice, when a length does not fit the dimensions given.
 
+mod activation;
+mod attention;
+mod conv2d;
+mod conv3d;
+mod linear;
+mod norm;
+mod residual;
+mod rope;
 mod values;
 
+pub use activation::{Activation, activate, gated_gelu};
+pub use attention::{AttentionDims, KvSegment, attend, attend_biased};
+pub use conv2d::{Conv2dMode, conv2d};
+pub use conv3d::{Conv3d, conv3d_causal};
+pub use linear::{LinearDims, linear};
+pub use norm::{channel_norm, layer_norm_affine, layer_norm_modulate, rms_norm};
+pub use residual::gate_add;
+pub use rope::rotate;
 pub use values::{Dtype, Values};
