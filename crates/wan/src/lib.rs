@@ -1,6 +1,7 @@
 //! Wan2.2: checkpoints, text encoder, transformer, VAE, schedulers.
 
 pub mod error;
+pub mod noise;
 pub mod weights;
 
 pub use error::{Result, WanError};
