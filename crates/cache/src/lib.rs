@@ -1,1 +1,34 @@
-//! The life of a cached block: owners, lifetimes, tiers, budgets and leases.
+#![doc = include_str!("../README.md")]
+
+mod arena;
+mod buffer;
+mod cache;
+mod counters;
+mod draft;
+mod error;
+mod job;
+mod job_state;
+mod key;
+mod lease;
+pub mod policy;
+mod reservation;
+mod room;
+mod schedule;
+mod slots;
+mod spec;
+mod store;
+mod tier;
+mod verify;
+mod writer;
+
+pub use cache::Cache;
+pub use counters::{Counters, Expired, KindCounters, Overdue, TierCounters, Usage};
+pub use error::{CommitError, CommitRefusal, Held, Inconsistency, OutOfBudget, PutError};
+pub use job::{Job, Stage};
+pub use key::{ContentKey, EntryKey, JobId, Key, Kind, Owner};
+pub use lease::{Flight, Lease};
+pub use reservation::{Reservation, ReservationShort};
+pub use schedule::{Tick, Uses};
+pub use spec::{Fill, Lifetime, PutSpec, Recover};
+pub use tier::{Budgets, PerTier, Tier};
+pub use writer::{GroupWriter, Writer};

@@ -1,0 +1,4 @@
+//! What the life of an entry costs.
+fn main() {
+    divan::main();
+}

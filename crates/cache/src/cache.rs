@@ -1,0 +1,157 @@
+//! The cache as a whole, and its shared pool.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::draft::Draft;
+use crate::job::Job;
+use crate::lease::Lease;
+use crate::reservation::Reservation;
+use crate::room::Shared;
+use crate::slots::SlotId;
+use crate::store::{Cause, Store};
+use crate::{Budgets, ContentKey, Counters, EntryKey, Inconsistency, JobId, OutOfBudget, Overdue, Owner};
+use crate::{PutError, PutSpec, Tier, Usage, Writer};
+
+/// Cached blocks of all jobs of one machine. Clones are handles to the same cache; it lives as long as any handle,
+/// job, lease, writer or reservation of it.
+#[derive(Clone)]
+pub struct Cache {
+    shared: Arc<Shared>,
+}
+
+impl Cache {
+    /// An empty cache. Memory is allocated as entries are put, never beyond the budgets.
+    pub fn new(budgets: Budgets) -> Self {
+        Self { shared: Arc::new(Shared::new(Store::new(budgets))) }
+    }
+
+    /// Opens a job. Everything it owns is freed when the guard is dropped (law 1).
+    pub fn open_job(&self) -> Job {
+        let id = self.shared.lock().open_job();
+        Job::new(Arc::clone(&self.shared), id)
+    }
+
+    /// Begins an entry of the shared pool: immutable, counted once however many jobs lease it, persistent until it is
+    /// removed or, unleased, evicted.
+    ///
+    /// # Errors
+    /// If the key is taken or the tier cannot make room.
+    pub fn shared_put(&self, key: ContentKey, tier: Tier, len_bytes: usize) -> Result<Writer, PutError> {
+        self.shared_put_with(key, PutSpec::shared(tier, len_bytes))
+    }
+
+    /// As [`shared_put`](Self::shared_put) with everything said; see [`PutSpec::shared`].
+    ///
+    /// # Errors
+    /// As [`shared_put`](Self::shared_put); and if the lifetime is not persistent.
+    pub fn shared_put_with(&self, key: ContentKey, spec: PutSpec) -> Result<Writer, PutError> {
+        Draft::begin(&self.shared, Owner::Shared, key.into(), spec).map(Writer::new)
+    }
+
+    /// Leases a shared entry on nobody's schedule. A job that announced its reads uses
+    /// [`Job::shared_get`](crate::Job::shared_get).
+    pub fn shared_get(&self, key: &ContentKey) -> Option<Lease> {
+        get(&self.shared, Owner::Shared, None, &EntryKey::Shared(*key))
+    }
+
+    /// Whether a shared entry is there. Not counted as a read.
+    pub fn shared_contains(&self, key: &ContentKey) -> bool {
+        self.shared.lock().find(Owner::Shared, &EntryKey::Shared(*key)).is_some()
+    }
+
+    /// Removes a shared entry. Whether there was one.
+    pub fn shared_remove(&self, key: &ContentKey) -> bool {
+        remove(&self.shared, Owner::Shared, &EntryKey::Shared(*key))
+    }
+
+    /// Reserves room for the shared pool: all of it or none. [`Job::reserve`](crate::Job::reserve) is for jobs.
+    ///
+    /// # Errors
+    /// If a tier cannot make the room even by evicting all that may be evicted.
+    pub fn reserve(&self, wanted: &[(Tier, u64)]) -> Result<Reservation, OutOfBudget> {
+        Reservation::begin(&self.shared, Owner::Shared, wanted)
+    }
+
+    /// Gives all idle buffers back to the allocator. Bytes given back.
+    pub fn trim(&self) -> u64 {
+        let mut store = self.shared.lock();
+        store.trim()
+    }
+
+    /// Gives up on flights that have not reported back: those of entries that were gone from sight before the last
+    /// `patience_sweeps` calls of this function. Their bytes stay counted and are never used again. Calls are the
+    /// only measure of time here; make them once per step.
+    pub fn quarantine_overdue(&self, patience_sweeps: u64) -> Overdue {
+        self.shared.lock().quarantine_overdue(patience_sweeps)
+    }
+
+    /// All counters, taken in one moment.
+    pub fn counters(&self) -> Counters {
+        self.shared.lock().counters()
+    }
+
+    /// What a job holds, also after its end: bytes that are still leased or in flight, or in open writers.
+    pub fn owned_by(&self, job: JobId) -> Usage {
+        self.shared.lock().usage_of(job)
+    }
+
+    /// Checks every invariant by walking everything. For tests and for doubt; takes time proportional to what is cached.
+    ///
+    /// # Errors
+    /// If the cache contradicts itself, which is a bug in this crate.
+    pub fn verify(&self) -> Result<(), Inconsistency> {
+        self.shared.lock().verify().map_err(Inconsistency)
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counters = self.counters();
+        let mut debug = f.debug_struct("Cache");
+        for tier in Tier::ALL {
+            let tier_counters = counters.tier(tier);
+            debug.field(
+                tier.as_str(),
+                &format_args!("{}/{}", tier_counters.used_bytes, tier_counters.budget_bytes),
+            );
+        }
+        debug.finish_non_exhaustive()
+    }
+}
+
+/// Reads an entry: counts a hit or miss, takes the read off the reader's schedule, brings a demoted entry home if it
+/// can, and leases it.
+pub(crate) fn get(
+    shared: &Arc<Shared>,
+    owner: Owner,
+    reader: Option<JobId>,
+    key: &EntryKey,
+) -> Option<Lease> {
+    let mut store = shared.lock();
+    if let Some(reader) = reader.and_then(|job| store.jobs.get_mut(&job)) {
+        reader.consume(key);
+    }
+    let away = |store: &Store, id: SlotId| store.slots[id].tier != store.slots[id].home;
+    let mut found = store.find(owner, key);
+    if let Some(id) = found.filter(|id| away(&store, *id)) {
+        store = shared.promote(store, id);
+        // The lock was open meanwhile.
+        found = store.find(owner, key);
+    }
+    let Some(id) = found else {
+        store.kinds[key.kind() as usize].misses += 1;
+        return None;
+    };
+    store.lease(id);
+    Some(Lease::adopt(shared, &store, id))
+}
+
+pub(crate) fn remove(shared: &Arc<Shared>, owner: Owner, key: &EntryKey) -> bool {
+    let mut store = shared.lock();
+    let found = store.find(owner, key);
+    if let Some(id) = found {
+        store.kill(id, Cause::Removed);
+    }
+    found.is_some()
+}

@@ -1,0 +1,221 @@
+//! Jobs and their stages, as guards.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::cache::{get, remove};
+use crate::draft::Draft;
+use crate::job_state::StageId;
+use crate::lease::Lease;
+use crate::reservation::Reservation;
+use crate::room::Shared;
+use crate::schedule::Uses;
+use crate::{ContentKey, EntryKey, Expired, GroupWriter, JobId, Key, Lifetime, OutOfBudget, Owner};
+use crate::{PutError, PutSpec, Tick, Tier, Usage, Writer};
+
+/// One job's part of the cache. Dropping it frees everything the job owns, also during a panic (law 1).
+///
+/// A job reads and writes nothing but its own entries and the shared pool (law 10).
+pub struct Job {
+    shared: Arc<Shared>,
+    id: JobId,
+}
+
+impl Job {
+    pub(crate) fn new(shared: Arc<Shared>, id: JobId) -> Self {
+        Self { shared, id }
+    }
+
+    /// The job's number.
+    pub fn id(&self) -> JobId {
+        self.id
+    }
+
+    fn owner(&self) -> Owner {
+        Owner::Job(self.id)
+    }
+
+    /// Begins an entry that cannot be brought back once lost, so that eviction may demote but never drop it.
+    /// [`put_with`](Self::put_with) says more.
+    ///
+    /// # Errors
+    /// If the key is taken, the lifetime does not suit, or the tier cannot make room.
+    pub fn put(
+        &self,
+        key: Key,
+        tier: Tier,
+        lifetime: Lifetime,
+        len_bytes: usize,
+    ) -> Result<Writer, PutError> {
+        self.put_with(key, PutSpec::new(tier, lifetime, len_bytes))
+    }
+
+    /// As [`put`](Self::put) with everything said.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn put_with(&self, key: Key, spec: PutSpec) -> Result<Writer, PutError> {
+        Draft::begin(&self.shared, self.owner(), key.into(), spec).map(Writer::new)
+    }
+
+    /// Begins entries that become visible together or not at all (law 7): room for all of them, or none.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put), or if a key occurs twice.
+    pub fn put_group(
+        &self,
+        entries: impl IntoIterator<Item = (Key, PutSpec)>,
+    ) -> Result<GroupWriter, PutError> {
+        let entries = entries.into_iter().map(|(key, spec)| (key.into(), spec)).collect();
+        Draft::begin_group(&self.shared, self.owner(), entries).map(GroupWriter::new)
+    }
+
+    /// Leases an entry of this job. Counts a hit or a miss, and takes the next announced read off the schedule either
+    /// way.
+    ///
+    /// A demoted entry is brought home first if room can be made there. If it cannot, or if another lease keeps the
+    /// entry where it is, the lease is on the lower tier: [`Lease::tier`] says which.
+    pub fn get(&self, key: &Key) -> Option<Lease> {
+        get(&self.shared, self.owner(), Some(self.id), &EntryKey::Own(*key))
+    }
+
+    /// As [`get`](Self::get) for an entry of the shared pool.
+    pub fn shared_get(&self, key: &ContentKey) -> Option<Lease> {
+        get(&self.shared, Owner::Shared, Some(self.id), &EntryKey::Shared(*key))
+    }
+
+    /// Whether the job has an entry of this key. Not counted as a read.
+    pub fn contains(&self, key: &Key) -> bool {
+        self.shared.lock().find(self.owner(), &EntryKey::Own(*key)).is_some()
+    }
+
+    /// Removes an entry of this job. Whether there was one.
+    pub fn remove(&self, key: &Key) -> bool {
+        remove(&self.shared, self.owner(), &EntryKey::Own(*key))
+    }
+
+    /// Ends the current step and the entries whose last step it was, in time proportional to them (law 6).
+    pub fn step(&self) -> Expired {
+        self.shared.lock().step(self.id)
+    }
+
+    /// Opens a stage inside the stages that are open. Puts with [`Lifetime::Stage`] belong to the innermost one.
+    pub fn stage(&self, name: &'static str) -> Stage {
+        let id = self.shared.lock().open_stage(self.id);
+        Stage { shared: Arc::clone(&self.shared), job: self.id, id, name }
+    }
+
+    /// Reserves room in this job's name: all of it or none.
+    ///
+    /// # Errors
+    /// If a tier cannot make the room even by evicting all that may be evicted.
+    pub fn reserve(&self, wanted: &[(Tier, u64)]) -> Result<Reservation, OutOfBudget> {
+        Reservation::begin(&self.shared, self.owner(), wanted)
+    }
+
+    /// Announces when the job will read an entry, which need not exist yet (law 5). Announcements of one entry add up.
+    /// Announce every read of an entry or none: each [`get`](Self::get) takes the earliest one off.
+    pub fn announce(&self, key: impl Into<EntryKey>, uses: Uses) {
+        let mut store = self.shared.lock();
+        if let Some(job) = store.jobs.get_mut(&self.id) {
+            job.schedule.entry(key.into()).or_default().add(uses);
+        }
+    }
+
+    /// Announces single reads in any order.
+    pub fn announce_all(&self, reads: impl IntoIterator<Item = (EntryKey, Tick)>) {
+        // Collected first: the caller's iterator must not run under the lock.
+        let reads: Vec<_> = reads.into_iter().collect();
+        let mut store = self.shared.lock();
+        if let Some(job) = store.jobs.get_mut(&self.id) {
+            for (key, tick) in reads {
+                job.schedule.entry(key).or_default().add(Uses::once(tick));
+            }
+        }
+    }
+
+    /// Forgets all announcements: the plan has changed.
+    pub fn withdraw(&self) {
+        if let Some(job) = self.shared.lock().jobs.get_mut(&self.id) {
+            job.schedule.clear();
+        }
+    }
+
+    /// The next announced read of an entry.
+    pub fn next_use(&self, key: impl Into<EntryKey>) -> Option<Tick> {
+        let mut store = self.shared.lock();
+        let job = store.jobs.get_mut(&self.id)?;
+        let distance = job.distance(&key.into())?;
+        Some(Tick(job.now.0 + distance))
+    }
+
+    /// Moves the job's position forward to `now`. Announced reads before it are past. Entries of several jobs are
+    /// compared by their distance from their job's position, so a job that shares a budget should say where it is.
+    pub fn tick(&self, now: Tick) {
+        if let Some(job) = self.shared.lock().jobs.get_mut(&self.id) {
+            job.now = job.now.max(now);
+        }
+    }
+
+    /// What the job holds now, and the most it ever held, by tier.
+    pub fn usage(&self) -> Usage {
+        self.shared.lock().usage_of(self.id)
+    }
+
+    /// Ends the job as dropping it does, and says what it still holds: bytes under leases, flights, open writers and
+    /// reservations that outlive it.
+    pub fn finish(self) -> Usage {
+        let mut store = self.shared.lock();
+        store.end_job(self.id);
+        store.usage_of(self.id)
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.shared.lock().end_job(self.id);
+    }
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Job({})", self.id)
+    }
+}
+
+/// A stretch of a job. Entries with [`Lifetime::Stage`] die when it is dropped, on every path out.
+#[must_use = "the stage ends when this is dropped"]
+pub struct Stage {
+    shared: Arc<Shared>,
+    job: JobId,
+    id: Option<StageId>,
+    name: &'static str,
+}
+
+impl Stage {
+    /// The stage's name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Ends the stage as dropping it does, and says what ended with it.
+    pub fn finish(mut self) -> Expired {
+        self.end()
+    }
+
+    fn end(&mut self) -> Expired {
+        self.id.take().map_or_else(Expired::default, |id| self.shared.lock().end_stage(self.job, id))
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl fmt::Debug for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stage({} of {})", self.name, self.job)
+    }
+}

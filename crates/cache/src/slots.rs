@@ -1,0 +1,148 @@
+//! The slot table: one slot per entry that holds bytes.
+
+use std::ops::{Index, IndexMut};
+use std::sync::Arc;
+
+use crate::buffer::Buffer;
+use crate::job_state::StageId;
+use crate::policy::EntryId;
+use crate::{EntryKey, Lifetime, Owner, Recover, Tier};
+
+/// A place in the slot table, with the count of its earlier tenants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SlotId {
+    index: u32,
+    generation: u32,
+}
+
+impl From<SlotId> for EntryId {
+    fn from(id: SlotId) -> Self {
+        Self(u64::from(id.index) << 32 | u64::from(id.generation))
+    }
+}
+
+impl From<EntryId> for SlotId {
+    #[expect(clippy::cast_possible_truncation, reason = "splits the u64 into the two halves it was made of")]
+    fn from(id: EntryId) -> Self {
+        Self { index: (id.0 >> 32) as u32, generation: id.0 as u32 }
+    }
+}
+
+/// Where a slot stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// In the index: reads find it.
+    Live,
+    /// Gone from sight; its bytes come back when the last lease and the last flight end (law 3).
+    Quiescing {
+        /// The sweep after which it went.
+        since_sweep: u64,
+    },
+    /// Gone for good: a flight never reported back, so its bytes are never used again.
+    Quarantined,
+}
+
+/// Which list will end this entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    /// None but the owner's end.
+    WithOwner,
+    /// The job's list for this step, at this position.
+    AtStep { step: u64, position: usize },
+    /// The stage's list, at this position.
+    InStage { stage: StageId, position: usize },
+    /// The window of its series.
+    InWindow,
+}
+
+/// One entry.
+pub(crate) struct Slot {
+    pub(crate) owner: Owner,
+    pub(crate) key: EntryKey,
+    pub(crate) tier: Tier,
+    /// Where it was put, and where reads bring it back to.
+    pub(crate) home: Tier,
+    pub(crate) len_bytes: usize,
+    pub(crate) lifetime: Lifetime,
+    pub(crate) expiry: Expiry,
+    pub(crate) recover: Recover,
+    pub(crate) cost_per_kib: u32,
+    pub(crate) state: State,
+    /// Owners of a clone of `buffer` outside the table are counted here, in leases, flights or both.
+    pub(crate) leases: u32,
+    pub(crate) flights: u32,
+    /// A flight was dropped before it reported back: whatever it did may still be going on.
+    pub(crate) flight_lost: bool,
+    pub(crate) last_use: u64,
+    pub(crate) buffer: Arc<Buffer>,
+}
+
+impl Slot {
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        self.buffer.charged_bytes()
+    }
+
+    /// Nothing outside the table reads or moves it.
+    pub(crate) fn is_still(&self) -> bool {
+        self.leases == 0 && self.flights == 0
+    }
+}
+
+#[derive(Default)]
+struct Place {
+    generation: u32,
+    slot: Option<Slot>,
+}
+
+/// Slots by id; vacant places are used again.
+#[derive(Default)]
+pub(crate) struct Slots {
+    places: Vec<Place>,
+    vacant: Vec<u32>,
+}
+
+impl Slots {
+    pub(crate) fn insert(&mut self, slot: Slot) -> SlotId {
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.places.push(Place::default());
+            u32::try_from(self.places.len() - 1).expect("four billion entries take more memory than there is")
+        });
+        let place = &mut self.places[index as usize];
+        place.slot = Some(slot);
+        SlotId { index, generation: place.generation }
+    }
+
+    pub(crate) fn remove(&mut self, id: SlotId) -> Slot {
+        let place = &mut self.places[id.index as usize];
+        assert_eq!(place.generation, id.generation, "a slot id outlived its slot");
+        place.generation = place.generation.wrapping_add(1);
+        self.vacant.push(id.index);
+        place.slot.take().expect("a place of this generation is taken")
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SlotId, &Slot)> {
+        let id = |(index, generation)| SlotId { index, generation };
+        (0..).zip(&self.places).filter_map(move |(index, place)| {
+            place.slot.as_ref().map(|slot| (id((index, place.generation)), slot))
+        })
+    }
+}
+
+impl Index<SlotId> for Slots {
+    type Output = Slot;
+
+    /// Ids are held by leases, flights and lists that keep their slot, so a stale one is a bug in this crate.
+    fn index(&self, id: SlotId) -> &Slot {
+        let place = &self.places[id.index as usize];
+        assert_eq!(place.generation, id.generation, "a slot id outlived its slot");
+        place.slot.as_ref().expect("a place of this generation is taken")
+    }
+}
+
+impl IndexMut<SlotId> for Slots {
+    fn index_mut(&mut self, id: SlotId) -> &mut Slot {
+        let place = &mut self.places[id.index as usize];
+        assert_eq!(place.generation, id.generation, "a slot id outlived its slot");
+        place.slot.as_mut().expect("a place of this generation is taken")
+    }
+}
