@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod noise;
+pub mod schedule;
 pub mod weights;
 
 pub use error::{Result, WanError};
