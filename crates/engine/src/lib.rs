@@ -1,1 +1,3 @@
 //! Jobs into videos: admission, pipeline, encoder.
+
+pub mod video;

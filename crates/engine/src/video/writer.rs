@@ -1,0 +1,149 @@
+//! The video file: an MP4 that appears at its path whole or not at all.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use super::encoder::H264Encoder;
+use super::error::{Result, VideoError};
+use super::muxer::Muxer;
+use super::settings::VideoSettings;
+use super::sink::{FrameSink, VideoSummary};
+
+/// Writes frames to an H.264 MP4 as they come.
+///
+/// The bytes go to a temporary file next to the output; [`finish`](Self::finish) puts it in the output's place in one
+/// step. Dropped before that, the writer removes the temporary file and the output stays as it was.
+///
+/// Memory: one picture, the encoder, and 4 bytes per frame.
+#[derive(Debug)]
+pub struct Mp4Writer {
+    path: PathBuf,
+    settings: VideoSettings,
+    encoder: H264Encoder,
+    muxer: Muxer<NamedTempFile>,
+    failed_frame: Option<usize>,
+}
+
+impl Mp4Writer {
+    /// A video that will replace whatever file is at `path`.
+    ///
+    /// # Errors
+    /// [`VideoError::Settings`] for settings out of range, [`VideoError::Output`] if `path` is a directory or its
+    /// directory is missing, [`VideoError::Io`] if that directory is not writable.
+    pub fn create(path: &Path, settings: VideoSettings) -> Result<Self> {
+        settings.check()?;
+        let directory = output_directory(path)?;
+        let file = temporary_file(directory).map_err(|e| VideoError::io(path, e))?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            settings,
+            encoder: H264Encoder::new(&settings)?,
+            muxer: Muxer::new(file, path.to_path_buf()),
+            failed_frame: None,
+        })
+    }
+
+    /// Appends one frame `[height, width, 3]`, RGB in 0..1 (clamped), row-major.
+    ///
+    /// # Errors
+    /// [`VideoError::Frame`] for a wrong length, [`VideoError::Encoder`], [`VideoError::Io`] (disk full, say). After
+    /// any of them the video cannot be finished.
+    pub fn push(&mut self, rgb: &[f32]) -> Result<()> {
+        self.check_complete()?;
+        let frame = self.muxer.frames();
+        self.push_frame(rgb, frame).inspect_err(|_| self.failed_frame = Some(frame))
+    }
+
+    fn push_frame(&mut self, rgb: &[f32], frame: usize) -> Result<()> {
+        let expected = self.settings.frame_len();
+        if rgb.len() != expected {
+            return Err(VideoError::Frame { frame, got: rgb.len(), expected });
+        }
+        self.muxer.push(self.encoder.encode(rgb)?)
+    }
+
+    /// Completes the file, waits until it is on disk and moves it to its path, replacing what was there.
+    ///
+    /// # Errors
+    /// [`VideoError::Empty`] without frames, [`VideoError::Incomplete`] after a failed push, [`VideoError::Io`]. The
+    /// output is then as it was before [`create`](Self::create).
+    pub fn finish(self) -> Result<VideoSummary> {
+        self.check_complete()?;
+        let frames = self.muxer.frames();
+        if frames == 0 {
+            return Err(VideoError::Empty);
+        }
+        let (file, bytes) = self.muxer.finish(&self.settings, self.encoder.parameter_sets())?;
+        publish(file, &self.path).map_err(|e| VideoError::io(&self.path, e))?;
+        Ok(VideoSummary { frames, duration_s: duration_s(frames, self.settings.fps), bytes })
+    }
+
+    fn check_complete(&self) -> Result<()> {
+        self.failed_frame.map_or(Ok(()), |frame| Err(VideoError::Incomplete { frame }))
+    }
+}
+
+impl FrameSink for Mp4Writer {
+    fn push(&mut self, rgb: &[f32]) -> Result<()> {
+        Self::push(self, rgb)
+    }
+
+    fn finish(self: Box<Self>) -> Result<VideoSummary> {
+        Self::finish(*self)
+    }
+}
+
+/// The directory that `path` lies in, once it is sure that `path` can name a file.
+fn output_directory(path: &Path) -> Result<&Path> {
+    let names_directory = path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/");
+    if names_directory || path.file_name().is_none() {
+        return Err(VideoError::output(path, "it names a directory, not a file such as out.mp4"));
+    }
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if !directory.is_dir() {
+        let reason = format!("there is no directory {}: create it first", directory.display());
+        return Err(VideoError::output(path, reason));
+    }
+    Ok(directory)
+}
+
+fn temporary_file(directory: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".evanesce-").suffix(".mp4.part");
+    // The default of a temporary file, 0600, would stay on the finished video.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(directory)
+}
+
+/// File first, then its name: after a power cut the path holds the old file or the whole new one.
+fn publish(file: NamedTempFile, path: &Path) -> io::Result<()> {
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    sync_directory_of(path)
+}
+
+#[cfg(unix)]
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match File::open(directory)?.sync_all() {
+        // Some network file systems cannot sync a directory; the file itself is safe.
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        outcome => outcome,
+    }
+}
+
+#[cfg(not(unix))]
+fn sync_directory_of(_path: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+fn duration_s(frames: usize, fps: u32) -> f64 {
+    frames as f64 / f64::from(fps)
+}
