@@ -1,8 +1,10 @@
 //! Wan2.2: checkpoints, text encoder, transformer, VAE, schedulers.
 
+pub mod checkpoint;
 pub mod error;
 pub mod noise;
 pub mod schedule;
+pub mod transformer;
 pub mod weights;
 
 pub use error::{Result, WanError};

@@ -108,10 +108,12 @@ impl dyn WeightGroup + '_ {
     /// When the group has no such tensor: a loader admitted a checkpoint that it should have refused.
     pub fn param(&self, name: &str) -> Result<Param<'_>> {
         let spec = self.spec().tensors.get(name);
-        let spec = spec.ok_or_else(|| WanError::mismatch("weight group", format!("no tensor {name}"), name))?;
+        let spec =
+            spec.ok_or_else(|| WanError::mismatch("weight group", format!("no tensor {name}"), name))?;
         let bytes = self.bytes().get(spec.offset_bytes..spec.offset_bytes + spec.len_bytes());
         let values = bytes.and_then(|bytes| Values::new(spec.dtype, bytes));
-        let values = values.ok_or_else(|| WanError::mismatch(name, self.bytes().len(), self.spec().len_bytes))?;
+        let values =
+            values.ok_or_else(|| WanError::mismatch(name, self.bytes().len(), self.spec().len_bytes))?;
         Ok(Param { values, shape: &spec.shape })
     }
 
@@ -161,9 +163,9 @@ impl MapSource {
         let layout = tensors.iter().map(|(name, dtype, shape, _)| (name.clone(), *dtype, shape.clone()));
         let spec = GroupSpec::pack(layout);
         let mut bytes = vec![0; spec.len_bytes];
-        for (name, _, _, data) in &tensors {
-            let offset = spec.tensors[name].offset_bytes;
-            bytes[offset..offset + data.len()].copy_from_slice(data);
+        for (name, _, _, data) in tensors {
+            let offset = spec.tensors[&name].offset_bytes;
+            bytes[offset..offset + data.len()].copy_from_slice(&data);
         }
         self.groups.insert(id, (spec, bytes));
     }

@@ -1,0 +1,3 @@
+//! Checkpoint directories.
+
+pub(crate) mod fields;

@@ -1,0 +1,165 @@
+//! One transformer block: self-attention, cross-attention to the text, feed-forward.
+//!
+//! The residual stream and the modulation are f32, as in the official code; weights are read as they are stored.
+
+use evanesce_kernels::{
+    Activation, AttentionDims, KvSegment, Values, activate, attend, gate_add, layer_norm_affine,
+    layer_norm_modulate, rms_norm, rotate,
+};
+
+use super::config::TransformerConfig;
+use super::params::{linear, table};
+use super::rope::RopeTable;
+use super::workspace::{FFN_CHUNK_ROWS, Scratch};
+use crate::error::Result;
+use crate::weights::WeightGroup;
+
+/// One block over a leased group.
+pub(crate) struct Block<'a> {
+    config: &'a TransformerConfig,
+    prefix: String,
+    weights: &'a dyn WeightGroup,
+    /// Rows shift, scale, gate of self-attention, then of the feed-forward part; one set per call, not per token.
+    modulation: Vec<f32>,
+}
+
+/// Keys and values of the text for one block, each `[rows, dim]`.
+pub(crate) struct CrossRows {
+    pub(crate) keys: Vec<f32>,
+    pub(crate) values: Vec<f32>,
+}
+
+/// What the tokens of one call attend to besides themselves, and where they sit.
+#[derive(Clone, Copy)]
+pub(crate) struct Surroundings<'a> {
+    /// Rotations of the call's own tokens.
+    pub(crate) rope: &'a RopeTable,
+    /// Keys (rotated) and values of earlier frames, oldest first.
+    pub(crate) past: &'a [KvSegment<'a>],
+    /// Keys and values of the text.
+    pub(crate) text: &'a [KvSegment<'a>],
+}
+
+impl<'a> Block<'a> {
+    /// Block `layer`, modulated by `timestep`: the six projected rows `[6, dim]` of the time embedding.
+    pub(crate) fn new(
+        config: &'a TransformerConfig,
+        layer: usize,
+        weights: &'a dyn WeightGroup,
+        timestep: &[f32],
+    ) -> Result<Self> {
+        let prefix = format!("blocks.{layer}");
+        let mut modulation = table(weights, &format!("{prefix}.scale_shift_table"), timestep.len())?.to_vec();
+        modulation.iter_mut().zip(timestep).for_each(|(row, projected)| *row += projected);
+        Ok(Self { config, prefix, weights, modulation })
+    }
+
+    /// Adds the block's three updates to the residual stream `x`, `[tokens, dim]`.
+    pub(crate) fn forward(
+        &self,
+        x: &mut [f32],
+        around: Surroundings<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        self.self_attention(x, around, scratch)?;
+        self.cross_attention(x, around.text, scratch)?;
+        self.feed_forward(x, scratch)
+    }
+
+    /// Keys and values of embedded text rows `[rows, dim]`.
+    pub(crate) fn cross_rows(&self, text: &[f32]) -> Result<CrossRows> {
+        let mut projected = vec![0.0; text.len()];
+        let mut values = vec![0.0; text.len()];
+        self.linear("attn2.to_k", text, &mut projected)?;
+        self.linear("attn2.to_v", text, &mut values)?;
+        let mut keys = vec![0.0; text.len()];
+        self.rms("attn2.norm_k", &projected, &mut keys)?;
+        Ok(CrossRows { keys, values })
+    }
+
+    fn self_attention(&self, x: &mut [f32], around: Surroundings<'_>, scratch: &mut Scratch) -> Result<()> {
+        let [shift, scale, gate] = self.rows(0);
+        let Scratch { normed, queries, keys, values } = scratch;
+        layer_norm_modulate(x, scale, shift, self.eps(), normed);
+        self.linear("attn1.to_k", normed, values)?;
+        self.rms("attn1.norm_k", values, keys)?;
+        self.linear("attn1.to_q", normed, values)?;
+        self.rms("attn1.norm_q", values, queries)?;
+        self.linear("attn1.to_v", normed, values)?;
+        let TransformerConfig { heads, head_dim, .. } = *self.config;
+        rotate(keys, heads, head_dim, &around.rope.cos, &around.rope.sin);
+        rotate(queries, heads, head_dim, &around.rope.cos, &around.rope.sin);
+        let mut segments = around.past.to_vec();
+        segments.push(KvSegment { keys, values, logit_bias: 0.0 });
+        attend(queries, &segments, self.attention_dims(queries), normed);
+        self.linear("attn1.to_out.0", normed, queries)?;
+        gate_add(x, queries, gate);
+        Ok(())
+    }
+
+    fn cross_attention(&self, x: &mut [f32], text: &[KvSegment<'_>], scratch: &mut Scratch) -> Result<()> {
+        let Scratch { normed, queries, values, .. } = scratch;
+        if self.config.cross_attn_norm {
+            let [weight, bias] = [self.vector("norm2.weight")?, self.vector("norm2.bias")?];
+            layer_norm_affine(x, weight, bias, self.eps(), normed);
+        } else {
+            normed.copy_from_slice(x);
+        }
+        self.linear("attn2.to_q", normed, values)?;
+        self.rms("attn2.norm_q", values, queries)?;
+        attend(queries, text, self.attention_dims(queries), normed);
+        self.linear("attn2.to_out.0", normed, queries)?;
+        x.iter_mut().zip(queries.iter()).for_each(|(residual, update)| *residual += update);
+        Ok(())
+    }
+
+    /// In chunks of rows, so that the widest activation does not grow with the video.
+    fn feed_forward(&self, x: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+        let [shift, scale, gate] = self.rows(3);
+        let dim = self.config.dim();
+        let Scratch { normed, queries, .. } = scratch;
+        layer_norm_modulate(x, scale, shift, self.eps(), normed);
+        let mut hidden = Vec::new();
+        let chunks = normed.chunks(FFN_CHUNK_ROWS * dim).zip(queries.chunks_mut(FFN_CHUNK_ROWS * dim));
+        for (input, output) in chunks {
+            hidden.resize(input.len() / dim * self.config.ffn_dim, 0.0);
+            self.linear("ffn.net.0.proj", input, &mut hidden)?;
+            activate(&mut hidden, Activation::GeluTanh);
+            self.linear("ffn.net.2", &hidden, output)?;
+        }
+        gate_add(x, queries, gate);
+        Ok(())
+    }
+
+    /// Three consecutive modulation rows: shift, scale, gate.
+    fn rows(&self, first: usize) -> [&[f32]; 3] {
+        let dim = self.config.dim();
+        [first, first + 1, first + 2].map(|row| &self.modulation[row * dim..(row + 1) * dim])
+    }
+
+    fn attention_dims(&self, queries: &[f32]) -> AttentionDims {
+        let TransformerConfig { heads, head_dim, .. } = *self.config;
+        #[expect(clippy::cast_precision_loss, reason = "a head has at most 256 dimensions")]
+        let scale = (head_dim as f32).sqrt().recip();
+        AttentionDims { queries: queries.len() / self.config.dim(), heads, head_dim, scale }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "arithmetic is f32")]
+    fn eps(&self) -> f32 {
+        self.config.eps as f32
+    }
+
+    fn vector(&self, name: &str) -> Result<Values<'_>> {
+        table(self.weights, &format!("{}.{name}", self.prefix), self.config.dim())
+    }
+
+    fn linear(&self, name: &str, x: &[f32], out: &mut [f32]) -> Result<()> {
+        linear(self.weights, &format!("{}.{name}", self.prefix), x, out)
+    }
+
+    /// Norm over the whole width, before heads are split.
+    fn rms(&self, name: &str, x: &[f32], out: &mut [f32]) -> Result<()> {
+        rms_norm(x, self.vector(&format!("{name}.weight"))?, self.eps(), out);
+        Ok(())
+    }
+}

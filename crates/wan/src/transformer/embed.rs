@@ -1,0 +1,96 @@
+//! Everything before the blocks: patches, the timestep, the text.
+
+use evanesce_kernels::{Activation, activate};
+
+use super::config::{PATCH, PATCH_VALUES, TransformerConfig};
+use super::params::linear;
+use super::rope::TokenGrid;
+use crate::error::Result;
+use crate::weights::WeightGroup;
+
+/// The time embedding: one row per call, never one per token.
+pub(crate) struct TimeRows {
+    /// `[dim]`, for the head.
+    pub(crate) embedding: Vec<f32>,
+    /// `[6, dim]`, for every block.
+    pub(crate) projected: Vec<f32>,
+}
+
+/// Latents `[channels, frames, height, width]` into tokens `[tokens, dim]`.
+pub(crate) fn embed_patches(
+    config: &TransformerConfig,
+    weights: &dyn WeightGroup,
+    latents: &[f32],
+    grid: &TokenGrid,
+) -> Result<Vec<f32>> {
+    let mut patches = vec![0.0; grid.tokens() * PATCH_VALUES * config.channels];
+    for_each_patch_value(grid, config.channels, |token, channel, at, latent| {
+        patches[(token * config.channels + channel) * PATCH_VALUES + at] = latents[latent];
+    });
+    let mut tokens = vec![0.0; grid.tokens() * config.dim()];
+    linear(weights, "patch_embedding", &patches, &mut tokens)?;
+    Ok(tokens)
+}
+
+/// Calls `visit(token, channel, position in the patch, index into the latents)` for every latent value.
+pub(crate) fn for_each_patch_value(
+    grid: &TokenGrid,
+    channels: usize,
+    mut visit: impl FnMut(usize, usize, usize, usize),
+) {
+    let (frames, rows, columns) = (grid.frames.len(), grid.rows, grid.columns);
+    let [_, height, width] = PATCH;
+    for channel in 0..channels {
+        for frame in 0..frames {
+            for y in 0..rows * height {
+                for x in 0..columns * width {
+                    let token = (frame * rows + y / height) * columns + x / width;
+                    let latent = ((channel * frames + frame) * rows * height + y) * columns * width + x;
+                    visit(token, channel, y % height * width + x % width, latent);
+                }
+            }
+        }
+    }
+}
+
+/// The sinusoid of a timestep, `[cos | sin]`, frequencies `10000^(-i / half)`, computed in f64 as the official code does.
+fn sinusoid(timestep: f64, freq_dim: usize) -> Vec<f32> {
+    let half = freq_dim / 2;
+    #[expect(clippy::cast_precision_loss, reason = "a width is far below 2^53")]
+    let angle = |pair: usize| timestep * 10_000_f64.powf(-(pair as f64) / half as f64);
+    #[expect(clippy::cast_possible_truncation, reason = "activations are f32")]
+    let numbers = |wave: fn(f64) -> f64| (0..half).map(move |pair| wave(angle(pair)) as f32);
+    numbers(f64::cos).chain(numbers(f64::sin)).collect()
+}
+
+/// Embeds one timestep.
+pub(crate) fn embed_timestep(
+    config: &TransformerConfig,
+    weights: &dyn WeightGroup,
+    timestep: f64,
+) -> Result<TimeRows> {
+    let dim = config.dim();
+    let (mut hidden, mut embedding, mut projected) = (vec![0.0; dim], vec![0.0; dim], vec![0.0; 6 * dim]);
+    let wave = sinusoid(timestep, config.freq_dim);
+    linear(weights, "condition_embedder.time_embedder.linear_1", &wave, &mut hidden)?;
+    activate(&mut hidden, Activation::Silu);
+    linear(weights, "condition_embedder.time_embedder.linear_2", &hidden, &mut embedding)?;
+    hidden.copy_from_slice(&embedding);
+    activate(&mut hidden, Activation::Silu);
+    linear(weights, "condition_embedder.time_proj", &hidden, &mut projected)?;
+    Ok(TimeRows { embedding, projected })
+}
+
+/// Embeds text rows `[rows, text_dim]` into `[rows, dim]`.
+pub(crate) fn embed_text(
+    config: &TransformerConfig,
+    weights: &dyn WeightGroup,
+    text: &[f32],
+) -> Result<Vec<f32>> {
+    let numbers = text.len() / config.text_dim * config.dim();
+    let (mut hidden, mut embedded) = (vec![0.0; numbers], vec![0.0; numbers]);
+    linear(weights, "condition_embedder.text_embedder.linear_1", text, &mut hidden)?;
+    activate(&mut hidden, Activation::GeluTanh);
+    linear(weights, "condition_embedder.text_embedder.linear_2", &hidden, &mut embedded)?;
+    Ok(embedded)
+}

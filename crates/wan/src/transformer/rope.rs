@@ -1,0 +1,69 @@
+//! Rotary position embedding over (frame, row, column), in diffusers' interleaved-pair order.
+
+use std::ops::Range;
+
+/// Base of the angular frequencies of each axis.
+const THETA: f64 = 10_000.0;
+
+/// Where the tokens of one call sit in the video, in latent frames and patches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenGrid {
+    /// Latent frames; starts above zero when earlier frames are only attended to.
+    pub frames: Range<usize>,
+    /// Rows of patches.
+    pub rows: usize,
+    /// Columns of patches.
+    pub columns: usize,
+}
+
+impl TokenGrid {
+    /// Tokens of the call, frame by frame, row by row.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.frames.len() * self.rows * self.columns
+    }
+}
+
+/// Cosines and sines of every token, each `[tokens, head_dim / 2]`.
+#[derive(Debug)]
+pub(crate) struct RopeTable {
+    pub(crate) cos: Vec<f32>,
+    pub(crate) sin: Vec<f32>,
+}
+
+/// Dimensions of a head that turn with (frame, row, column): `d - 4 (d / 6)`, `2 (d / 6)`, `2 (d / 6)`.
+fn axis_dims(head_dim: usize) -> [usize; 3] {
+    let spatial = 2 * (head_dim / 6);
+    [head_dim - 2 * spatial, spatial, spatial]
+}
+
+/// (cosine, sine) of every pair of an axis at `position`; angles in f64, as the official code and diffusers have them.
+fn axis_angles(position: usize, dims: usize) -> Vec<(f32, f32)> {
+    #[expect(clippy::cast_precision_loss, reason = "positions and widths are far below 2^53")]
+    let angle = |pair: usize| position as f64 * THETA.powf(-((2 * pair) as f64) / dims as f64);
+    #[expect(clippy::cast_possible_truncation, reason = "the tables are f32 by definition")]
+    let rounded = |(sin, cos): (f64, f64)| (cos as f32, sin as f32);
+    (0..dims / 2).map(|pair| rounded(angle(pair).sin_cos())).collect()
+}
+
+impl RopeTable {
+    pub(crate) fn new(grid: &TokenGrid, head_dim: usize) -> Self {
+        let [frame_dims, row_dims, column_dims] = axis_dims(head_dim);
+        let axis = |range: Range<usize>, dims| range.map(|at| axis_angles(at, dims)).collect::<Vec<_>>();
+        let frames = axis(grid.frames.clone(), frame_dims);
+        let rows = axis(0..grid.rows, row_dims);
+        let columns = axis(0..grid.columns, column_dims);
+        let numbers = grid.tokens() * head_dim / 2;
+        let mut table = Self { cos: Vec::with_capacity(numbers), sin: Vec::with_capacity(numbers) };
+        for frame in &frames {
+            for row in &rows {
+                for column in &columns {
+                    let token = frame.iter().chain(row).chain(column);
+                    table.cos.extend(token.clone().map(|(cos, _)| cos));
+                    table.sin.extend(token.map(|(_, sin)| sin));
+                }
+            }
+        }
+        table
+    }
+}

@@ -1,0 +1,263 @@
+//! The transformer against diffusers' WanTransformer3DModel. Weights and inputs are drawn on both sides by the same
+//! formula (`xtask/goldens/transformer.py`); only diffusers' outputs are stored.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first thing that fails")]
+
+#[path = "support/draw.rs"]
+mod draw;
+#[path = "support/golden.rs"]
+mod golden;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use draw::{draw, parameter, to_bytes};
+use evanesce_kernels::Dtype;
+use evanesce_wan::transformer::{
+    Branch, CrossKv, CrossKvPage, NoCrossKv, TextRows, Transformer, TransformerConfig, expected_tensors,
+};
+use evanesce_wan::weights::{Component, GroupId, MapSource, WeightGroup, WeightSource};
+use evanesce_wan::{Result, WanError};
+use golden::{golden_path, read_golden, relative_error};
+use serde_json::Value;
+
+const TOLERANCE: f64 = 1e-5;
+const CASES: [&str; 5] = ["head12", "head32", "head128", "no_cross_norm", "head32_bf16"];
+
+struct Call {
+    timestep: f64,
+    real_rows: usize,
+    pad_rows: usize,
+}
+
+struct Case {
+    model: Transformer,
+    weights: MapSource,
+    latents: Tensor,
+    calls: Vec<Call>,
+    outputs: BTreeMap<String, Vec<f32>>,
+}
+
+fn source(config: &TransformerConfig, dtype: Dtype) -> MapSource {
+    let mut source = MapSource::default();
+    for (index, group) in expected_tensors(config).into_iter().enumerate() {
+        let tensors = group.into_iter().map(|(name, shape)| {
+            let bytes = to_bytes(&parameter(&name, &shape), dtype);
+            (name, dtype, shape, bytes)
+        });
+        source.insert(GroupId { component: Component::HighNoise, index }, tensors.collect());
+    }
+    source
+}
+
+impl Case {
+    fn load(name: &str) -> Self {
+        let path = golden_path("transformer", &format!("{name}.json"));
+        let config = TransformerConfig::from_diffusers(&path, &std::fs::read(&path).unwrap()).unwrap();
+        let calls = std::fs::read(golden_path("transformer", "calls.json")).unwrap();
+        let calls: Value = serde_json::from_slice(&calls).unwrap();
+        let size = |key: &str| usize::try_from(calls[key].as_u64().unwrap()).unwrap();
+        let shape = (config.channels, size("frames"), size("height"), size("width"));
+        let numbers = draw("latents", shape.0 * shape.1 * shape.2 * shape.3, 3.0, 0.0);
+        let dtype = if name.ends_with("bf16") { Dtype::BF16 } else { Dtype::F32 };
+        let calls = calls["calls"].as_array().unwrap().iter().map(|call| {
+            let rows = |key: &str| usize::try_from(call[key].as_u64().unwrap()).unwrap();
+            Call {
+                timestep: call["timestep"].as_f64().unwrap(),
+                real_rows: rows("real_rows"),
+                pad_rows: rows("rows") - rows("real_rows"),
+            }
+        });
+        Self {
+            weights: source(&config, dtype),
+            model: Transformer::new(Component::HighNoise, config),
+            latents: Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap(),
+            calls: calls.collect(),
+            outputs: read_golden("transformer", &format!("{name}.safetensors")),
+        }
+    }
+
+    fn text(&self, index: usize) -> Vec<f32> {
+        let numbers = self.calls[index].real_rows * self.model.config().text_dim;
+        draw(&format!("text.{index}"), numbers, 3.0, 0.0)
+    }
+
+    fn branch<'a>(&self, index: usize, text: &'a [f32], cross: &'a dyn CrossKv) -> Branch<'a> {
+        Branch { text: TextRows { real: text, pad_rows: self.calls[index].pad_rows }, cross }
+    }
+
+    fn run(&self, timestep: f64, branches: &[Branch<'_>]) -> Vec<Vec<f32>> {
+        let velocities = self.model.forward(&self.latents, timestep, branches, &self.weights).unwrap();
+        for velocity in &velocities {
+            assert_eq!(velocity.shape(), self.latents.shape());
+        }
+        velocities.iter().map(|v| v.flatten_all().unwrap().to_vec1().unwrap()).collect()
+    }
+}
+
+/// Pages in a map, with the calls counted.
+#[derive(Default)]
+struct Pages {
+    pages: RefCell<BTreeMap<usize, (Vec<f32>, Vec<f32>)>>,
+    puts: Cell<usize>,
+}
+
+struct Page(Vec<f32>, Vec<f32>);
+
+impl CrossKvPage for Page {
+    fn keys(&self) -> &[f32] {
+        &self.0
+    }
+
+    fn values(&self) -> &[f32] {
+        &self.1
+    }
+}
+
+impl CrossKv for Pages {
+    fn get(&self, layer: usize) -> Result<Option<Box<dyn CrossKvPage + '_>>> {
+        let page = self.pages.borrow().get(&layer).cloned();
+        Ok(page.map(|(keys, values)| Box::new(Page(keys, values)) as Box<dyn CrossKvPage>))
+    }
+
+    fn put(&self, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
+        self.puts.set(self.puts.get() + 1);
+        self.pages.borrow_mut().insert(layer, (keys.to_vec(), values.to_vec()));
+        Ok(())
+    }
+}
+
+/// Remembers which groups were leased and how many at the same time.
+struct Watched<'a> {
+    inner: &'a MapSource,
+    leased: RefCell<Vec<usize>>,
+}
+
+impl WeightSource for Watched<'_> {
+    fn lease(&self, id: GroupId) -> Result<Box<dyn WeightGroup + '_>> {
+        self.leased.borrow_mut().push(id.index);
+        self.inner.lease(id)
+    }
+}
+
+#[test]
+fn velocities_equal_those_of_diffusers_at_every_head_size_and_amount_of_padding() {
+    for name in CASES {
+        let case = Case::load(name);
+        for (index, call) in case.calls.iter().enumerate() {
+            let text = case.text(index);
+            let velocities = case.run(call.timestep, &[case.branch(index, &text, &NoCrossKv)]);
+            let error = relative_error(&velocities[0], &case.outputs[&format!("velocity.{index}")]);
+            println!("{name} call {index}: {error:.2e}");
+            assert!(error <= TOLERANCE, "{name} call {index}: {error:.2e}");
+        }
+    }
+}
+
+#[test]
+fn cached_cross_attention_gives_the_same_bits_and_needs_no_text_embedder() {
+    let case = Case::load("head32");
+    let text = case.text(0);
+    let pages = Pages::default();
+    let first = case.run(900.0, &[case.branch(0, &text, &pages)]);
+    assert_eq!(pages.puts.get(), 2, "one page per layer");
+    let second = case.run(900.0, &[case.branch(0, &text, &pages)]);
+    assert_eq!(first, second);
+    assert_eq!(pages.puts.get(), 2, "nothing is computed twice");
+    // Wrong text of the same length is not even looked at once all pages are there.
+    let other = vec![0.5; text.len()];
+    assert_eq!(case.run(900.0, &[case.branch(0, &other, &pages)]), first);
+}
+
+#[test]
+fn a_page_lost_between_steps_is_computed_again_with_the_same_bits() {
+    let case = Case::load("head32");
+    let text = case.text(0);
+    let pages = Pages::default();
+    let first = case.run(900.0, &[case.branch(0, &text, &pages)]);
+    pages.pages.borrow_mut().remove(&1);
+    assert_eq!(case.run(900.0, &[case.branch(0, &text, &pages)]), first);
+}
+
+#[test]
+fn a_page_of_another_prompt_s_length_is_refused() {
+    let case = Case::load("head32");
+    let text = case.text(0);
+    let pages = Pages::default();
+    case.run(900.0, &[case.branch(0, &text, &pages)]);
+    let longer = case.text(2);
+    let branch = case.branch(2, &longer, &pages);
+    let error = case.model.forward(&case.latents, 900.0, &[branch], &case.weights).unwrap_err();
+    assert!(error.to_string().contains("page of layer 0"), "{error}");
+}
+
+#[test]
+fn two_branches_together_equal_each_alone_bit_for_bit() {
+    for name in ["head32", "head32_bf16", "head128"] {
+        let case = Case::load(name);
+        let texts = [case.text(0), case.text(1)];
+        let branches = [case.branch(0, &texts[0], &NoCrossKv), case.branch(1, &texts[1], &NoCrossKv)];
+        let together = case.run(750.0, &branches);
+        assert_ne!(together[0], together[1]);
+        assert_eq!(together[0], case.run(750.0, &branches[..1])[0]);
+        assert_eq!(together[1], case.run(750.0, &branches[1..])[0]);
+    }
+}
+
+#[test]
+fn every_group_is_leased_once_a_step_whatever_the_number_of_branches() {
+    let case = Case::load("head12");
+    let texts = [case.text(0), case.text(1)];
+    let watched = Watched { inner: &case.weights, leased: RefCell::default() };
+    let branches = [case.branch(0, &texts[0], &NoCrossKv), case.branch(1, &texts[1], &NoCrossKv)];
+    case.model.forward(&case.latents, 750.0, &branches, &watched).unwrap();
+    assert_eq!(*watched.leased.borrow(), [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_pad_row_weighs_as_much_as_a_zero_row_that_is_spelled_out() {
+    let case = Case::load("head32");
+    let text = case.text(0);
+    let counted = case.run(500.0, &[case.branch(0, &text, &NoCrossKv)]);
+    let mut spelled = text.clone();
+    spelled.resize(12 * case.model.config().text_dim, 0.0);
+    let branch = Branch { text: TextRows { real: &spelled, pad_rows: 0 }, cross: &NoCrossKv };
+    let error = relative_error(&counted[0], &case.run(500.0, &[branch])[0]);
+    assert!(error <= 1e-6, "{error:.2e}");
+    let unpadded = Branch { text: TextRows { real: &text, pad_rows: 0 }, cross: &NoCrossKv };
+    let difference = relative_error(&counted[0], &case.run(500.0, &[unpadded])[0]);
+    assert!(difference > 1e-3, "pads take part in attention, {difference:.2e}");
+}
+
+#[test]
+fn time_is_one_row_per_call_so_its_memory_does_not_grow_with_the_video() {
+    let case = Case::load("head128");
+    let config = case.model.config();
+    let per_token = case.model.workspace_bytes(20_001, 1) - case.model.workspace_bytes(20_000, 1);
+    // Residual, four scratch rows, rotations, latents; a modulation of its own would add six rows.
+    let activations = 5 * config.dim() + config.head_dim + 12 * config.channels;
+    assert_eq!(per_token, 4 * activations);
+}
+
+#[test]
+fn latents_and_texts_that_do_not_fit_are_refused_in_a_sentence() {
+    let case = Case::load("head12");
+    let text = case.text(0);
+    let branch = case.branch(0, &text, &NoCrossKv);
+    let refuse = |shape: &[usize], branch: Branch<'_>, part: &str| {
+        let latents = Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let error = case.model.forward(&latents, 1.0, &[branch], &case.weights).unwrap_err();
+        assert!(matches!(error, WanError::Mismatch { .. }), "{error}");
+        assert!(error.to_string().contains(part), "{error}");
+    };
+    refuse(&[4, 3, 5, 10], branch, "latents");
+    refuse(&[3, 3, 6, 10], branch, "latents");
+    refuse(&[4, 0, 6, 10], branch, "latents");
+    refuse(&[4, 33, 6, 10], branch, "at most 32 tokens");
+    refuse(&[4, 6, 10], branch, "latents");
+    let ragged = Branch { text: TextRows { real: &text[1..], pad_rows: 0 }, cross: &NoCrossKv };
+    refuse(&[4, 3, 6, 10], ragged, "whole rows of 16");
+    let empty = Branch { text: TextRows { real: &[], pad_rows: 0 }, cross: &NoCrossKv };
+    refuse(&[4, 3, 6, 10], empty, "at least one");
+}
