@@ -12,7 +12,7 @@ use openh264::formats::YUVSlices;
 
 use super::colour::Yuv420;
 use super::error::{Result, VideoError};
-use super::settings::VideoSettings;
+use super::settings::{Quality, VideoSettings};
 
 /// `nal_unit_type` of parameter sets (ITU-T H.264 table 7-1).
 const NAL_SPS: u8 = 7;
@@ -37,9 +37,18 @@ pub(super) struct ParameterSets {
     pub(super) pps: Vec<u8>,
 }
 
+/// What openh264 returns when a frame's code does not fit its output buffer: it wants room for one and a half times the
+/// code in a buffer of the raw picture's size, so anything past 8 bits per pixel, which only noise needs.
+const OUTPUT_BUFFER_FULL: i64 = 3;
+/// How much coarser such a frame is tried again: half a bit per coefficient.
+const COARSER_QP: u8 = 3;
+
 /// An encoder with its scratch picture.
 pub(super) struct H264Encoder {
     encoder: Encoder,
+    settings: VideoSettings,
+    /// The settings' quality, or coarser from the first frame that was too noisy for it.
+    qp: u8,
     picture: Yuv420,
     unit: AccessUnit,
     parameter_sets: ParameterSets,
@@ -50,10 +59,11 @@ impl H264Encoder {
     /// # Errors
     /// [`VideoError::Encoder`] if openh264 cannot be started.
     pub(super) fn new(settings: &VideoSettings) -> Result<Self> {
-        let encoder = Encoder::with_api_config(OpenH264API::from_source(), config(settings))
-            .map_err(|e| VideoError::Encoder { frame: 0, reason: e.to_string() })?;
+        let qp = settings.quality.qp();
         Ok(Self {
-            encoder,
+            encoder: start(settings, qp).map_err(|e| VideoError::encoder(0, reason(&e)))?,
+            settings: *settings,
+            qp,
             picture: Yuv420::new(settings.width, settings.height),
             unit: AccessUnit::default(),
             parameter_sets: ParameterSets::default(),
@@ -68,10 +78,33 @@ impl H264Encoder {
     pub(super) fn encode(&mut self, rgb: &[f32]) -> Result<&AccessUnit> {
         self.picture.write_rgb(rgb);
         let frame = self.frames;
-        let refuse = |reason: String| VideoError::Encoder { frame, reason };
+        let mut outcome = self.encode_picture();
+        while self.qp < Quality::COARSEST_QP && is_output_buffer_full(&outcome) {
+            self.qp = (self.qp + COARSER_QP).min(Quality::COARSEST_QP);
+            // After this failure openh264 has freed its state; the next picture starts a new one with a keyframe.
+            outcome = start(&self.settings, self.qp).and_then(|encoder| {
+                self.encoder = encoder;
+                self.encode_picture()
+            });
+        }
+        let sets = outcome.map_err(|e| VideoError::encoder(frame, reason(&e)))?;
+        if self.unit.bytes.is_empty() {
+            return Err(VideoError::encoder(frame, "it dropped the frame"));
+        }
+        if frame == 0 {
+            self.parameter_sets = sets;
+        } else if sets != ParameterSets::default() && sets != self.parameter_sets {
+            return Err(VideoError::encoder(frame, "its parameter sets changed"));
+        }
+        self.frames += 1;
+        Ok(&self.unit)
+    }
+
+    /// Encodes `picture` into `unit`; returns the parameter sets that came with it, empty if none did.
+    fn encode_picture(&mut self) -> std::result::Result<ParameterSets, openh264::Error> {
         let Yuv420 { width, height, luma, cb, cr } = &self.picture;
         let planes = YUVSlices::new((luma, cb, cr), (*width, *height), (*width, width / 2, width / 2));
-        let stream = self.encoder.encode(&planes).map_err(|e| refuse(e.to_string()))?;
+        let stream = self.encoder.encode(&planes)?;
 
         self.unit.bytes.clear();
         self.unit.is_keyframe = matches!(stream.frame_type(), FrameType::IDR);
@@ -81,21 +114,12 @@ impl H264Encoder {
                 match nal.first().map(|header| header & 0x1f) {
                     Some(NAL_SPS) => sets.sps = nal.to_vec(),
                     Some(NAL_PPS) => sets.pps = nal.to_vec(),
-                    Some(_) => append_nal(&mut self.unit.bytes, nal).map_err(refuse)?,
+                    Some(_) => append_nal(&mut self.unit.bytes, nal)?,
                     None => {}
                 }
             }
         }
-        if self.unit.bytes.is_empty() {
-            return Err(refuse("it dropped the frame".to_owned()));
-        }
-        if frame == 0 {
-            self.parameter_sets = sets;
-        } else if sets != ParameterSets::default() && sets != self.parameter_sets {
-            return Err(refuse("its parameter sets changed".to_owned()));
-        }
-        self.frames += 1;
-        Ok(&self.unit)
+        Ok(sets)
     }
 
     /// The parameter sets; empty before the first frame.
@@ -104,8 +128,23 @@ impl H264Encoder {
     }
 }
 
-fn config(settings: &VideoSettings) -> EncoderConfig {
-    let qp = settings.quality.qp();
+fn start(settings: &VideoSettings, qp: u8) -> std::result::Result<Encoder, openh264::Error> {
+    Encoder::with_api_config(OpenH264API::from_source(), config(settings, qp))
+}
+
+fn is_output_buffer_full<T>(outcome: &std::result::Result<T, openh264::Error>) -> bool {
+    outcome.as_ref().is_err_and(|e| e.native_code() == OUTPUT_BUFFER_FULL)
+}
+
+/// openh264 gives either a code of its own or a message of the wrapper around it.
+fn reason(error: &openh264::Error) -> String {
+    match error.native_code() {
+        0 => error.to_string(),
+        code => format!("openh264 returned code {code}"),
+    }
+}
+
+fn config(settings: &VideoSettings, qp: u8) -> EncoderConfig {
     EncoderConfig::new()
         .num_threads(1)
         // The mode that neither measures bits nor skips frames yet honours the quantiser range: "off" would
@@ -143,8 +182,8 @@ fn without_start_code(nal: &[u8]) -> &[u8] {
     }
 }
 
-fn append_nal(unit: &mut Vec<u8>, nal: &[u8]) -> std::result::Result<(), String> {
-    let len = u32::try_from(nal.len()).map_err(|_| "a NAL unit is longer than 4 GiB".to_owned())?;
+fn append_nal(unit: &mut Vec<u8>, nal: &[u8]) -> std::result::Result<(), openh264::Error> {
+    let len = u32::try_from(nal.len())?;
     unit.extend_from_slice(&len.to_be_bytes());
     unit.extend_from_slice(nal);
     Ok(())
@@ -156,6 +195,7 @@ impl std::fmt::Debug for H264Encoder {
             .field("width", &self.picture.width)
             .field("height", &self.picture.height)
             .field("frames", &self.frames)
+            .field("qp", &self.qp)
             .finish_non_exhaustive()
     }
 }

@@ -66,6 +66,10 @@ impl VideoError {
         Self::Output { path: path.to_path_buf(), reason: reason.into() }
     }
 
+    pub(super) fn encoder(frame: usize, reason: impl Into<String>) -> Self {
+        Self::Encoder { frame, reason: reason.into() }
+    }
+
     pub(super) fn io(path: &Path, source: io::Error) -> Self {
         Self::Io { path: path.to_path_buf(), source }
     }
