@@ -5,6 +5,7 @@ pub mod error;
 pub mod noise;
 pub mod schedule;
 pub mod transformer;
+pub mod vae;
 pub mod weights;
 
 pub use error::{Result, WanError};
