@@ -1,5 +1,7 @@
 //! Aligned bytes.
 
+use std::collections::TryReserveError;
+
 use bytemuck::{Pod, Zeroable};
 
 /// The unit of allocation: one cache line, which is also the widest vector register.
@@ -14,6 +16,11 @@ pub(crate) fn charged_bytes(len_bytes: u64) -> u64 {
     len_bytes.div_ceil(LINE_BYTES).saturating_mul(LINE_BYTES)
 }
 
+/// The bytes that an entry of `len_bytes` costs: one line at least, so that an owner of entries always owns bytes.
+pub(crate) fn entry_bytes(len_bytes: usize) -> u64 {
+    charged_bytes(len_bytes as u64).max(LINE_BYTES)
+}
+
 /// Whole lines of memory, 64-byte aligned.
 #[derive(Default)]
 pub(crate) struct Buffer {
@@ -21,10 +28,24 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// Zeroed room for `len_bytes`.
-    pub(crate) fn zeroed(len_bytes: usize) -> Self {
-        let lines = vec![Line::zeroed(); len_bytes.div_ceil(size_of::<Line>())];
-        Self { lines: lines.into_boxed_slice() }
+    /// Zeroed room for `len_bytes`, at least one line.
+    pub(crate) fn zeroed(len_bytes: usize) -> Result<Self, TryReserveError> {
+        let count = len_bytes.div_ceil(size_of::<Line>()).max(1);
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(count)?;
+        lines.resize(count, Line::zeroed());
+        Ok(Self { lines: lines.into_boxed_slice() })
+    }
+
+    /// Copies all of `source` into `destination` where it has the size, else into new memory.
+    pub(crate) fn copy(source: &Self, destination: Option<Self>) -> Self {
+        match destination.filter(|buffer| buffer.lines.len() == source.lines.len()) {
+            Some(mut buffer) => {
+                buffer.lines.copy_from_slice(&source.lines);
+                buffer
+            }
+            None => Self { lines: source.lines.clone() },
+        }
     }
 
     pub(crate) fn charged_bytes(&self) -> u64 {

@@ -60,6 +60,12 @@ impl Cache {
         self.shared.lock().find(Owner::Shared, &EntryKey::Shared(*key)).is_some()
     }
 
+    /// Where a shared entry is now. Not counted as a read.
+    pub fn shared_tier_of(&self, key: &ContentKey) -> Option<Tier> {
+        let store = self.shared.lock();
+        store.find(Owner::Shared, &EntryKey::Shared(*key)).map(|id| store.slots[id].tier)
+    }
+
     /// Removes a shared entry. Whether there was one.
     pub fn shared_remove(&self, key: &ContentKey) -> bool {
         remove(&self.shared, Owner::Shared, &EntryKey::Shared(*key))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::arena::Account;
-use crate::buffer::{Buffer, charged_bytes};
+use crate::buffer::{Buffer, entry_bytes};
 use crate::job_state::StageId;
 use crate::room::Shared;
 use crate::store::Store;
@@ -16,52 +16,20 @@ pub(crate) struct Draft {
     key: EntryKey,
     spec: PutSpec,
     stage: Option<StageId>,
-    /// Empty once published.
+    /// In `Account::Writing`; 0 once published.
+    charged_bytes: u64,
+    /// Empty until allocated, and again once published.
     buffer: Buffer,
 }
 
-/// A draft that is charged but has no memory yet: allocating and wiping happen without the lock.
-pub(crate) struct Outline {
-    owner: Owner,
-    key: EntryKey,
-    spec: PutSpec,
-    stage: Option<StageId>,
-    idle: Option<(Buffer, bool)>,
-}
-
-impl Store {
-    /// Turns room that is charged to `Writing` into an outline.
-    pub(crate) fn outline(
-        &mut self,
-        owner: Owner,
-        key: EntryKey,
-        spec: PutSpec,
-        stage: Option<StageId>,
-    ) -> Outline {
-        let idle = self.take_idle(spec.tier, charged_bytes(spec.len_bytes as u64), owner);
-        Outline { owner, key, spec, stage, idle }
-    }
-}
-
-impl Outline {
-    /// Finds memory: an idle buffer of the same size, wiped if another owner wrote it (law 10), or new memory.
-    pub(crate) fn allocate(self, shared: &Arc<Shared>) -> Draft {
-        let Self { owner, key, spec, stage, idle } = self;
-        let buffer = match idle {
-            Some((mut buffer, foreign)) => {
-                if foreign || spec.fill == Fill::Zeros {
-                    buffer.bytes_mut().fill(0);
-                }
-                buffer
-            }
-            None => Buffer::zeroed(spec.len_bytes),
-        };
-        Draft { shared: Arc::clone(shared), owner, key, spec, stage, buffer }
-    }
+/// Memory for a draft, before it may be seen.
+struct Found {
+    idle: Option<Buffer>,
+    wipe: bool,
 }
 
 impl Draft {
-    /// Charges `specs` all or none, evicting if needed, and finds memory for them.
+    /// Charges an entry, evicting if needed, and finds memory for it.
     pub(crate) fn begin(
         shared: &Arc<Shared>,
         owner: Owner,
@@ -72,11 +40,11 @@ impl Draft {
         let stage = store.check_put(owner, &key, &spec)?;
         let (mut store, room) = shared.make_room(store, Store::needed([&spec].into_iter()));
         room?;
-        let bytes = charged_bytes(spec.len_bytes as u64);
+        let bytes = entry_bytes(spec.len_bytes);
         store.charge(owner, Some(key.kind()), spec.tier, Account::Writing, bytes);
-        let outline = store.outline(owner, key, spec, stage);
+        let (draft, found) = Self::charged(shared, &mut store, owner, (key, spec, stage));
         drop(store);
-        Ok(outline.allocate(shared))
+        draft.allocate(found)
     }
 
     /// As [`begin`](Self::begin) for several entries: all are charged, or none (law 2).
@@ -91,21 +59,65 @@ impl Draft {
             return Err(PutError::Repeated { key: pair[0] });
         }
         let store = shared.lock();
-        let stages: Vec<_> =
-            entries.iter().map(|(key, spec)| store.check_put(owner, key, spec)).collect::<Result<_, _>>()?;
-        let (mut store, room) = shared.make_room(store, Store::needed(entries.iter().map(|(_, spec)| spec)));
-        room?;
-        for (key, spec) in &entries {
-            let bytes = charged_bytes(spec.len_bytes as u64);
-            store.charge(owner, Some(key.kind()), spec.tier, Account::Writing, bytes);
-        }
-        let outlines: Vec<_> = entries
+        let entries: Vec<_> = entries
             .into_iter()
-            .zip(stages)
-            .map(|((key, spec), stage)| store.outline(owner, key, spec, stage))
-            .collect();
+            .map(|(key, spec)| Ok((key, spec, store.check_put(owner, &key, &spec)?)))
+            .collect::<Result<_, PutError>>()?;
+        let (mut store, room) =
+            shared.make_room(store, Store::needed(entries.iter().map(|(_, spec, _)| spec)));
+        room?;
+        for (key, spec, _) in &entries {
+            store.charge(owner, Some(key.kind()), spec.tier, Account::Writing, entry_bytes(spec.len_bytes));
+        }
+        let drafts: Vec<_> =
+            entries.into_iter().map(|entry| Self::charged(shared, &mut store, owner, entry)).collect();
         drop(store);
-        Ok(outlines.into_iter().map(|outline| outline.allocate(shared)).collect())
+        drafts.into_iter().map(|(draft, found)| draft.allocate(found)).collect()
+    }
+
+    /// As [`begin`](Self::begin) in room that was reserved and that the caller has found sufficient.
+    pub(crate) fn begin_reserved(
+        shared: &Arc<Shared>,
+        mut store: crate::room::Locked<'_>,
+        owner: Owner,
+        entry: (EntryKey, PutSpec, Option<StageId>),
+    ) -> Result<Self, PutError> {
+        let (key, spec, _) = entry;
+        let bytes = entry_bytes(spec.len_bytes);
+        store.arenas[spec.tier].transfer(Account::Reserved, Account::Writing, bytes);
+        store.kinds[key.kind() as usize].charge(spec.tier, bytes);
+        let (draft, found) = Self::charged(shared, &mut store, owner, entry);
+        drop(store);
+        draft.allocate(found)
+    }
+
+    /// A draft of bytes that stand in `Account::Writing`. Must not be dropped under the lock.
+    fn charged(
+        shared: &Arc<Shared>,
+        store: &mut Store,
+        owner: Owner,
+        (key, spec, stage): (EntryKey, PutSpec, Option<StageId>),
+    ) -> (Self, Found) {
+        let charged_bytes = entry_bytes(spec.len_bytes);
+        let (idle, foreign) = store.take_idle(spec.tier, charged_bytes, owner).unzip();
+        let found = Found { idle, wipe: foreign == Some(true) || spec.fill == Fill::Zeros };
+        let shared = Arc::clone(shared);
+        (Self { shared, owner, key, spec, stage, charged_bytes, buffer: Buffer::default() }, found)
+    }
+
+    /// Without the lock: wipes an idle buffer if another owner wrote it (law 10), or allocates.
+    fn allocate(mut self, found: Found) -> Result<Self, PutError> {
+        self.buffer = match found.idle {
+            Some(mut buffer) => {
+                if found.wipe {
+                    buffer.bytes_mut().fill(0);
+                }
+                buffer
+            }
+            None => Buffer::zeroed(self.spec.len_bytes)
+                .map_err(|_| PutError::NoMemory { key: self.key, needed_bytes: self.charged_bytes })?,
+        };
+        Ok(self)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -138,15 +150,17 @@ impl Draft {
 
     /// Hands the buffer over to the slot table; the draft owes nothing any more.
     pub(crate) fn take_buffer(&mut self) -> Buffer {
+        self.charged_bytes = 0;
         std::mem::take(&mut self.buffer)
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        let buffer = self.take_buffer();
-        if buffer.charged_bytes() > 0 {
-            self.shared.lock().abandon(self.owner, self.key.kind(), self.spec.tier, buffer);
+        if self.charged_bytes > 0 {
+            let buffer = std::mem::take(&mut self.buffer);
+            let kind = self.key.kind();
+            self.shared.lock().abandon(self.owner, kind, self.spec.tier, self.charged_bytes, buffer);
         }
     }
 }

@@ -26,7 +26,7 @@ pub struct OutOfBudget {
 /// Bytes in use that eviction cannot touch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Of visible entries that are leased or in flight.
+    /// Of visible entries that are leased or in flight, or that a flight was lost on.
     pub leased_bytes: u64,
     /// Of visible entries that exist nowhere else and find no room in the tier below.
     pub irreplaceable_bytes: u64,
@@ -95,6 +95,16 @@ pub enum PutError {
     /// A mortal entry of the shared pool.
     #[error("entries of the shared pool are persistent; put entries with a lifetime into a job")]
     SharedIsPersistent,
+    /// The budget would allow it but the allocator does not.
+    #[error(
+        "the machine has no {needed_bytes} bytes of memory left for {key}; lower the budgets to what it has"
+    )]
+    NoMemory {
+        /// The key.
+        key: EntryKey,
+        /// What was asked.
+        needed_bytes: u64,
+    },
     /// The reservation holds too little.
     #[error("the reservation has {left_bytes} bytes left in the {tier} tier but {needed_bytes} are needed")]
     ReservationTooSmall {

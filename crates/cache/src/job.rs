@@ -89,6 +89,12 @@ impl Job {
         self.shared.lock().find(self.owner(), &EntryKey::Own(*key)).is_some()
     }
 
+    /// Where an entry of this job is now. Not counted as a read.
+    pub fn tier_of(&self, key: &Key) -> Option<Tier> {
+        let store = self.shared.lock();
+        store.find(self.owner(), &EntryKey::Own(*key)).map(|id| store.slots[id].tier)
+    }
+
     /// Removes an entry of this job. Whether there was one.
     pub fn remove(&self, key: &Key) -> bool {
         remove(&self.shared, self.owner(), &EntryKey::Own(*key))

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::arena::Account;
-use crate::buffer::charged_bytes;
+use crate::buffer::{charged_bytes, entry_bytes};
+use crate::draft::Draft;
 use crate::room::Shared;
 use crate::{EntryKey, OutOfBudget, Owner, PerTier, PutError, PutSpec, Tier, Writer};
 
@@ -79,18 +80,14 @@ impl Reservation {
     /// If too little is left, or as [`Job::put`](crate::Job::put).
     pub fn put(&mut self, key: impl Into<EntryKey>, spec: PutSpec) -> Result<Writer, PutError> {
         let key = key.into();
-        let mut store = self.shared.lock();
+        let store = self.shared.lock();
         let stage = store.check_put(self.owner, &key, &spec)?;
-        let (needed_bytes, left_bytes) = (charged_bytes(spec.len_bytes as u64), self.left[spec.tier]);
+        let (needed_bytes, left_bytes) = (entry_bytes(spec.len_bytes), self.left[spec.tier]);
         if needed_bytes > left_bytes {
             return Err(PutError::ReservationTooSmall { tier: spec.tier, needed_bytes, left_bytes });
         }
         self.left[spec.tier] -= needed_bytes;
-        store.arenas[spec.tier].transfer(Account::Reserved, Account::Writing, needed_bytes);
-        store.kinds[key.kind() as usize].charge(spec.tier, needed_bytes);
-        let outline = store.outline(self.owner, key, spec, stage);
-        drop(store);
-        Ok(Writer::new(outline.allocate(&self.shared)))
+        Draft::begin_reserved(&self.shared, store, self.owner, (key, spec, stage)).map(Writer::new)
     }
 }
 

@@ -1,13 +1,14 @@
 //! Carrying out what the policy chose: the lock, eviction, demotion and promotion (law 4: decisions are in `policy`).
 
+use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::arena::Account;
 use crate::buffer::Buffer;
 use crate::error::Held;
-use crate::policy::{self, Action, Candidate, NextUse, View};
-use crate::slots::{SlotId, State};
+use crate::policy::{self, Action, Candidate, GroupId, NextUse, View};
+use crate::slots::{Slot, SlotId, State};
 use crate::store::{Cause, Store};
 use crate::{EntryKey, OutOfBudget, Owner, PerTier, Recover, Tier};
 
@@ -43,7 +44,7 @@ impl DerefMut for Locked<'_> {
     }
 }
 
-/// A copy between tiers under way. Its slot has a flight, so it stays where it is.
+/// A copy between tiers under way, counted in `moves` of its slot, which therefore stays.
 pub(crate) struct Move {
     id: SlotId,
     to: Tier,
@@ -54,9 +55,7 @@ pub(crate) struct Move {
 impl Move {
     /// Copies, without the lock. The result no longer holds the source.
     fn run(self) -> Moved {
-        let bytes = self.source.bytes();
-        let mut destination = self.destination.unwrap_or_else(|| Buffer::zeroed(bytes.len()));
-        destination.bytes_mut().copy_from_slice(bytes);
+        let destination = Buffer::copy(&self.source, self.destination);
         Moved { id: self.id, to: self.to, destination }
     }
 }
@@ -116,15 +115,15 @@ impl Shared {
     /// Brings a demoted entry home if room can be made there and nobody reads it where it is.
     pub(crate) fn promote<'a>(&'a self, mut store: Locked<'a>, id: SlotId) -> Locked<'a> {
         let slot = &mut store.slots[id];
-        if slot.tier == slot.home || !slot.is_still() {
+        if slot.tier == slot.home || !slot.is_free_to_go() {
             return store;
         }
-        // Pinned like a flight, so that making room does not push it out.
-        slot.flights += 1;
+        // Pinned, so that making room does not push it out.
+        slot.moves += 1;
         let (home, bytes) = (slot.home, slot.charged_bytes());
         let (mut store, room) = self.make_room(store, PerTier::only(home, bytes));
         let moving = room.is_ok().then(|| store.begin_move(id, home));
-        store.slots[id].flights -= 1;
+        store.slots[id].moves -= 1;
         match moving {
             Some(moving) => self.run(store, vec![moving]),
             None => {
@@ -148,9 +147,14 @@ impl Store {
             Owner::Job(job) => jobs.get_mut(&job)?.distance(key),
             Owner::Shared => jobs.values_mut().filter_map(|job| job.distance(key)).min(),
         };
-        let evictable = self.slots.iter().filter(|(_, slot)| slot.state == State::Live && slot.is_still());
-        let candidates = evictable.map(|(id, slot)| Candidate {
+        let live = || self.slots.iter().filter(|(_, slot)| slot.state == State::Live);
+        let held = |slot: &Slot| if slot.is_free_to_go() { None } else { slot.group };
+        let held_groups: BTreeSet<GroupId> = live().filter_map(|(_, slot)| held(slot)).collect();
+        let may_leave =
+            |slot: &Slot| slot.is_free_to_go() && slot.group.is_none_or(|g| !held_groups.contains(&g));
+        let candidates = live().filter(|(_, slot)| may_leave(slot)).map(|(id, slot)| Candidate {
             id: id.into(),
+            group: slot.group,
             tier: slot.tier,
             bytes: slot.charged_bytes(),
             next_use: distance(slot.owner, &slot.key)
@@ -177,7 +181,7 @@ impl Store {
     /// Charges the destination, whose room the caller has checked.
     fn begin_move(&mut self, id: SlotId, to: Tier) -> Move {
         let slot = &mut self.slots[id];
-        slot.flights += 1;
+        slot.moves += 1;
         let source = Arc::clone(&slot.buffer);
         let (owner, kind, bytes) = (slot.owner, slot.key.kind(), slot.charged_bytes());
         self.charge(owner, Some(kind), to, Account::Moving, bytes);
@@ -190,10 +194,10 @@ impl Store {
     fn finish_move(&mut self, moved: Moved) {
         let Moved { id, to, destination } = moved;
         let slot = &mut self.slots[id];
-        slot.flights -= 1;
+        slot.moves -= 1;
         let (owner, kind, from) = (slot.owner, slot.key.kind(), slot.tier);
         let bytes = destination.charged_bytes();
-        if slot.state != State::Live || !slot.is_still() {
+        if slot.state != State::Live || !slot.is_free_to_go() {
             self.arenas[to].give(destination, owner);
             self.release(owner, Some(kind), to, Account::Moving, bytes);
             self.settle(id);
@@ -219,9 +223,9 @@ impl Store {
         let live =
             || self.slots.iter().map(|(_, slot)| slot).filter(|s| s.tier == tier && s.state == State::Live);
         let held = Held {
-            leased_bytes: live().filter(|s| !s.is_still()).map(|s| s.charged_bytes()).sum(),
+            leased_bytes: live().filter(|s| !s.is_free_to_go()).map(|s| s.charged_bytes()).sum(),
             irreplaceable_bytes: live()
-                .filter(|s| s.is_still() && s.recover == Recover::Never)
+                .filter(|s| s.is_free_to_go() && s.recover == Recover::Never)
                 .map(|s| s.charged_bytes())
                 .sum(),
             reserved_bytes: arena.in_account(Account::Reserved),

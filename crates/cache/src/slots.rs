@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::buffer::Buffer;
 use crate::job_state::StageId;
-use crate::policy::EntryId;
+use crate::policy::{EntryId, GroupId};
 use crate::{EntryKey, Lifetime, Owner, Recover, Tier};
 
 /// A place in the slot table, with the count of its earlier tenants.
@@ -59,6 +59,8 @@ pub(crate) enum Expiry {
 pub(crate) struct Slot {
     pub(crate) owner: Owner,
     pub(crate) key: EntryKey,
+    /// What it was put with: eviction takes all or none (law 7).
+    pub(crate) group: Option<GroupId>,
     pub(crate) tier: Tier,
     /// Where it was put, and where reads bring it back to.
     pub(crate) home: Tier,
@@ -68,9 +70,10 @@ pub(crate) struct Slot {
     pub(crate) recover: Recover,
     pub(crate) cost_per_kib: u32,
     pub(crate) state: State,
-    /// Owners of a clone of `buffer` outside the table are counted here, in leases, flights or both.
+    /// Every clone of `buffer` outside the table is counted in `leases`, `flights` or `moves`.
     pub(crate) leases: u32,
     pub(crate) flights: u32,
+    pub(crate) moves: u32,
     /// A flight was dropped before it reported back: whatever it did may still be going on.
     pub(crate) flight_lost: bool,
     pub(crate) last_use: u64,
@@ -82,9 +85,14 @@ impl Slot {
         self.buffer.charged_bytes()
     }
 
-    /// Nothing outside the table reads or moves it.
+    /// Its bytes can leave this place and the place be used again.
+    pub(crate) fn is_free_to_go(&self) -> bool {
+        self.is_still() && !self.flight_lost
+    }
+
+    /// Nothing outside the table reads or moves it, as far as is known.
     pub(crate) fn is_still(&self) -> bool {
-        self.leases == 0 && self.flights == 0
+        self.leases == 0 && self.flights == 0 && self.moves == 0
     }
 }
 

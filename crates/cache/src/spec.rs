@@ -34,15 +34,15 @@ impl Lifetime {
     }
 }
 
-/// What becomes of an entry whose room is wanted while nobody leases it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What becomes of an entry whose room is wanted while nobody leases it. The stricter is the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Recover {
-    /// Its bytes exist nowhere else: never dropped; demoted when the tier below has or can make room.
-    Never,
-    /// Its bytes can be computed again: demoted if it has a next use and the tier below has room, else dropped.
-    Recompute,
     /// Its bytes lie at their source, no farther than the tier below: dropped.
     Reload,
+    /// Its bytes can be computed again: demoted if it has a next use and the tier below has room, else dropped.
+    Recompute,
+    /// Its bytes exist nowhere else: never dropped; demoted when the tier below has or can make room.
+    Never,
 }
 
 /// What a [`Writer`](crate::Writer)'s bytes hold before the first write.
@@ -62,7 +62,7 @@ pub struct PutSpec {
     pub tier: Tier,
     /// How long it may live.
     pub lifetime: Lifetime,
-    /// Its length. The budget is charged in whole lines of 64 bytes.
+    /// Its length. The budget is charged in whole lines of 64 bytes, one at least.
     pub len_bytes: usize,
     /// What may be done when its room is wanted.
     pub recover: Recover,

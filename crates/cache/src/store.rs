@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::arena::{Account, Arena};
-use crate::buffer::{Buffer, charged_bytes};
+use crate::buffer::{Buffer, entry_bytes};
 use crate::counters::{KindCounters, Usage};
 use crate::draft::Draft;
 use crate::job_state::{JobState, Map, StageId, StageState};
+use crate::policy::GroupId;
 use crate::slots::{Expiry, Slot, SlotId, Slots, State};
 use crate::{Budgets, CommitRefusal, ContentKey, EntryKey, Expired, JobId, Kind, Lifetime, Overdue, Owner};
 use crate::{PerTier, PutError, PutSpec, Tier};
@@ -39,6 +40,7 @@ pub(crate) struct Store {
     /// Buffers to drop once the lock is free.
     pub(crate) debris: Vec<Buffer>,
     jobs_opened: u64,
+    groups_opened: u64,
     /// Reads so far: the order behind least-recently-used.
     reads: u64,
     /// Calls of `quarantine_overdue` so far.
@@ -57,6 +59,7 @@ impl Store {
             quiescing: BTreeSet::new(),
             debris: Vec::new(),
             jobs_opened: 0,
+            groups_opened: 0,
             reads: 0,
             sweeps: 0,
         }
@@ -146,6 +149,12 @@ impl Store {
         }
     }
 
+    /// A name for entries that are about to be published together.
+    pub(crate) fn open_group(&mut self) -> GroupId {
+        self.groups_opened += 1;
+        GroupId(self.groups_opened)
+    }
+
     pub(crate) fn open_stage(&mut self, job: JobId) -> Option<StageId> {
         let job = self.jobs.get_mut(&job)?;
         let id = StageId(job.stages_opened);
@@ -209,8 +218,8 @@ impl Store {
             let persistent = spec.lifetime == Lifetime::Persistent;
             return if persistent { Ok(None) } else { Err(PutError::SharedIsPersistent) };
         };
-        spec.lifetime.check_owned()?;
         let job = self.jobs.get(&job).filter(|job| !job.ended).ok_or(PutError::OwnerEnded { key: *key })?;
+        spec.lifetime.check_owned()?;
         match spec.lifetime {
             Lifetime::Stage => job.stages.last().map(|stage| Some(stage.id)).ok_or(PutError::NoStage),
             Lifetime::Steps(_) | Lifetime::Window { .. } | Lifetime::Job | Lifetime::Persistent => Ok(None),
@@ -233,7 +242,7 @@ impl Store {
 
     /// Makes a checked draft visible and leases it to the writer. Windows are trimmed by
     /// [`trim_window`](Self::trim_window) once the whole group is in.
-    pub(crate) fn publish(&mut self, draft: &mut Draft) -> SlotId {
+    pub(crate) fn publish(&mut self, draft: &mut Draft, group: Option<GroupId>) -> SlotId {
         let (owner, key, spec, stage) = (draft.owner(), *draft.key(), *draft.spec(), draft.stage());
         let buffer = draft.take_buffer();
         self.arenas[spec.tier].transfer(Account::Writing, Account::Live, buffer.charged_bytes());
@@ -246,6 +255,7 @@ impl Store {
         let id = self.slots.insert(Slot {
             owner,
             key,
+            group,
             tier: spec.tier,
             home: spec.tier,
             len_bytes: spec.len_bytes,
@@ -256,6 +266,7 @@ impl Store {
             state: State::Live,
             leases: 1,
             flights: 0,
+            moves: 0,
             flight_lost: false,
             last_use: self.reads,
             buffer: Arc::new(buffer),
@@ -407,8 +418,7 @@ impl Store {
     }
 
     /// Returns what a draft was charged, and its buffer.
-    pub(crate) fn abandon(&mut self, owner: Owner, kind: Kind, tier: Tier, buffer: Buffer) {
-        let bytes = buffer.charged_bytes();
+    pub(crate) fn abandon(&mut self, owner: Owner, kind: Kind, tier: Tier, bytes: u64, buffer: Buffer) {
         self.kinds[kind as usize].returned_bytes += bytes;
         self.arenas[tier].give(buffer, owner);
         self.release(owner, Some(kind), tier, Account::Writing, bytes);
@@ -419,7 +429,7 @@ impl Store {
         let mut need = PerTier::default();
         for spec in specs {
             let bytes: &mut u64 = &mut need[spec.tier];
-            *bytes = bytes.saturating_add(charged_bytes(spec.len_bytes as u64));
+            *bytes = bytes.saturating_add(entry_bytes(spec.len_bytes));
         }
         need
     }

@@ -49,7 +49,7 @@ impl Writer {
             drop(store);
             return Err(CommitError { refusal, writer: Box::new(self) });
         }
-        let id = store.publish(&mut self.draft);
+        let id = store.publish(&mut self.draft, None);
         let lease = Lease::adopt(&shared, &store, id);
         store.trim_window(id);
         drop(store);
@@ -63,7 +63,8 @@ impl fmt::Debug for Writer {
     }
 }
 
-/// Entries that become visible together or not at all (law 7). Dropping it returns all their bytes.
+/// Entries that become visible together or not at all, and that eviction demotes or drops together or not at all
+/// (law 7). Each still ends by its own lifetime or removal. Dropping the writer returns all their bytes.
 #[must_use = "entries become visible by `commit`; dropping the writer gives them up"]
 pub struct GroupWriter {
     drafts: Vec<Draft>,
@@ -110,7 +111,8 @@ impl GroupWriter {
             drop(store);
             return Err(CommitError { refusal, writer: Box::new(self) });
         }
-        let ids: Vec<_> = self.drafts.iter_mut().map(|draft| store.publish(draft)).collect();
+        let group = Some(store.open_group());
+        let ids: Vec<_> = self.drafts.iter_mut().map(|draft| store.publish(draft, group)).collect();
         let leases = ids.iter().map(|id| Lease::adopt(&shared, &store, *id)).collect();
         for id in ids {
             store.trim_window(id);
