@@ -1,5 +1,9 @@
 //! Pointwise non-linearities.
 
+use crate::isa::{Isa, by_isa};
+use crate::math::{gelu_tanh, silu};
+use crate::tasks::{self, CHUNK, Share};
+
 /// A pointwise function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
@@ -11,22 +15,11 @@ pub enum Activation {
     GeluTanh,
 }
 
-pub(crate) fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
-}
-
-pub(crate) fn gelu(x: f32) -> f32 {
-    let twice = x * (1.595_769_1 + 0.071_354_814 * x * x);
-    x / (1.0 + (-twice).exp())
-}
-
 /// Applies `act` to every number in place.
 pub fn activate(x: &mut [f32], act: Activation) {
-    match act {
-        Activation::None => {}
-        Activation::Silu => x.iter_mut().for_each(|v| *v = silu(*v)),
-        Activation::GeluTanh => x.iter_mut().for_each(|v| *v = gelu(*v)),
-    }
+    let isa = Isa::detect();
+    let share = Share::from_work(x.len(), 2 * CHUNK);
+    tasks::each(x, CHUNK, share, |_, chunk| apply(isa, chunk, act));
 }
 
 /// `gate = gelu_tanh(gate) * up`, elementwise: the gated feed-forward of UMT5.
@@ -35,7 +28,30 @@ pub fn activate(x: &mut [f32], act: Activation) {
 /// When the lengths differ.
 pub fn gated_gelu(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "gated_gelu: gate and up must be of one length");
-    for (g, u) in gate.iter_mut().zip(up) {
-        *g = gelu(*g) * u;
+    let isa = Isa::detect();
+    let share = Share::from_work(gate.len(), 2 * CHUNK);
+    tasks::each(gate, CHUNK, share, |i, chunk| gated(isa, chunk, &up[i * CHUNK..]));
+}
+
+by_isa! {
+    /// Applies `act` on the calling thread.
+    pub(crate) fn apply(x: &mut [f32], act: Activation) = apply_inner
+}
+
+#[inline(always)]
+pub(crate) fn apply_inner(x: &mut [f32], act: Activation) {
+    match act {
+        Activation::None => {}
+        Activation::Silu => x.iter_mut().for_each(|v| *v = silu(*v)),
+        Activation::GeluTanh => x.iter_mut().for_each(|v| *v = gelu_tanh(*v)),
     }
+}
+
+by_isa! {
+    fn gated(gate: &mut [f32], up: &[f32]) = gated_inner
+}
+
+#[inline(always)]
+fn gated_inner(gate: &mut [f32], up: &[f32]) {
+    gate.iter_mut().zip(up).for_each(|(g, u)| *g = gelu_tanh(*g) * u);
 }

@@ -1,6 +1,9 @@
 //! 2-D convolution over channels-last frames, with the VAE's resampling folded in.
 
-use crate::conv3d::{Conv3d, conv3d_causal};
+use crate::conv3d::Conv3d;
+use crate::convolve::Taps;
+use crate::isa::Isa;
+use crate::values::Values;
 
 /// How a [`conv2d`] meets the borders and the grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,23 +44,38 @@ pub fn conv2d(
     if out.is_empty() {
         return;
     }
+    let isa = Isa::detect();
+    let sources = x.chunks(h * w * conv.cin).map(Some).collect();
+    let phases = match mode {
+        Conv2dMode::Same | Conv2dMode::Down2 => vec![conv.taps(isa)],
+        Conv2dMode::UpNearest2 => enlarged(isa, conv),
+    };
+    let mut plan = conv.plan(isa, sources, [h, w], phases);
     match mode {
-        Conv2dMode::Same => conv3d_causal(x, &[], frames, h, w, conv, 1, out),
-        Conv2dMode::UpNearest2 => {
-            let mut large = vec![0.0; frames * oh * ow * conv.cin];
-            for (i, to) in large.chunks_mut(conv.cin).enumerate() {
-                let (t, y, xx) = (i / (oh * ow), i / ow % oh, i % ow);
-                to.copy_from_slice(&x[((t * h + y / 2) * w + xx / 2) * conv.cin..][..conv.cin]);
-            }
-            conv3d_causal(&large, &[], frames, oh, ow, conv, 1, out);
-        }
-        Conv2dMode::Down2 => {
-            let mut full = vec![0.0; frames * h * w * conv.cout];
-            conv3d_causal(x, &[], frames, h, w, conv, 1, &mut full);
-            for (i, to) in out.chunks_mut(conv.cout).enumerate() {
-                let (t, y, xx) = (i / (oh * ow), i / ow % oh, i % ow);
-                to.copy_from_slice(&full[((t * h + 2 * y + 1) * w + 2 * xx + 1) * conv.cout..][..conv.cout]);
-            }
-        }
+        Conv2dMode::Same => {}
+        Conv2dMode::Down2 => (plan.pad, plan.stride, plan.grid) = ([0, 0], 2, [oh, ow]),
+        Conv2dMode::UpNearest2 => plan.cell = 2,
     }
+    plan.run(out);
+}
+
+/// The four pixels that a source pixel becomes, each a 2x2 convolution of the source: where two taps of the kernel
+/// meet the same source pixel, their weights are added beforehand.
+fn enlarged(isa: Isa, conv: Conv3d<'_>) -> Vec<Taps> {
+    // For the upper (left) and the lower (right) pixel: which source pixel, of three around the cell, a tap reads.
+    const READS: [[usize; 3]; 2] = [[0, 1, 1], [1, 1, 2]];
+    let kernel = conv.weight.to_vec();
+    let phase = |row: usize, column: usize| {
+        let mut weight = vec![0.0; conv.cout * conv.cin * 4];
+        for (to, from) in weight.chunks_exact_mut(4).zip(kernel.chunks_exact(9)) {
+            for (y, from) in from.chunks_exact(3).enumerate() {
+                for (x, from) in from.iter().enumerate() {
+                    to[(READS[row][y] - row) * 2 + READS[column][x] - column] += from;
+                }
+            }
+        }
+        let offsets = (0..4).map(|tap| [0, row + tap / 2, column + tap % 2]).collect();
+        Taps::new(isa, Values::from(&weight[..]), [conv.cout, conv.cin], offsets, [row, column])
+    };
+    vec![phase(0, 0), phase(0, 1), phase(1, 0), phase(1, 1)]
 }

@@ -1,7 +1,7 @@
 //! Causal 3-D convolution over channels-last frames.
 
-use rayon::prelude::*;
-
+use crate::convolve::{Plan, Taps};
+use crate::isa::Isa;
 use crate::values::Values;
 
 /// A convolution's weights.
@@ -26,8 +26,8 @@ pub struct Conv3d<'a> {
 impl Conv3d<'_> {
     pub(crate) fn check(&self, name: &str) {
         assert!(
-            self.kt > 0 && self.kh % 2 == 1 && self.kw % 2 == 1,
-            "{name}: kh and kw must be odd and kt at least 1"
+            self.cin > 0 && self.kt > 0 && self.kh % 2 == 1 && self.kw % 2 == 1,
+            "{name}: kh and kw must be odd, cin and kt at least 1"
         );
         assert_eq!(
             self.weight.len(),
@@ -36,6 +36,42 @@ impl Conv3d<'_> {
         );
         if let Some(bias) = self.bias {
             assert_eq!(bias.len(), self.cout, "{name}: bias must be [cout]");
+        }
+    }
+
+    /// The weights of all taps, for one output pixel per input pixel.
+    pub(crate) fn taps(&self, isa: Isa) -> Taps {
+        let mut offsets = Vec::with_capacity(self.kt * self.kh * self.kw);
+        for t in 0..self.kt {
+            for y in 0..self.kh {
+                offsets.extend((0..self.kw).map(|x| [t, y, x]));
+            }
+        }
+        Taps::new(isa, self.weight, [self.cout, self.cin], offsets, [0, 0])
+    }
+
+    /// A convolution of `sources` with spatial zero padding of `(k - 1) / 2` and stride 1, by `phases`.
+    pub(crate) fn plan<'a>(
+        &self,
+        isa: Isa,
+        sources: Vec<Option<&'a [f32]>>,
+        size: [usize; 2],
+        phases: Vec<Taps>,
+    ) -> Plan<'a> {
+        Plan {
+            isa,
+            sources,
+            stride_t: 1,
+            size,
+            cin: self.cin,
+            cout: self.cout,
+            reach: [self.kt, self.kh, self.kw],
+            pad: [self.kh / 2, self.kw / 2],
+            stride: 1,
+            grid: size,
+            cell: 1,
+            phases,
+            bias: self.bias.map_or_else(|| vec![0.0; self.cout], |bias| bias.to_vec()),
         }
     }
 }
@@ -54,7 +90,10 @@ impl Conv3d<'_> {
 ///
 /// # Panics
 /// When a length does not fit, `past` holds more than `kt - 1` frames, or `stride_t` is neither 1 nor 2.
-#[expect(clippy::too_many_arguments, reason = "sizes of one picture stack; a struct would be built at every call")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "sizes of one picture stack; a struct would be built at every call"
+)]
 pub fn conv3d_causal(
     x: &[f32],
     past: &[&[f32]],
@@ -72,43 +111,24 @@ pub fn conv3d_causal(
     assert!(past.iter().all(|p| p.len() == frame), "conv3d_causal: each past frame must be [h, w, cin]");
     assert!(stride_t == 1 || stride_t == 2, "conv3d_causal: stride_t must be 1 or 2");
     let given = past.len() + frames;
-    let (frames_out, first) = match stride_t {
-        1 => (frames, past.len() as isize - (conv.kt as isize - 1)),
-        _ if given < conv.kt => (0, 0),
-        _ => ((given - conv.kt) / 2 + 1, 0),
+    let frames_out = match stride_t {
+        1 => frames,
+        _ => (given + 2).saturating_sub(conv.kt) / 2,
     };
-    assert_eq!(out.len(), frames_out * h * w * conv.cout, "conv3d_causal: out must be [frames_out, h, w, cout]");
+    assert_eq!(
+        out.len(),
+        frames_out * h * w * conv.cout,
+        "conv3d_causal: out must be [frames_out, h, w, cout]"
+    );
     if out.is_empty() {
         return;
     }
-    let source = |t: isize| -> Option<&[f32]> {
-        let t = usize::try_from(t).ok()?;
-        Some(if t < past.len() { past[t] } else { &x[(t - past.len()) * frame..][..frame] })
-    };
-    let weight = conv.weight.to_vec();
-    let bias = conv.bias.map_or_else(|| vec![0.0; conv.cout], |b| b.to_vec());
-    out.par_chunks_mut(w * conv.cout).enumerate().for_each(|(row, to)| {
-        let (t, y) = (row / h, row % h);
-        for xx in 0..w {
-            let to = &mut to[xx * conv.cout..][..conv.cout];
-            to.copy_from_slice(&bias);
-            for dt in 0..conv.kt {
-                let Some(from) = source(first + (t * stride_t + dt) as isize) else { continue };
-                for dy in 0..conv.kh {
-                    let Some(sy) = (y + dy).checked_sub(conv.kh / 2).filter(|v| *v < h) else { continue };
-                    for dx in 0..conv.kw {
-                        let Some(sx) = (xx + dx).checked_sub(conv.kw / 2).filter(|v| *v < w) else { continue };
-                        let from = &from[(sy * w + sx) * conv.cin..][..conv.cin];
-                        let taps = conv.kt * conv.kh * conv.kw;
-                        let tap = (dt * conv.kh + dy) * conv.kw + dx;
-                        for (o, value) in to.iter_mut().enumerate() {
-                            for (c, v) in from.iter().enumerate() {
-                                *value += v * weight[(o * conv.cin + c) * taps + tap];
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    });
+    let padding = conv.kt - 1 - past.len();
+    let mut sources = vec![None; if stride_t == 1 { padding } else { 0 }];
+    sources.extend(past.iter().copied().map(Some));
+    sources.extend((0..frames).map(|t| Some(&x[t * frame..(t + 1) * frame])));
+    let isa = Isa::detect();
+    let mut plan = conv.plan(isa, sources, [h, w], vec![conv.taps(isa)]);
+    plan.stride_t = stride_t;
+    plan.run(out);
 }

@@ -11,10 +11,17 @@ mod activation;
 mod attention;
 mod conv2d;
 mod conv3d;
+mod convolve;
+mod isa;
 mod linear;
+mod math;
+mod micro;
 mod norm;
+mod panel;
 mod residual;
 mod rope;
+mod shared;
+mod tasks;
 mod values;
 
 pub use activation::{Activation, activate, gated_gelu};

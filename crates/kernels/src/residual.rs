@@ -1,6 +1,9 @@
 //! Gated residual addition.
 
-/// Per row of `gate.len()` numbers: `residual += update * gate`.
+use crate::isa::{Isa, by_isa};
+use crate::tasks;
+
+/// Per row of `gate.len()` numbers: `residual += update * gate`, fused.
 ///
 /// # Panics
 /// When `residual` and `update` differ in length or are not whole rows.
@@ -10,8 +13,18 @@ pub fn gate_add(residual: &mut [f32], update: &[f32], gate: &[f32]) {
         residual.is_empty() || (!gate.is_empty() && residual.len().is_multiple_of(gate.len())),
         "gate_add: residual must be whole rows of gate's length"
     );
-    for (row, add) in residual.chunks_mut(gate.len().max(1)).zip(update.chunks(gate.len().max(1))) {
-        for ((r, u), g) in row.iter_mut().zip(add).zip(gate) {
+    let isa = Isa::detect();
+    tasks::rows(residual, gate.len(), |at, chunk| add(isa, chunk, &update[at..], gate));
+}
+
+by_isa! {
+    fn add(residual: &mut [f32], update: &[f32], gate: &[f32]) = add_inner
+}
+
+#[inline(always)]
+fn add_inner(residual: &mut [f32], update: &[f32], gate: &[f32]) {
+    for (row, update) in residual.chunks_exact_mut(gate.len()).zip(update.chunks_exact(gate.len())) {
+        for ((r, u), g) in row.iter_mut().zip(update).zip(gate) {
             *r = u.mul_add(*g, *r);
         }
     }

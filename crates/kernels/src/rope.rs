@@ -1,5 +1,8 @@
 //! Rotary position embedding.
 
+use crate::isa::{Isa, by_isa};
+use crate::tasks;
+
 /// Rotates interleaved pairs of `x` `[tokens, heads * head_dim]` in place:
 /// `(a, b) -> (a cos - b sin, a sin + b cos)` with `cos`, `sin` `[tokens, head_dim / 2]` shared by all heads.
 ///
@@ -13,13 +16,27 @@ pub fn rotate(x: &mut [f32], heads: usize, head_dim: usize, cos: &[f32], sin: &[
         return;
     }
     let pairs = head_dim / 2;
-    assert!(cos.len().is_multiple_of(pairs), "rotate: cos must be whole rows of head_dim / 2");
-    for ((token, c), s) in x.chunks_mut(heads * head_dim).zip(cos.chunks(pairs)).zip(sin.chunks(pairs)) {
-        for head in token.chunks_mut(head_dim) {
-            for ((pair, c), s) in head.chunks_exact_mut(2).zip(c).zip(s) {
+    assert!(pairs > 0 && cos.len().is_multiple_of(pairs), "rotate: cos must be whole rows of head_dim / 2");
+    let isa = Isa::detect();
+    tasks::rows(x, heads * head_dim, |at, chunk| {
+        let angle = at / heads / 2;
+        turn(isa, chunk, heads, pairs, &cos[angle..], &sin[angle..]);
+    });
+}
+
+by_isa! {
+    fn turn(x: &mut [f32], heads: usize, pairs: usize, cos: &[f32], sin: &[f32]) = turn_inner
+}
+
+#[inline(always)]
+fn turn_inner(x: &mut [f32], heads: usize, pairs: usize, cos: &[f32], sin: &[f32]) {
+    let angles = cos.chunks_exact(pairs).zip(sin.chunks_exact(pairs));
+    for (token, (cos, sin)) in x.chunks_exact_mut(heads * pairs * 2).zip(angles) {
+        for head in token.chunks_exact_mut(pairs * 2) {
+            for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
                 let (a, b) = (pair[0], pair[1]);
-                pair[0] = a * c - b * s;
-                pair[1] = a * s + b * c;
+                pair[0] = a.mul_add(*cos, -(b * sin));
+                pair[1] = a.mul_add(*sin, b * cos);
             }
         }
     }

@@ -73,6 +73,9 @@ impl<'a> Values<'a> {
         let size = self.dtype.size_bytes();
         let bytes = &self.bytes[start * size..(start + out.len()) * size];
         match self.dtype {
+            Dtype::F32 if cfg!(target_endian = "little") => {
+                bytemuck::cast_slice_mut(out).copy_from_slice(bytes);
+            }
             Dtype::F32 => {
                 for (to, from) in out.iter_mut().zip(bytes.chunks_exact(4)) {
                     *to = f32::from_le_bytes([from[0], from[1], from[2], from[3]]);

@@ -1,0 +1,10 @@
+//! Every operation against its definition in `f64`, over shapes that stress the tiles.
+
+mod attention;
+mod convolution;
+mod lengths;
+mod linear;
+mod norm;
+mod pointwise;
+mod reference;
+mod support;
