@@ -1,0 +1,111 @@
+"""Generates clips with diffusers' WanPipeline from prompts never trained on, and scores what the detector sees in them.
+
+Prints one line per attribute with a 95 % interval (Wilson), the same for wrong prompts (each clip against all other clips'
+descriptions), and writes the scores and a contact sheet if asked.
+"""
+
+import argparse
+import json
+import math
+import random
+from collections import Counter
+from pathlib import Path
+
+import torch
+from diffusers import UniPCMultistepScheduler, WanPipeline
+from PIL import Image
+
+import data
+import detect
+
+
+def draw_prompts(count, seed, held_out):
+    """`count` clips to ask for and a caption of each."""
+    rng = random.Random(seed)
+    clips = [data.sample_clip(rng, held_out) for _ in range(count)]
+    return clips, [data.caption(rng, clip) for clip in clips]
+
+
+def generate(pipeline, prompts, settings, seed, batch):
+    """One clip [3, T, 64, 64] in [-1, 1] per prompt; each clip has a noise seed of its own, so batches do not matter."""
+    videos = []
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        generators = [torch.Generator().manual_seed(seed * 1_000_000 + start + i) for i in range(len(part))]
+        out = pipeline(prompt=part, negative_prompt=[settings["negative_prompt"]] * len(part), width=settings["size"][0],
+                       height=settings["size"][1], num_frames=settings["frames"], num_inference_steps=settings["steps"],
+                       guidance_scale=settings["guidance_high"], guidance_scale_2=settings["guidance_low"],
+                       generator=generators, output_type="pt").frames
+        videos += [video.permute(1, 0, 2, 3).float() * 2 - 1 for video in out]
+    return videos
+
+
+def wilson(right, count):
+    """The 95 % interval of a rate."""
+    z, rate = 1.96, right / count
+    middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return middle - half, middle + half
+
+
+def score(clips, seen):
+    """Right readings and wrong-prompt agreement per attribute, overlap of shapes, and the commonest mistakes."""
+    verdicts = [detect.agreement(clip, s) for clip, s in zip(clips, seen, strict=True)]
+    right = {name: sum(v[name] for v in verdicts) for name in detect.ATTRIBUTES}
+    right["all"] = sum(all(v.values()) for v in verdicts)
+    pairs = [detect.agreement(clip, s) for i, clip in enumerate(clips) for j, s in enumerate(seen) if i != j]
+    chance = {name: sum(p[name] for p in pairs) / len(pairs) for name in detect.ATTRIBUTES}
+    mistakes = Counter(f"{name}: {getattr(clip, name)} read as {s[name]}" for clip, s, v in zip(clips, seen, verdicts, strict=True)
+                       for name in detect.ATTRIBUTES if not v[name])
+    overlap = sum(s["overlap"] for s in seen) / len(seen)
+    return {"count": len(clips), "right": right, "chance": chance, "overlap": overlap, "mistakes": mistakes.most_common(15)}
+
+
+def contact_sheet(videos, path, columns=11, colours=255):
+    """One row per clip, `columns` frames spread over it."""
+    rows = []
+    for video in videos:
+        picked = video[:, torch.linspace(0, video.shape[1] - 1, columns).round().long()]
+        rows.append(torch.nn.functional.pad(((picked.clamp(-1, 1) + 1) * 127.5).byte(), (1, 1, 1, 1)).permute(2, 1, 3, 0).flatten(1, 2))
+    Image.fromarray(torch.cat(rows).numpy()).quantize(colours).save(path, optimize=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="checkpoint directory")
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=2024)
+    parser.add_argument("--trained", action="store_true", help="ask for combinations that were trained on")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance", type=float, nargs=2, metavar=("HIGH", "LOW"))
+    parser.add_argument("--shift", type=float)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sheet", help="where to write a contact sheet of the first 24 clips")
+    parser.add_argument("--json", help="where to write the scores")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    settings = json.loads((Path(args.model) / "model_index.json").read_text())["evanesce"]["defaults"]
+    settings["steps"] = args.steps or settings["steps"]
+    settings["shift"] = args.shift or settings["shift"]
+    settings["guidance_high"], settings["guidance_low"] = args.guidance or (settings["guidance_high"], settings["guidance_low"])
+    pipeline = WanPipeline.from_pretrained(args.model, torch_dtype=torch.float32)
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config, flow_shift=settings["shift"])
+    pipeline.set_progress_bar_config(disable=True)
+    clips, prompts = draw_prompts(args.count, args.seed, held_out=not args.trained)
+    videos = generate(pipeline, prompts, settings, args.seed, args.batch)
+    result = score(clips, [detect.detect(video) for video in videos]) | {"settings": settings, "held_out": not args.trained}
+    for name, right in result["right"].items():
+        low, high = wilson(right, args.count)
+        wrong = f", wrong prompts {result['chance'][name]:.2f}" if name in result["chance"] else ""
+        print(f"{name:>10} {right}/{args.count} = {right / args.count:.2f} [{low:.2f}, {high:.2f}]{wrong}")
+    print(f"mean overlap with the best shape {result['overlap']:.2f}; {result['mistakes']}")
+    if args.sheet:
+        contact_sheet(videos[:24], args.sheet)
+        Path(args.sheet).with_suffix(".txt").write_text("\n".join(prompts[:24]) + "\n")
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
