@@ -25,7 +25,7 @@ def load(job):
     import torch
     from diffusers import WanPipeline  # imported before: no part of this stage
 
-    pipe = WanPipeline.from_pretrained(job["model"], torch_dtype=torch.float32, local_files_only=True)
+    pipe = WanPipeline.from_pretrained(job["model"], dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -64,8 +64,8 @@ def decode(pipe, latents):
 
     config = pipe.vae.config
     mean = torch.tensor(config.latents_mean).view(1, config.z_dim, 1, 1, 1)
-    std = torch.tensor(config.latents_std).view(1, config.z_dim, 1, 1, 1)
-    video = pipe.vae.decode(latents * std + mean, return_dict=False)[0]
+    inverse_std = 1.0 / torch.tensor(config.latents_std).view(1, config.z_dim, 1, 1, 1)
+    video = pipe.vae.decode(latents / inverse_std + mean, return_dict=False)[0]
     return pipe.video_processor.postprocess_video(video, output_type="np")[0]
 
 
