@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod error;
 pub mod noise;
 pub mod schedule;
+pub mod text;
 pub mod transformer;
 pub mod vae;
 pub mod weights;
