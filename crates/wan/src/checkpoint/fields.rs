@@ -32,11 +32,6 @@ impl Fields {
         Ok(Self { path: path.to_owned(), section, map })
     }
 
-    /// The file the fields come from.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     fn label(&self, name: &str) -> String {
         if self.section.is_empty() { name.to_owned() } else { format!("{}.{name}", self.section) }
     }
@@ -92,14 +87,6 @@ impl Fields {
         match value.as_f64().filter(|number| range.contains(number)) {
             Some(number) => Ok(Some(number)),
             None => Err(self.fault(name, &value, Bounds(&range))),
-        }
-    }
-
-    /// A number within `range`.
-    pub(crate) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<f64> {
-        match self.optional_number(name, range.clone())? {
-            Some(number) => Ok(number),
-            None => Err(self.missing(name, Bounds(&range))),
         }
     }
 

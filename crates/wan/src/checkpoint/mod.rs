@@ -1,3 +1,218 @@
-//! Checkpoint directories.
+//! Checkpoint directories: what they hold, whether it fits, and how a group's bytes get into memory.
+//!
+//! Two layouts are read, recognised by their files: diffusers' (`model_index.json`) and the official Wan2.2 one
+//! (`high_noise_model/`). Everything is checked when the directory is opened, from headers alone; weights stay on disk
+//! until [`Checkpoint::read_group`] copies a group into the caller's memory.
 
+mod archive;
+mod component;
 pub(crate) mod fields;
+mod files;
+mod header;
+mod mapping;
+mod open;
+mod pickle;
+mod settings;
+mod sizes;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+pub use files::parse_index;
+pub use header::{Entry, parse_header};
+pub use pickle::{PickledTensor, parse_pickle};
+pub use settings::Defaults;
+pub use sizes::SizeRule;
+
+use component::ComponentWeights;
+use settings::Settings;
+
+use crate::error::{Result, WanError};
+use crate::schedule::{Grid, Solver};
+use crate::text::Umt5Config;
+use crate::transformer::{PATCH, TransformerConfig};
+use crate::vae::VaeConfig;
+use crate::weights::{Component, GroupId, GroupSpec};
+
+/// Which of the two directory layouts a checkpoint has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `model_index.json`, `transformer/`, `transformer_2/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`.
+    Diffusers,
+    /// `high_noise_model/`, `low_noise_model/`, `Wan2.1_VAE.pth`, `models_t5_umt5-xxl-enc-bf16.pth`,
+    /// `google/umt5-xxl/`.
+    Official,
+}
+
+/// A checkpoint directory that holds everything a pipeline needs.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    layout: Layout,
+    experts: BTreeMap<Component, TransformerConfig>,
+    text: Umt5Config,
+    vae: VaeConfig,
+    tokenizer: PathBuf,
+    settings: Settings,
+    weights: BTreeMap<Component, ComponentWeights>,
+}
+
+impl Checkpoint {
+    /// Opens `dir` and checks everything that can be checked without reading weights: every file, every number of the
+    /// configurations, every tensor's name, type, shape and place.
+    ///
+    /// # Errors
+    /// [`WanError::Checkpoint`] or [`WanError::Io`], one sentence that names the file and what would be right.
+    pub fn open(dir: &Path) -> Result<Self> {
+        open::open(dir)
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its layout.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The components it has, in order. [`Component::LowNoise`] is absent when there is a single expert.
+    pub fn components(&self) -> impl Iterator<Item = Component> + '_ {
+        self.weights.keys().copied()
+    }
+
+    /// Shape of an expert; `None` for other components and for an absent second expert.
+    #[must_use]
+    pub fn transformer(&self, expert: Component) -> Option<&TransformerConfig> {
+        self.experts.get(&expert)
+    }
+
+    /// Shape of the text encoder.
+    #[must_use]
+    pub fn text(&self) -> &Umt5Config {
+        &self.text
+    }
+
+    /// Shape of the VAE.
+    #[must_use]
+    pub fn vae(&self) -> &VaeConfig {
+        &self.vae
+    }
+
+    /// The tokenizer's `tokenizer.json`.
+    #[must_use]
+    pub fn tokenizer_path(&self) -> &Path {
+        &self.tokenizer
+    }
+
+    /// What to use where a request is silent.
+    #[must_use]
+    pub fn defaults(&self) -> &Defaults {
+        &self.settings.defaults
+    }
+
+    /// Where the experts meet, as part of 1: timesteps at or above belong to [`Component::HighNoise`]. Zero with a
+    /// single expert.
+    #[must_use]
+    pub fn boundary(&self) -> f64 {
+        self.settings.boundary
+    }
+
+    /// Shift of the noise schedule.
+    #[must_use]
+    pub fn flow_shift(&self) -> f64 {
+        self.settings.flow_shift
+    }
+
+    /// The solver it is meant for.
+    #[must_use]
+    pub fn solver(&self) -> Solver {
+        self.settings.solver
+    }
+
+    /// Whose noise levels its users expect.
+    #[must_use]
+    pub fn grid(&self) -> Grid {
+        self.settings.grid
+    }
+
+    /// Layout of each group of a component, in forward order; empty for a component that is absent.
+    #[must_use]
+    pub fn groups(&self, component: Component) -> &[GroupSpec] {
+        self.weights.get(&component).map_or(&[], |weights| &weights.specs)
+    }
+
+    /// Copies a group's tensors into `out`, in the layout of its [`GroupSpec`] and the types of the files. Files are
+    /// mapped window by window and unmapped at once, so the process holds `out` and little more.
+    ///
+    /// # Errors
+    /// When there is no such group, `out` has another length, or a file changed since the checkpoint was opened.
+    pub fn read_group(&self, id: GroupId, out: &mut [u8]) -> Result<()> {
+        let weights = self.weights.get(&id.component);
+        let group = weights.and_then(|weights| Some((weights, weights.specs.get(id.index)?)));
+        let (weights, spec) = group
+            .ok_or_else(|| WanError::mismatch("group", format!("{id:?}"), "one that the checkpoint has"))?;
+        if out.len() != spec.len_bytes {
+            return Err(WanError::mismatch(format!("bytes of {id:?}"), out.len(), spec.len_bytes));
+        }
+        weights.read(spec, out)
+    }
+
+    /// Identity of a component's content: its tensors' names, types, shapes and samples of their numbers, and the
+    /// tokenizer for the text encoder. Equal for the same weights in either layout.
+    ///
+    /// # Errors
+    /// When the component is absent or a file cannot be read any more.
+    pub fn fingerprint(&self, component: Component) -> Result<[u8; 32]> {
+        let weights = self.weights.get(&component).ok_or_else(|| {
+            WanError::mismatch("component", format!("{component:?}"), "one that the checkpoint has")
+        })?;
+        let mut hasher = blake3::Hasher::new();
+        weights.identify(&mut hasher)?;
+        if component == Component::TextEncoder {
+            hasher.update(&open::read_tokenizer(&self.tokenizer)?);
+        }
+        Ok(*hasher.finalize().as_bytes())
+    }
+
+    /// Which sizes and lengths of video it can make.
+    #[must_use]
+    pub fn size_rule(&self) -> SizeRule {
+        let positions = self.experts.values().map(|config| config.rope_positions).min();
+        SizeRule {
+            pixels: self.vae.spatial_factor() * PATCH[1],
+            frames: self.vae.temporal_factor(),
+            positions: positions.unwrap_or(1),
+        }
+    }
+
+    /// Checks a width and height in pixels.
+    ///
+    /// # Errors
+    /// [`WanError::Request`] with the nearest size that would do.
+    pub fn validate_size(&self, width: usize, height: usize) -> Result<()> {
+        self.size_rule().validate_size(width, height)
+    }
+
+    /// Checks a number of frames.
+    ///
+    /// # Errors
+    /// [`WanError::Request`] with the nearest lengths that would do.
+    pub fn validate_frames(&self, frames: usize) -> Result<()> {
+        self.size_rule().validate_frames(frames)
+    }
+}
+
+/// Reads the two settings files of the diffusers layout without keeping anything: for fuzzing.
+///
+/// # Errors
+/// As [`Checkpoint::open`].
+#[doc(hidden)]
+pub fn parse_settings(path: &Path, model_index: &[u8], scheduler: &[u8]) -> Result<()> {
+    settings::ModelIndex::parse(path, model_index)?;
+    settings::parse_scheduler(path, scheduler)?;
+    Ok(())
+}

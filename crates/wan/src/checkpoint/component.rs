@@ -1,0 +1,139 @@
+//! A component's tensors, checked against what the model needs and laid out by group.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use evanesce_kernels::Dtype;
+
+use super::files::{Located, WeightFiles};
+use super::mapping::WeightFile;
+use crate::error::{Result, WanError};
+use crate::weights::{GroupSpec, TENSOR_ALIGN_BYTES};
+
+/// Tensors by group, as model modules list them: (canonical name, shape).
+pub(crate) type Expected = Vec<Vec<(String, Vec<usize>)>>;
+
+/// The groups of one component and where their bytes lie.
+#[derive(Debug)]
+pub(crate) struct ComponentWeights {
+    pub(crate) specs: Vec<GroupSpec>,
+    tensors: BTreeMap<String, Located>,
+    files: std::sync::Arc<Vec<WeightFile>>,
+}
+
+/// Bytes of a tensor that the fingerprint looks at, at its start, middle and end each.
+const SAMPLE_BYTES: usize = 1024;
+
+/// Splits the tensors of `files` among components: `parts` are the expected groups of each, `canonical` tells a file's
+/// name for a tensor from the canonical one.
+///
+/// # Errors
+/// One sentence that names the first tensor missing, misshapen or unknown, and how many there are.
+pub(crate) fn resolve(
+    files: WeightFiles,
+    parts: Vec<Expected>,
+    canonical: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<ComponentWeights>> {
+    let WeightFiles { path, files, tensors } = files;
+    let fault = |message: String| WanError::checkpoint(&path, message);
+    let expected: BTreeSet<&str> = parts.iter().flatten().flatten().map(|(name, _)| name.as_str()).collect();
+    let mut found = BTreeMap::new();
+    let mut unknown = Vec::new();
+    for (name, located) in tensors {
+        let Some(target) = canonical(&name).filter(|target| expected.contains(target.as_str())) else {
+            unknown.push(name);
+            continue;
+        };
+        if let Some((earlier, _)) = found.insert(target, (name.clone(), located)) {
+            return Err(fault(format!("{earlier} and {name} are names of the same tensor")));
+        }
+    }
+    check_shapes(&parts, &found).map_err(&fault)?;
+    if let Some(first) = unknown.first() {
+        return Err(fault(format!(
+            "{} unknown {}, first {first}",
+            unknown.len(),
+            tensors_word(unknown.len())
+        )));
+    }
+    let found: BTreeMap<_, _> = found.into_iter().map(|(name, (_, located))| (name, located)).collect();
+    let files = std::sync::Arc::new(files);
+    let component = |groups: Expected| ComponentWeights {
+        tensors: groups
+            .iter()
+            .flatten()
+            .filter_map(|(name, _)| found.get(name).map(|located| (name.clone(), located.clone())))
+            .collect(),
+        specs: groups.into_iter().map(|group| pack(group, &found)).collect(),
+        files: files.clone(),
+    };
+    Ok(parts.into_iter().map(component).collect())
+}
+
+fn tensors_word(count: usize) -> &'static str {
+    if count == 1 { "tensor" } else { "tensors" }
+}
+
+fn check_shapes(
+    parts: &[Expected],
+    found: &BTreeMap<String, (String, Located)>,
+) -> std::result::Result<(), String> {
+    let all = || parts.iter().flatten().flatten();
+    let missing: Vec<_> = all().filter(|(name, _)| !found.contains_key(name)).collect();
+    if let Some((first, shape)) = missing.first() {
+        let count = missing.len();
+        return Err(format!("{count} {} missing, first {first} of shape {shape:?}", tensors_word(count)));
+    }
+    let misshapen = all().filter_map(|(name, shape)| {
+        let (file_name, located) = found.get(name)?;
+        (located.entry.shape != *shape).then_some((file_name, &located.entry.shape, shape))
+    });
+    let misshapen: Vec<_> = misshapen.collect();
+    match misshapen.first() {
+        None => Ok(()),
+        Some((name, got, expected)) => {
+            let count = misshapen.len();
+            let word = tensors_word(count);
+            Err(format!("{count} {word} of a wrong shape, first {name}: got {got:?}, expected {expected:?}"))
+        }
+    }
+}
+
+fn pack(group: Vec<(String, Vec<usize>)>, found: &BTreeMap<String, Located>) -> GroupSpec {
+    let dtype = |name: &str| found.get(name).map_or(Dtype::F32, |located| located.entry.dtype);
+    GroupSpec::pack(group.into_iter().map(|(name, shape)| {
+        let dtype = dtype(&name);
+        (name, dtype, shape)
+    }))
+}
+
+impl ComponentWeights {
+    /// Fills `out` with group `spec`: tensors at their offsets, zeros between them.
+    pub(crate) fn read(&self, spec: &GroupSpec, out: &mut [u8]) -> Result<()> {
+        for tensor in spec.tensors.values() {
+            let start = tensor.offset_bytes;
+            let end = start + tensor.len_bytes();
+            let Located { file, entry } = &self.tensors[&tensor.name];
+            self.files[*file].copy_range(entry.offset_bytes, &mut out[start..end])?;
+            out[end..end.next_multiple_of(TENSOR_ALIGN_BYTES)].fill(0);
+        }
+        Ok(())
+    }
+
+    /// Feeds names, types, shapes and samples of every tensor to `hasher`.
+    pub(crate) fn identify(&self, hasher: &mut blake3::Hasher) -> Result<()> {
+        let mut sample = Vec::new();
+        for (name, Located { file, entry }) in &self.tensors {
+            let line = format!("{name} {:?} {:?}\n", entry.dtype, entry.shape);
+            hasher.update(line.as_bytes());
+            let len_bytes = entry.len_bytes();
+            let wanted = usize::try_from(len_bytes).map_or(SAMPLE_BYTES, |len| len.min(SAMPLE_BYTES));
+            let last = len_bytes - wanted as u64;
+            for offset in [0, last / 2, last] {
+                sample.resize(wanted, 0);
+                self.files[*file].copy_range(entry.offset_bytes + offset, &mut sample)?;
+                hasher.update(&sample);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,272 @@
+//! Checkpoint directories: what opens, what is read, and what is refused with which sentence.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first thing that fails")]
+
+#[path = "support/checkpoint.rs"]
+mod directory;
+#[path = "support/draw.rs"]
+mod draw;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use directory::{Stored, copy_of, diffusers_directory, drawn, edit_json, safetensors, stored};
+use evanesce_wan::checkpoint::{Checkpoint, Layout};
+use evanesce_wan::schedule::{Grid, Solver};
+use evanesce_wan::transformer::{Branch, NoCrossKv, TextRows, Transformer};
+use evanesce_wan::weights::{Component, GroupId, GroupSpec, WeightGroup, WeightSource};
+use evanesce_wan::{Result, WanError};
+use serde_json::json;
+
+/// Every component of a checkpoint with two experts.
+const COMPONENTS: [Component; 5] = [
+    Component::TextEncoder,
+    Component::HighNoise,
+    Component::LowNoise,
+    Component::VaeEncoder,
+    Component::VaeDecoder,
+];
+
+/// Tensors of a component by name.
+fn drawn_by_name(component: Component) -> BTreeMap<String, Stored> {
+    drawn(component).into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect()
+}
+
+/// Leases straight from the files.
+struct FromDisk<'a>(&'a Checkpoint);
+
+struct Loaded<'a>(&'a GroupSpec, Vec<u8>);
+
+impl WeightGroup for Loaded<'_> {
+    fn spec(&self) -> &GroupSpec {
+        self.0
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.1
+    }
+}
+
+impl WeightSource for FromDisk<'_> {
+    fn lease(&self, id: GroupId) -> Result<Box<dyn WeightGroup + '_>> {
+        let spec = &self.0.groups(id.component)[id.index];
+        let mut bytes = vec![0xaa; spec.len_bytes];
+        self.0.read_group(id, &mut bytes)?;
+        Ok(Box::new(Loaded(spec, bytes)))
+    }
+}
+
+fn read_all(checkpoint: &Checkpoint, component: Component) -> Vec<Vec<u8>> {
+    let groups = checkpoint.groups(component).iter().enumerate();
+    let read = |(index, spec): (usize, &GroupSpec)| {
+        let mut bytes = vec![0xaa; spec.len_bytes];
+        checkpoint.read_group(GroupId { component, index }, &mut bytes).unwrap();
+        bytes
+    };
+    groups.map(read).collect()
+}
+
+#[test]
+fn both_layouts_open_and_hold_every_byte_that_was_written() {
+    let diffusers = diffusers_directory();
+    for (dir, layout) in [(diffusers.path(), Layout::Diffusers), (&stored("official"), Layout::Official)] {
+        let checkpoint = Checkpoint::open(dir).unwrap();
+        assert_eq!(checkpoint.layout(), layout);
+        assert_eq!(checkpoint.components().collect::<Vec<_>>(), COMPONENTS);
+        for component in COMPONENTS {
+            let mut written = drawn_by_name(component);
+            let groups = read_all(&checkpoint, component);
+            for (spec, bytes) in checkpoint.groups(component).iter().zip(&groups) {
+                for tensor in spec.tensors.values() {
+                    let Stored { bytes: expected, shape, .. } = written.remove(&tensor.name).unwrap();
+                    let start = tensor.offset_bytes;
+                    assert_eq!(tensor.shape, shape);
+                    assert!(
+                        bytes[start..start + tensor.len_bytes()] == expected,
+                        "{layout:?} {}",
+                        tensor.name
+                    );
+                }
+            }
+            assert!(written.is_empty(), "{component:?} lacks {:?}", written.keys());
+        }
+    }
+}
+
+#[test]
+fn both_layouts_of_the_same_weights_are_the_same_groups_the_same_fingerprints_and_the_same_velocities() {
+    let temp = diffusers_directory();
+    let (ours, official) =
+        (Checkpoint::open(temp.path()).unwrap(), Checkpoint::open(&stored("official")).unwrap());
+    for component in COMPONENTS {
+        assert_eq!(ours.groups(component), official.groups(component));
+        assert!(read_all(&ours, component) == read_all(&official, component), "{component:?}");
+        assert_eq!(ours.fingerprint(component).unwrap(), official.fingerprint(component).unwrap());
+    }
+    let latents =
+        Tensor::from_vec(draw::draw("latents", 4 * 2 * 4 * 6, 3.0, 0.0), (4, 2, 4, 6), &Device::Cpu);
+    let (latents, text) = (latents.unwrap(), draw::draw("text", 3 * 16, 3.0, 0.0));
+    for expert in [Component::HighNoise, Component::LowNoise] {
+        let velocities = [&ours, &official].map(|checkpoint| {
+            let model = Transformer::new(expert, checkpoint.transformer(expert).unwrap().clone());
+            let branch = Branch { text: TextRows { real: &text, pad_rows: 509 }, cross: &NoCrossKv };
+            let velocity = model.forward(&latents, 900.0, &[branch], &FromDisk(checkpoint)).unwrap();
+            velocity[0].flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        });
+        assert!(velocities[0].iter().all(|number| number.is_finite()));
+        assert_eq!(velocities[0], velocities[1]);
+    }
+}
+
+#[test]
+fn settings_come_from_the_files_or_are_the_official_ones() {
+    let temp = diffusers_directory();
+    let checkpoint = Checkpoint::open(temp.path()).unwrap();
+    assert_eq!((checkpoint.solver(), checkpoint.grid()), (Solver::UniPc, Grid::Diffusers));
+    assert_eq!((checkpoint.flow_shift(), checkpoint.boundary()), (3.0, 0.875));
+    let defaults = checkpoint.defaults();
+    assert_eq!((defaults.size, defaults.frames, defaults.fps), (Some((64, 48)), Some(17), Some(8)));
+    assert_eq!((defaults.steps, defaults.shift), (Some(12), Some(5.0)));
+    assert_eq!((defaults.guidance_high, defaults.guidance_low), (Some(3.5), Some(2.5)));
+    assert_eq!(defaults.negative_prompt.as_deref(), Some("blurry"));
+
+    let scheduler = stored("euler").join("scheduler_config.json");
+    fs::copy(scheduler, temp.path().join("scheduler/scheduler_config.json")).unwrap();
+    assert_eq!(Checkpoint::open(temp.path()).unwrap().solver(), Solver::Euler);
+
+    let official = Checkpoint::open(&stored("official")).unwrap();
+    assert_eq!((official.solver(), official.grid()), (Solver::UniPc, Grid::Official));
+    assert_eq!((official.flow_shift(), official.boundary()), (12.0, 0.875));
+    let defaults = official.defaults();
+    assert_eq!((defaults.guidance_high, defaults.guidance_low), (Some(4.0), Some(3.0)));
+}
+
+#[test]
+fn a_checkpoint_with_one_expert_uses_it_for_every_timestep() {
+    let temp = diffusers_directory();
+    fs::remove_dir_all(temp.path().join("transformer_2")).unwrap();
+    edit_json(&temp.path().join("model_index.json"), |index| {
+        index["transformer_2"] = json!([null, null]);
+        index["boundary_ratio"] = json!(null);
+    });
+    let checkpoint = Checkpoint::open(temp.path()).unwrap();
+    assert_eq!(checkpoint.boundary(), 0.0);
+    assert!(checkpoint.transformer(Component::LowNoise).is_none());
+    assert!(checkpoint.groups(Component::LowNoise).is_empty());
+    let error = checkpoint.read_group(GroupId { component: Component::LowNoise, index: 0 }, &mut []);
+    assert!(matches!(error, Err(WanError::Mismatch { .. })));
+}
+
+#[test]
+fn sharded_weights_equal_weights_in_one_file() {
+    let temp = diffusers_directory();
+    let whole = Checkpoint::open(temp.path()).unwrap();
+    let before = read_all(&whole, Component::TextEncoder);
+    shard_text(temp.path());
+    let sharded = Checkpoint::open(temp.path()).unwrap();
+    assert!(read_all(&sharded, Component::TextEncoder) == before);
+    assert_eq!(
+        sharded.fingerprint(Component::TextEncoder).unwrap(),
+        whole.fingerprint(Component::TextEncoder).unwrap()
+    );
+}
+
+/// Splits the text encoder's weights in two shards with an index.
+fn shard_text(dir: &Path) {
+    let dir = dir.join("text_encoder");
+    let tensors = drawn(Component::TextEncoder);
+    let (one, two) = tensors.split_at(5);
+    let mut map = serde_json::Map::new();
+    for (file, part) in [("model-1.safetensors", one), ("model-2.safetensors", two)] {
+        fs::write(dir.join(file), safetensors(part)).unwrap();
+        map.extend(part.iter().map(|tensor| (tensor.name.clone(), json!(file))));
+    }
+    fs::remove_file(dir.join("model.safetensors")).unwrap();
+    let index = json!({"metadata": {"total_size": 1}, "weight_map": map});
+    fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
+}
+
+#[test]
+fn a_tied_embedding_may_be_stored_under_either_name_or_both() {
+    let temp = diffusers_directory();
+    let before = read_all(&Checkpoint::open(temp.path()).unwrap(), Component::TextEncoder);
+    let mut tensors = drawn(Component::TextEncoder);
+    let mut tied = tensors[0].clone();
+    assert_eq!(tied.name, "shared.weight");
+    "encoder.embed_tokens.weight".clone_into(&mut tied.name);
+    tensors.push(tied);
+    for tensors in [&tensors[..], &tensors[1..]] {
+        fs::write(temp.path().join("text_encoder/model.safetensors"), safetensors(tensors)).unwrap();
+        let checkpoint = Checkpoint::open(temp.path()).unwrap();
+        assert!(read_all(&checkpoint, Component::TextEncoder) == before);
+    }
+}
+
+#[test]
+fn a_fingerprint_changes_with_the_weights_and_with_the_tokenizer() {
+    let temp = diffusers_directory();
+    let print = |component| Checkpoint::open(temp.path()).unwrap().fingerprint(component).unwrap();
+    let (high, text) = (print(Component::HighNoise), print(Component::TextEncoder));
+    let mut tensors = drawn(Component::HighNoise);
+    tensors[7].bytes[1] ^= 1;
+    fs::write(temp.path().join("transformer/diffusion_pytorch_model.safetensors"), safetensors(&tensors))
+        .unwrap();
+    assert_ne!(print(Component::HighNoise), high);
+    assert_eq!(print(Component::TextEncoder), text);
+    fs::write(temp.path().join("tokenizer/tokenizer.json"), "{}").unwrap();
+    assert_ne!(print(Component::TextEncoder), text);
+}
+
+#[test]
+fn a_file_truncated_after_opening_is_an_error_and_no_crash() {
+    let temp = diffusers_directory();
+    let checkpoint = Checkpoint::open(temp.path()).unwrap();
+    let path = temp.path().join("transformer/diffusion_pytorch_model.safetensors");
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(fs::metadata(&path).unwrap().len() / 2).unwrap();
+    let id = GroupId { component: Component::HighNoise, index: 2 };
+    let mut bytes = vec![0; checkpoint.groups(Component::HighNoise)[2].len_bytes];
+    let error = checkpoint.read_group(id, &mut bytes).unwrap_err().to_string();
+    assert!(error.contains("changed while in use"), "{error}");
+}
+
+#[test]
+fn a_buffer_of_the_wrong_length_and_a_group_that_is_not_there_are_refused() {
+    let checkpoint = Checkpoint::open(copy_of("official").path()).unwrap();
+    let component = Component::VaeDecoder;
+    assert!(checkpoint.read_group(GroupId { component, index: 0 }, &mut [0; 64]).is_err());
+    assert!(checkpoint.read_group(GroupId { component, index: 99 }, &mut [0; 64]).is_err());
+}
+
+#[test]
+fn sizes_and_lengths_that_cannot_be_made_are_refused_with_the_nearest_that_can() {
+    let checkpoint = Checkpoint::open(&stored("official")).unwrap();
+    for (width, height) in [(832, 480), (1280, 720), (16, 16)] {
+        checkpoint.validate_size(width, height).unwrap();
+    }
+    for frames in [1, 5, 81, 4093] {
+        checkpoint.validate_frames(frames).unwrap();
+    }
+    let refusal = |result: Result<()>| match result.unwrap_err() {
+        WanError::Request(message) => message,
+        other => panic!("{other}"),
+    };
+    let size = |width, height| refusal(checkpoint.validate_size(width, height));
+    assert!(size(833, 479).ends_with("the nearest is 832x480"), "{}", size(833, 479));
+    assert!(size(0, 480).ends_with("the nearest is 16x480"));
+    assert!(size(usize::MAX, 8).ends_with("the nearest is 16384x16"));
+    let frames = |frames| refusal(checkpoint.validate_frames(frames));
+    assert!(frames(80).ends_with("the nearest is 77 and 81"), "{}", frames(80));
+    assert!(frames(0).ends_with("the nearest is 1"));
+    assert!(frames(usize::MAX).ends_with("the nearest is 4093"));
+}
+
+#[test]
+fn nothing_stays_mapped_after_a_group_was_read() {
+    let checkpoint = Checkpoint::open(&stored("official")).unwrap();
+    let mapped =
+        || fs::read_to_string("/proc/self/maps").map(|maps| maps.contains(".safetensors")).unwrap_or(false);
+    read_all(&checkpoint, Component::HighNoise);
+    assert!(!mapped());
+}
