@@ -6,16 +6,20 @@
 #![expect(unsafe_code, reason = "tasks write tiles of one output matrix")]
 
 use crate::isa::{Isa, by_isa};
-use crate::math::exp;
-use crate::micro::{KC, Keep, Left, NR, multiply};
+use crate::math::exp_of_negative;
+use crate::micro::{KC, Keep, Left, MR, NR, multiply};
 use crate::panel;
 use crate::shared::Shared;
 use crate::tasks::{self, Share};
 
 /// Keys of a tile: whole groups of the micro-kernel's rows, and a chain of products short enough for one panel.
 const TILE_KEYS: usize = 96;
-/// Largest number of queries of a tile.
-const TILE_QUERIES: usize = 96;
+/// Numbers of keys that stay in the nearest cache while all queries of a tile meet them.
+const NEAR: usize = 3072;
+/// Queries of a tile where there are many: each key and value that is read serves more of them.
+const TILE_QUERIES: usize = 192;
+/// Queries of a tile otherwise: more tasks.
+const SMALL_TILE_QUERIES: usize = 96;
 /// Multiply-adds below which threads cost more than they bring.
 const ALONE: usize = 1 << 18;
 
@@ -94,8 +98,8 @@ struct Call<'a> {
     bias: Option<&'a [f32]>,
     keys: usize,
     dims: AttentionDims,
-    /// Queries of a tile in scratch: whole panels.
-    tile: usize,
+    /// [`logits_stride`] of the tile.
+    stride: usize,
     out: Shared<'a>,
 }
 
@@ -103,9 +107,11 @@ struct Call<'a> {
 struct Scratch<'a> {
     /// The queries, as panels of NR queries `[head_dim, NR]`.
     queries: &'a mut [f32],
+    /// The tile's keys: `[TILE_KEYS, head_dim]`.
+    keys: &'a mut [f32],
     /// The tile's values, as panels of NR columns `[TILE_KEYS, NR]`.
     values: &'a mut [f32],
-    /// Logits, then weights: `[TILE_KEYS, tile]`.
+    /// Logits, then weights: `[TILE_KEYS, stride]`.
     logits: &'a mut [f32],
     /// Weighted sums of values: `[tile, depth]`.
     sums: &'a mut [f32],
@@ -120,16 +126,32 @@ struct Scratch<'a> {
 }
 
 impl<'a> Scratch<'a> {
-    fn lengths(tile: usize, head_dim: usize) -> [usize; 8] {
+    fn lengths(tile: usize, head_dim: usize) -> [usize; 9] {
         let depth = head_dim.next_multiple_of(NR);
-        [tile * head_dim, TILE_KEYS * depth, TILE_KEYS * tile, tile * depth, tile, tile, tile, TILE_KEYS * NR]
+        [
+            tile * head_dim,
+            TILE_KEYS * head_dim,
+            TILE_KEYS * depth,
+            TILE_KEYS * logits_stride(tile),
+            tile * depth,
+            tile,
+            tile,
+            tile,
+            TILE_KEYS * NR,
+        ]
     }
 
     fn split(mut all: &'a mut [f32], tile: usize, head_dim: usize) -> Self {
-        let [queries, values, logits, sums, max, total, decay, bias] = Self::lengths(tile, head_dim)
+        let [queries, keys, values, logits, sums, max, total, decay, bias] = Self::lengths(tile, head_dim)
             .map(|length| all.split_off_mut(..length).expect("scratch holds all its parts"));
-        Self { queries, values, logits, sums, max, total, decay, bias }
+        Self { queries, keys, values, logits, sums, max, total, decay, bias }
     }
+}
+
+/// Distance of the logits of neighbouring keys: an odd number of cache lines, so that a column of them is spread
+/// over the whole cache.
+fn logits_stride(tile: usize) -> usize {
+    (tile / NR | 1) * NR
 }
 
 /// The tile of one task.
@@ -153,8 +175,10 @@ impl<'a> Call<'a> {
         }
         let AttentionDims { queries, heads, head_dim, .. } = dims;
         let keys = segments.iter().map(|segment| segment.keys.len()).sum::<usize>() / (heads * head_dim);
-        let tile = TILE_QUERIES.min(queries.next_multiple_of(NR));
-        let call = Self { isa: Isa::detect(), q, segments, bias, keys, dims, tile, out: Shared::new(out) };
+        let tile = if queries < 4 * TILE_QUERIES { SMALL_TILE_QUERIES } else { TILE_QUERIES };
+        let tile = tile.min(queries.next_multiple_of(NR));
+        let (isa, stride, out) = (Isa::detect(), logits_stride(tile), Shared::new(out));
+        let call = Self { isa, q, segments, bias, keys, dims, stride, out };
         let tiles = queries.div_ceil(tile);
         let share = Share::from_work(q.len().saturating_mul(keys), ALONE);
         let scratch_len = Scratch::lengths(tile, head_dim).iter().sum();
@@ -179,13 +203,16 @@ impl<'a> Call<'a> {
             let keys = segment.keys.len() / self.width();
             for key in (0..keys).step_by(TILE_KEYS) {
                 let count = TILE_KEYS.min(keys - key);
+                self.load_keys(place, segment, key, count, scratch);
                 self.load_values(place, segment, key, count, scratch);
-                self.logits(place, segment, key, count, scratch);
+                self.logits(count, scratch);
+                let mut scale = [self.dims.scale, segment.logit_bias];
                 if let Some(bias) = self.bias {
                     self.add_bias(bias, place, before + key, count, scratch);
+                    scale = [1.0, 0.0];
                 }
-                let logits = &mut scratch.logits[..count * self.tile];
-                soften(self.isa, logits, self.tile, scratch.max, scratch.total, scratch.decay);
+                let logits = &mut scratch.logits[..count * self.stride];
+                soften(self.isa, logits, scale, scratch.max, scratch.total, scratch.decay);
                 self.weigh(place, count, scratch);
             }
             before += keys;
@@ -203,6 +230,21 @@ impl<'a> Call<'a> {
         }
     }
 
+    fn load_keys(
+        &self,
+        place: Place,
+        segment: &KvSegment<'_>,
+        key: usize,
+        count: usize,
+        scratch: &mut Scratch<'_>,
+    ) {
+        let head_dim = self.dims.head_dim;
+        let rows = segment.keys[key * self.width()..].chunks_exact(self.width()).take(count);
+        for (row, to) in rows.zip(scratch.keys.chunks_exact_mut(head_dim)) {
+            to.copy_from_slice(&row[place.head * head_dim..][..head_dim]);
+        }
+    }
+
     fn load_values(
         &self,
         place: Place,
@@ -212,44 +254,40 @@ impl<'a> Call<'a> {
         scratch: &mut Scratch<'_>,
     ) {
         let head_dim = self.dims.head_dim;
-        for (i, value) in
-            segment.values[key * self.width()..].chunks_exact(self.width()).take(count).enumerate()
-        {
-            let value = &value[place.head * head_dim..][..head_dim];
-            for (columns, panel) in value.chunks(NR).zip(scratch.values.chunks_exact_mut(TILE_KEYS * NR)) {
-                panel[i * NR..][..columns.len()].copy_from_slice(columns);
+        let rows = segment.values[key * self.width()..].chunks_exact(self.width()).take(count);
+        for (i, value) in rows.enumerate() {
+            let (whole, rest) = value[place.head * head_dim..][..head_dim].as_chunks::<NR>();
+            let mut panels = scratch.values.chunks_exact_mut(TILE_KEYS * NR);
+            for (columns, panel) in whole.iter().zip(&mut panels) {
+                panel.as_chunks_mut::<NR>().0[i] = *columns;
+            }
+            if let Some(panel) = panels.next() {
+                panel[i * NR..][..rest.len()].copy_from_slice(rest);
             }
         }
     }
 
-    fn logits(
-        &self,
-        place: Place,
-        segment: &KvSegment<'_>,
-        key: usize,
-        count: usize,
-        scratch: &mut Scratch<'_>,
-    ) {
-        let AttentionDims { head_dim, scale, .. } = self.dims;
-        let starts: [usize; TILE_KEYS] =
-            std::array::from_fn(|i| (key + i) * self.width() + place.head * head_dim);
-        for (group, starts) in starts[..count].chunks(TILE_KEYS).enumerate() {
+    fn logits(&self, count: usize, scratch: &mut Scratch<'_>) {
+        let head_dim = self.dims.head_dim;
+        let starts: [usize; TILE_KEYS] = std::array::from_fn(|i| i * head_dim);
+        let near = (NEAR / head_dim).clamp(4 * MR, TILE_KEYS) / MR * MR;
+        // A few keys meet all queries before the next few are read, so that each key is fetched once.
+        let groups = starts[..count].chunks(near).zip(scratch.logits.chunks_mut(near * self.stride));
+        for (starts, logits) in groups {
             for depth in (0..head_dim).step_by(KC) {
                 let left = Left {
-                    values: segment.keys,
+                    values: scratch.keys,
                     starts,
                     spans: &[depth],
                     span_len: KC.min(head_dim - depth),
                     stride: 1,
                 };
                 let keep = if depth == 0 { Keep::Nothing } else { Keep::Sum };
-                let logits = &mut scratch.logits[group * self.tile..];
                 for (i, panel) in scratch.queries.chunks_exact(head_dim * NR).enumerate() {
-                    multiply(self.isa, &left, &panel[depth * NR..], &mut logits[i * NR..], self.tile, keep);
+                    multiply(self.isa, &left, &panel[depth * NR..], &mut logits[i * NR..], self.stride, keep);
                 }
             }
         }
-        scale_logits(self.isa, &mut scratch.logits[..count * self.tile], scale, segment.logit_bias);
     }
 
     fn add_bias(&self, bias: &[f32], place: Place, key: usize, count: usize, scratch: &mut Scratch<'_>) {
@@ -260,11 +298,8 @@ impl<'a> Call<'a> {
         for first in (0..place.queries).step_by(NR) {
             let rows = NR.min(place.queries - first);
             panel::from_rows(self.isa, rows, count, |i| row(first + i), scratch.bias);
-            for (logits, bias) in
-                scratch.logits.chunks_exact_mut(self.tile).zip(scratch.bias.chunks_exact(NR)).take(count)
-            {
-                logits[first..first + NR].iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias);
-            }
+            let logits = &mut scratch.logits[..count * self.stride];
+            scale_and_add(self.isa, logits, self.stride, first, self.dims.scale, scratch.bias);
         }
     }
 
@@ -281,7 +316,7 @@ impl<'a> Call<'a> {
             starts: &starts[..place.queries],
             spans: &[0],
             span_len: count,
-            stride: self.tile,
+            stride: self.stride,
         };
         for (i, panel) in scratch.values.chunks_exact(TILE_KEYS * NR).enumerate() {
             multiply(self.isa, &left, panel, &mut scratch.sums[i * NR..], depth, Keep::Sum);
@@ -301,49 +336,65 @@ impl<'a> Call<'a> {
 }
 
 by_isa! {
-    fn scale_logits(logits: &mut [f32], scale: f32, bias: f32) = scale_logits_inner
+    /// `logits = logits * scale + bias` for NR queries from `first` on, `bias` `[keys, NR]`.
+    fn scale_and_add(logits: &mut [f32], stride: usize, first: usize, scale: f32, bias: &[f32]) = scale_and_add_inner
 }
 
 #[inline(always)]
-fn scale_logits_inner(logits: &mut [f32], scale: f32, bias: f32) {
-    logits.iter_mut().for_each(|logit| *logit = logit.mul_add(scale, bias));
+fn scale_and_add_inner(logits: &mut [f32], stride: usize, first: usize, scale: f32, bias: &[f32]) {
+    for (row, bias) in logits.chunks_exact_mut(stride).zip(bias.chunks_exact(NR)) {
+        for (logit, bias) in row[first..first + NR].iter_mut().zip(bias) {
+            *logit = logit.mul_add(scale, *bias);
+        }
+    }
 }
 
 by_isa! {
-    /// Turns the logits `[keys, tile]` into weights relative to the largest so far, and brings `max` and `total` up
-    /// to date; `decay` is what the sums from before must be multiplied by.
-    fn soften(logits: &mut [f32], tile: usize, max: &mut [f32], total: &mut [f32], decay: &mut [f32]) = soften_inner
+    /// Turns the products `[keys, stride]` into weights `e^(product * scale + bias - max)`, and brings `max` and `total`
+    /// up to date; `decay` is what the sums from before must be multiplied by.
+    fn soften(
+        logits: &mut [f32],
+        [scale, bias]: [f32; 2],
+        max: &mut [f32],
+        total: &mut [f32],
+        decay: &mut [f32],
+    ) = soften_inner
 }
 
 #[inline(always)]
-fn soften_inner(logits: &mut [f32], tile: usize, max: &mut [f32], total: &mut [f32], decay: &mut [f32]) {
-    for first in (0..tile).step_by(NR) {
-        let block = first..first + NR;
-        let mut largest = [0.0; NR];
-        largest.copy_from_slice(&max[block.clone()]);
-        for row in logits.chunks_exact(tile) {
-            for (largest, logit) in largest.iter_mut().zip(&row[block.clone()]) {
-                *largest = if *logit > *largest { *logit } else { *largest };
+fn soften_inner(
+    logits: &mut [f32],
+    [scale, bias]: [f32; 2],
+    max: &mut [f32],
+    total: &mut [f32],
+    decay: &mut [f32],
+) {
+    let stride = logits_stride(max.len());
+    let running = max.as_chunks_mut::<NR>().0.iter_mut().zip(total.as_chunks_mut::<NR>().0);
+    for (block, ((max, total), decay)) in running.zip(decay.as_chunks_mut::<NR>().0).enumerate() {
+        let mut largest = *max;
+        for row in logits.chunks_exact(stride) {
+            let products = &row.as_chunks::<NR>().0[block];
+            for i in 0..NR {
+                let logit = products[i].mul_add(scale, bias);
+                largest[i] = if logit > largest[i] { logit } else { largest[i] };
             }
         }
-        let (max, total, decay) =
-            (&mut max[block.clone()], &mut total[block.clone()], &mut decay[block.clone()]);
-        let mut base = [0.0; NR];
-        for i in 0..NR {
-            // While every logit was -inf there is nothing to be relative to; any finite base gives weights of zero.
-            base[i] = if largest[i] == f32::NEG_INFINITY { 0.0 } else { largest[i] };
-            decay[i] = exp(max[i] - base[i]);
-            max[i] = largest[i];
-        }
+        // While every logit was -inf there is nothing to be relative to; any finite base gives weights of zero.
+        let base = largest.map(|largest| if largest == f32::NEG_INFINITY { 0.0 } else { largest });
         let mut sum = [0.0; NR];
-        for row in logits.chunks_exact_mut(tile) {
-            for ((logit, base), sum) in row[block.clone()].iter_mut().zip(&base).zip(&mut sum) {
-                *logit = exp(*logit - base);
-                *sum += *logit;
+        for row in logits.chunks_exact_mut(stride) {
+            let products = &mut row.as_chunks_mut::<NR>().0[block];
+            for i in 0..NR {
+                let weight = exp_of_negative(products[i].mul_add(scale, bias) - base[i]);
+                sum[i] += weight;
+                products[i] = weight;
             }
         }
         for i in 0..NR {
+            decay[i] = exp_of_negative(max[i] - base[i]);
             total[i] = total[i].mul_add(decay[i], sum[i]);
         }
+        *max = largest;
     }
 }

@@ -49,7 +49,7 @@ impl Taps {
         let share = Share::from_work(weight.len(), ALONE);
         tasks::each(&mut panels, (depth * NR).max(1), share, |i, panel| {
             let rows = i * NR..cout.min((i + 1) * NR);
-            panel::from_values(isa, weight, depth, rows, panel, |at| at % taps * cin + at / taps);
+            panel::from_values_in_order(isa, weight, depth, rows, panel, |at| at % taps * cin + at / taps);
         });
         Self { offsets, panels, pixel }
     }

@@ -40,7 +40,7 @@ impl Isa {
 
 /// Defines `$name(isa, args..)`, which runs the `#[inline(always)]` function `$inner` compiled for `isa`.
 macro_rules! by_isa {
-    ($(#[$attribute:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $inner:path) => {
+    ($(#[$attribute:meta])* $vis:vis fn $name:ident($($arg:tt: $type:ty),* $(,)?) = $inner:path) => {
         $(#[$attribute])*
         $vis fn $name(isa: $crate::isa::Isa, $($arg: $type),*) {
             match isa.kind() {
