@@ -104,6 +104,15 @@ MOJIBAKE = [
     "poÄ\x8d\xc3\xadtaÄ\x8d",
 ]
 
+# Where plsfix is known to differ from ftfy: a missing sign of mojibake, only the first letter of a wide form that stands
+# for two, entities unescaped next to literal tags, and Cyrillic mojibake of CJK.
+DIFFERENT = [
+    "Ä°stanbul by night",
+    "overline ￣",
+    "<b>&EACUTE;</b> and thrice &amp;amp;amp;",
+    "Г§ВЊЕ¤",
+]
+
 PIECES = (
     "▁a ▁the ▁red ▁blue ▁green ▁yellow ▁circle ▁square ▁triangle ▁moves ▁over ▁background ▁left ▁right ▁slowly "
     "▁cat ▁dog ▁runs ▁in ▁snow s ing ed er é ö ß ü 一 只 猫 在 雪 地 里 奔 跑 ， 。 の 海 к о ш а 🐶 ! ? . , ; : ' \" & < > ▁ "
@@ -111,8 +120,7 @@ PIECES = (
 ).split() + [chr(c) for c in range(ord("a"), ord("z") + 1)] + [str(d) for d in range(10)] + list("ABCDE-()")
 
 
-def cleaning():
-    texts = PLAIN + TYPOGRAPHY + SCRIPTS + EMOJI + CONTROLS + ENTITIES + MOJIBAKE
+def cleaning(texts):
     return [{"text": text, "clean": prompt_clean(text)} for text in texts]
 
 
@@ -194,7 +202,8 @@ def write(name, value):
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    write("clean.json", cleaning())
+    write("clean.json", cleaning(PLAIN + TYPOGRAPHY + SCRIPTS + EMOJI + CONTROLS + ENTITIES + MOJIBAKE))
+    write("clean_different.json", cleaning(DIFFERENT))
     made = tokenizer()
     made.save(str(OUT / "tokenizer.json"), pretty=False)
     write("tokens.json", tokenizing(made))
