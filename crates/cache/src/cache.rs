@@ -4,12 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::draft::Draft;
+use crate::entries::Cause;
 use crate::job::Job;
 use crate::lease::Lease;
 use crate::reservation::Reservation;
 use crate::room::Shared;
 use crate::slots::SlotId;
-use crate::store::{Cause, Store};
+use crate::store::Store;
 use crate::{Budgets, ContentKey, Counters, EntryKey, Inconsistency, JobId, OutOfBudget, Overdue, Owner};
 use crate::{PutError, PutSpec, Tier, Usage, Writer};
 

@@ -7,7 +7,7 @@ use crate::buffer::{Buffer, entry_bytes};
 use crate::job_state::StageId;
 use crate::room::Shared;
 use crate::store::Store;
-use crate::{EntryKey, Fill, Owner, PutError, PutSpec};
+use crate::{Displace, EntryKey, Fill, Owner, PutError, PutSpec};
 
 /// An entry before its commit. Dropping it returns its bytes.
 pub(crate) struct Draft {
@@ -38,7 +38,7 @@ impl Draft {
     ) -> Result<Self, PutError> {
         let store = shared.lock();
         let stage = store.check_put(owner, &key, &spec)?;
-        let (mut store, room) = shared.make_room(store, Store::needed([&spec].into_iter()));
+        let (mut store, room) = shared.make_room(store, Store::needed([&spec].into_iter()), spec.displace);
         room?;
         let bytes = entry_bytes(spec.len_bytes);
         store.charge(owner, Some(key.kind()), spec.tier, Account::Writing, bytes);
@@ -63,8 +63,11 @@ impl Draft {
             .into_iter()
             .map(|(key, spec)| Ok((key, spec, store.check_put(owner, &key, &spec)?)))
             .collect::<Result<_, PutError>>()?;
-        let (mut store, room) =
-            shared.make_room(store, Store::needed(entries.iter().map(|(_, spec, _)| spec)));
+        let (mut store, room) = shared.make_room(
+            store,
+            Store::needed(entries.iter().map(|(_, spec, _)| spec)),
+            Displace::Anything,
+        );
         room?;
         for (key, spec, _) in &entries {
             store.charge(owner, Some(key.kind()), spec.tier, Account::Writing, entry_bytes(spec.len_bytes));

@@ -49,6 +49,9 @@ impl JobState {
 
     /// Ticks from the job's position to its next announced read of `key`.
     pub(crate) fn distance(&mut self, key: &EntryKey) -> Option<u64> {
+        if self.schedule.is_empty() {
+            return None;
+        }
         let tick = self.schedule.get_mut(key)?.next(self.now)?;
         Some(tick.0 - self.now.0)
     }

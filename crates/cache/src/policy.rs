@@ -148,7 +148,9 @@ impl Candidate {
 
 /// What leaves as one (law 7): an entry by itself, or a group.
 struct Unit {
-    members: Vec<(EntryId, Tier)>,
+    first: (EntryId, Tier),
+    /// The rest of a group; an entry by itself allocates nothing.
+    rest: Vec<(EntryId, Tier)>,
     bytes: PerTier<u64>,
     /// That of the member that is read soonest.
     urgency: Urgency,
@@ -160,7 +162,8 @@ struct Unit {
 impl Unit {
     fn new(candidate: &Candidate) -> Self {
         Self {
-            members: vec![(candidate.id, candidate.tier)],
+            first: (candidate.id, candidate.tier),
+            rest: Vec::new(),
             bytes: PerTier::only(candidate.tier, candidate.bytes),
             urgency: candidate.urgency(),
             value: candidate.value(),
@@ -169,7 +172,7 @@ impl Unit {
     }
 
     fn join(&mut self, candidate: &Candidate) {
-        self.members.push((candidate.id, candidate.tier));
+        self.rest.push((candidate.id, candidate.tier));
         self.bytes[candidate.tier] += candidate.bytes;
         self.urgency = self.urgency.max(candidate.urgency());
         self.value += candidate.value();
@@ -177,7 +180,7 @@ impl Unit {
     }
 
     fn rank(&self) -> Rank {
-        (self.urgency, self.value, self.members[0].0)
+        (self.urgency, self.value, self.first.0)
     }
 
     fn droppable_host_bytes(&self) -> i128 {
@@ -301,7 +304,7 @@ impl Plan {
     fn actions(&self) -> Vec<Action> {
         let members = |wanted| {
             let picked = self.units.iter().zip(&self.fates).filter(move |(_, fate)| **fate == wanted);
-            picked.flat_map(|(unit, _)| unit.members.iter().copied())
+            picked.flat_map(|(unit, _)| std::iter::once(unit.first).chain(unit.rest.iter().copied()))
         };
         let drops = members(Fate::Drops).map(|(id, _)| Action::Drop(id));
         let sinks =

@@ -7,7 +7,7 @@ use crate::arena::Account;
 use crate::buffer::{charged_bytes, entry_bytes};
 use crate::draft::Draft;
 use crate::room::Shared;
-use crate::{EntryKey, OutOfBudget, Owner, PerTier, PutError, PutSpec, Tier, Writer};
+use crate::{Displace, EntryKey, OutOfBudget, Owner, PerTier, PutError, PutSpec, Tier, Writer};
 
 /// Bytes of some tiers, counted as used, with no entry behind them: room for entries to come, or for workspace that
 /// lives outside the cache. Dropping it returns what is left.
@@ -42,7 +42,7 @@ impl Reservation {
             let sum: &mut u64 = &mut left[*tier];
             *sum = sum.saturating_add(charged_bytes(*bytes));
         }
-        let (mut store, room) = shared.make_room(shared.lock(), left);
+        let (mut store, room) = shared.make_room(shared.lock(), left, Displace::Anything);
         room?;
         for (tier, bytes) in left.iter() {
             store.charge(owner, None, tier, Account::Reserved, *bytes);

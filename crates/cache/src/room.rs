@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::arena::Account;
 use crate::buffer::Buffer;
+use crate::entries::Cause;
 use crate::error::Held;
 use crate::policy::{self, Action, Candidate, GroupId, NextUse, View};
 use crate::slots::{Slot, SlotId, State};
-use crate::store::{Cause, Store};
-use crate::{EntryKey, OutOfBudget, Owner, PerTier, Recover, Tier};
+use crate::store::Store;
+use crate::{Displace, EntryKey, OutOfBudget, Owner, PerTier, Recover, Tier};
 
 /// The store and its lock, shared by all handles of one cache.
 pub(crate) struct Shared {
@@ -85,9 +86,10 @@ impl Shared {
         &'a self,
         mut store: Locked<'a>,
         need: PerTier<u64>,
+        displace: Displace,
     ) -> (Locked<'a>, Result<(), OutOfBudget>) {
         while !store.fits(&need) {
-            let actions = match policy::choose(&store.view(), need) {
+            let actions = match policy::choose(&store.view(displace), need) {
                 Ok(actions) => actions,
                 Err(short) => {
                     let refusal = store.refusal(short.tier, need[short.tier]);
@@ -121,7 +123,7 @@ impl Shared {
         // Pinned, so that making room does not push it out.
         slot.moves += 1;
         let (home, bytes) = (slot.home, slot.charged_bytes());
-        let (mut store, room) = self.make_room(store, PerTier::only(home, bytes));
+        let (mut store, room) = self.make_room(store, PerTier::only(home, bytes), Displace::Anything);
         let moving = room.is_ok().then(|| store.begin_move(id, home));
         store.slots[id].moves -= 1;
         match moving {
@@ -140,7 +142,7 @@ impl Store {
     }
 
     /// What the policy may know: one pass over the slot table.
-    pub(crate) fn view(&mut self) -> View {
+    pub(crate) fn view(&mut self, displace: Displace) -> View {
         let room = PerTier::from_fn(|tier| self.arenas[tier].room_bytes());
         let jobs = &mut self.jobs;
         let mut distance = |owner: Owner, key: &EntryKey| match owner {
@@ -163,7 +165,8 @@ impl Store {
             recover: slot.recover,
             cost_per_kib: slot.cost_per_kib,
         });
-        View { room, candidates: candidates.collect() }
+        let displaceable = candidates.filter(|candidate| displace.allows(candidate));
+        View { room, candidates: displaceable.collect() }
     }
 
     /// Drops at once, and begins the moves, which are to be run without the lock.

@@ -1,5 +1,6 @@
 //! How an entry is put: where, for how long, and how it may be brought back.
 
+use crate::policy::{Candidate, NextUse};
 use crate::{PutError, Tier};
 
 /// How long an entry may live. It may leave earlier by removal, or by eviction where [`Recover`] allows it.
@@ -54,6 +55,33 @@ pub enum Fill {
     Any,
 }
 
+/// Which entries may leave to make room for a put.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Displace {
+    /// Whatever the policy picks: the put is needed now.
+    #[default]
+    Anything,
+    /// Only entries that no job announced, or whose next use is at least this many ticks away: the put is a prefetch
+    /// for a read that far ahead, and must not push out what is read before.
+    NeededAfter {
+        /// Ticks until the prefetched entry is read.
+        ticks: u64,
+    },
+}
+
+impl Displace {
+    /// Members of a group leave together, so a prefetch leaves groups alone altogether.
+    pub(crate) fn allows(self, candidate: &Candidate) -> bool {
+        match (self, candidate.next_use) {
+            (Self::Anything, _) => true,
+            (Self::NeededAfter { .. }, NextUse::Unknown { .. }) => candidate.group.is_none(),
+            (Self::NeededAfter { ticks }, NextUse::In(distance)) => {
+                candidate.group.is_none() && distance >= ticks
+            }
+        }
+    }
+}
+
 /// All there is to say about an entry at its put, but for its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -72,6 +100,8 @@ pub struct PutSpec {
     pub fill: Fill,
     /// Its length before encoding, for the counters.
     pub raw_bytes: u64,
+    /// What may leave to make room for it.
+    pub displace: Displace,
 }
 
 impl PutSpec {
@@ -85,6 +115,7 @@ impl PutSpec {
             cost_per_kib: 1,
             fill: Fill::Zeros,
             raw_bytes: len_bytes as u64,
+            displace: Displace::Anything,
         }
     }
 
@@ -109,6 +140,12 @@ impl PutSpec {
     #[must_use]
     pub const fn fill(self, fill: Fill) -> Self {
         Self { fill, ..self }
+    }
+
+    /// The same with a limit to what may leave for it.
+    #[must_use]
+    pub const fn displace(self, displace: Displace) -> Self {
+        Self { displace, ..self }
     }
 
     /// The same with the length that its content had before encoding.
