@@ -61,6 +61,7 @@ impl WanError {
     }
 
     /// A value with the wrong shape or content.
+    #[expect(clippy::needless_pass_by_value, reason = "callers pass literals, numbers and fresh strings")]
     pub fn mismatch(what: impl Into<String>, got: impl ToString, expected: impl ToString) -> Self {
         Self::Mismatch { what: what.into(), got: got.to_string(), expected: expected.to_string() }
     }

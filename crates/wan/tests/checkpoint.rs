@@ -149,6 +149,7 @@ fn a_checkpoint_with_one_expert_uses_it_for_every_timestep() {
     edit_json(&temp.path().join("model_index.json"), |index| {
         index["transformer_2"] = json!([null, null]);
         index["boundary_ratio"] = json!(null);
+        index["image_encoder"] = json!([null, null]);
     });
     let checkpoint = Checkpoint::open(temp.path()).unwrap();
     assert_eq!(checkpoint.boundary(), 0.0);

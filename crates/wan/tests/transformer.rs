@@ -16,6 +16,7 @@ use draw::{draw, parameter, to_bytes};
 use evanesce_kernels::Dtype;
 use evanesce_wan::transformer::{
     Branch, CrossKv, CrossKvPage, NoCrossKv, TextRows, Transformer, TransformerConfig, expected_tensors,
+    official_name,
 };
 use evanesce_wan::weights::{Component, GroupId, MapSource, WeightGroup, WeightSource};
 use evanesce_wan::{Result, WanError};
@@ -260,4 +261,35 @@ fn latents_and_texts_that_do_not_fit_are_refused_in_a_sentence() {
     refuse(&[4, 3, 6, 10], ragged, "whole rows of 16");
     let empty = Branch { text: TextRows { real: &[], pad_rows: 0 }, cross: &NoCrossKv };
     refuse(&[4, 3, 6, 10], empty, "at least one");
+}
+
+#[test]
+fn the_affine_norm_before_cross_attention_is_norm2_here_and_norm3_in_the_official_checkpoint() {
+    let case = Case::load("head12");
+    let names: Vec<_> =
+        expected_tensors(case.model.config()).into_iter().flatten().map(|(name, _)| name).collect();
+    let norms = names.iter().filter(|name| name.starts_with("blocks.0.norm"));
+    let official: Vec<_> = norms.map(|name| (name.as_str(), official_name(name))).collect();
+    let expected =
+        ["weight", "bias"].map(|leaf| (format!("blocks.0.norm2.{leaf}"), format!("blocks.0.norm3.{leaf}")));
+    assert_eq!(official, expected.each_ref().map(|(ours, theirs)| (ours.as_str(), theirs.clone())));
+    assert_eq!(official_name("scale_shift_table"), "head.modulation");
+    assert_eq!(official_name("blocks.11.scale_shift_table"), "blocks.11.modulation");
+    assert_eq!(official_name("blocks.11.attn2.to_out.0.bias"), "blocks.11.cross_attn.o.bias");
+    assert_eq!(official_name("blocks.1.ffn.net.0.proj.weight"), "blocks.1.ffn.0.weight");
+}
+
+#[test]
+fn the_drawn_norms_and_tables_are_far_from_the_values_that_would_hide_a_swap() {
+    let case = Case::load("no_cross_norm");
+    let names: Vec<_> = expected_tensors(case.model.config()).into_iter().flatten().collect();
+    assert!(
+        !names.iter().any(|(name, _)| name.contains("norm2")),
+        "without the norm there are no such tensors"
+    );
+    for (name, shape) in names {
+        let numbers = parameter(&name, &shape);
+        let spread = numbers.iter().fold(0_f32, |spread, number| spread.max((number - numbers[0]).abs()));
+        assert!(spread > 0.01, "{name} is constant");
+    }
 }

@@ -121,12 +121,17 @@ impl Fields {
         }
     }
 
-    /// Refuses what nothing took. Names that start with an underscore are the writer's own notes; null means unset.
+    /// Refuses what nothing took. Names that start with an underscore are the writer's own notes; null means unset, and
+    /// so does an array of nulls, which is how diffusers writes a part that a pipeline does not have.
     pub(crate) fn finish(self) -> Result<()> {
+        let is_unset = |value: &Value| match value {
+            Value::Array(parts) => !parts.is_empty() && parts.iter().all(Value::is_null),
+            value => value.is_null(),
+        };
         let unknown: Vec<_> = self
             .map
             .iter()
-            .filter(|(name, value)| !name.starts_with('_') && !value.is_null())
+            .filter(|(name, value)| !name.starts_with('_') && !is_unset(value))
             .map(|(name, _)| self.label(name))
             .collect();
         match unknown.first() {
