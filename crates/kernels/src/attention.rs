@@ -151,7 +151,7 @@ impl<'a> Scratch<'a> {
 /// Distance of the logits of neighbouring keys: an odd number of cache lines, so that a column of them is spread
 /// over the whole cache.
 fn logits_stride(tile: usize) -> usize {
-    (tile / NR | 1) * NR
+    ((tile / NR) | 1) * NR
 }
 
 /// The tile of one task.

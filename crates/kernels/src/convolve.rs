@@ -12,10 +12,8 @@ use crate::shared::Shared;
 use crate::tasks::{self, Share};
 use crate::values::Values;
 
-/// Pixels of a tile; fewer where pixels are deep, so that the tile's input stays near.
+/// Pixels of a tile: whole groups of the micro-kernel's rows, enough of them to repay a walk over the weights.
 const TILE_PIXELS: usize = 96;
-/// Input channels from which tiles are halved.
-const DEEP: usize = 192;
 /// Widest tile.
 const TILE_WIDTH: usize = 16;
 /// Tiles below which outputs are shared out as well.
@@ -93,9 +91,8 @@ impl Plan<'_> {
     /// Writes output frames `[grid * cell, cout]` into `out`.
     pub(crate) fn run(&self, out: &mut [f32]) {
         let [high, wide] = self.grid;
-        let limit = if self.cin < DEEP { TILE_PIXELS } else { TILE_PIXELS / 2 };
         let tile_w = wide.min(TILE_WIDTH);
-        let tile_h = high.min(limit / tile_w);
+        let tile_h = high.min(TILE_PIXELS / tile_w);
         let tiles = [high.div_ceil(tile_h), wide.div_ceil(tile_w)];
         let frames = out.len() / (high * wide * self.cell * self.cell * self.cout);
         let panels = self.cout.div_ceil(NR);

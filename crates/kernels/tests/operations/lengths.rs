@@ -12,7 +12,9 @@ use evanesce_kernels::{
 fn refused(message: &str, call: impl FnOnce()) {
     let panic = catch_unwind(AssertUnwindSafe(call)).expect_err(message);
     let text = panic.downcast_ref::<String>().cloned();
-    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap();
+    let text = text
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .expect("a panic has words");
     assert!(text.contains(message), "{text:?} should say {message:?}");
 }
 
@@ -26,7 +28,7 @@ fn values(count: usize) -> Values<'static> {
 fn linear_refuses_wrong_lengths() {
     let dims = LinearDims { rows: 2, inputs: 3, outputs: 4 };
     let call = |x: usize, weight, bias, out: usize| {
-        linear(&Z[..x], values(weight), Some(values(bias)), dims, &mut Z.clone()[..out]);
+        linear(&Z[..x], values(weight), Some(values(bias)), dims, &mut { Z }[..out]);
     };
     call(6, 12, 4, 8);
     refused("linear: x must be [rows, inputs]", || call(5, 12, 4, 8));
@@ -40,7 +42,7 @@ fn attention_refuses_wrong_lengths() {
     let dims = AttentionDims { queries: 2, heads: 2, head_dim: 3, scale: 1.0 };
     let call = |q: usize, k: usize, v: usize, out: usize| {
         let segments = [KvSegment { keys: &Z[..k], values: &Z[..v], logit_bias: 0.0 }];
-        attend(&Z[..q], &segments, dims, &mut Z.clone()[..out]);
+        attend(&Z[..q], &segments, dims, &mut { Z }[..out]);
     };
     call(12, 18, 18, 12);
     refused("attend: q must be", || call(11, 18, 18, 12));
@@ -49,7 +51,7 @@ fn attention_refuses_wrong_lengths() {
     refused("attend: keys must be whole rows", || call(12, 17, 17, 12));
     refused("attend: there must be a key", || call(12, 0, 0, 12));
     let biased =
-        |bias: usize| attend_biased(&Z[..12], &Z[..18], &Z[..18], &Z[..bias], dims, &mut Z.clone()[..12]);
+        |bias: usize| attend_biased(&Z[..12], &Z[..18], &Z[..18], &Z[..bias], dims, &mut { Z }[..12]);
     biased(12);
     refused("attend_biased: bias must be [heads, queries, keys]", || biased(13));
 }
@@ -58,7 +60,7 @@ fn attention_refuses_wrong_lengths() {
 fn convolutions_refuse_wrong_lengths() {
     let conv = Conv3d { weight: values(12), bias: Some(values(2)), cin: 2, cout: 2, kt: 3, kh: 1, kw: 1 };
     let call = |conv, x: usize, past: &[&[f32]], stride, out: usize| {
-        conv3d_causal(&Z[..x], past, 2, 2, 2, conv, stride, &mut Z.clone()[..out]);
+        conv3d_causal(&Z[..x], past, 2, 2, 2, conv, stride, &mut { Z }[..out]);
     };
     call(conv, 16, &[&Z[..8]], 1, 16);
     call(conv, 16, &[&Z[..8]], 2, 8);
@@ -74,7 +76,7 @@ fn convolutions_refuse_wrong_lengths() {
     refused("conv3d_causal: kh and kw must be odd", || call(even, 16, &[], 1, 16));
 
     let flat = Conv3d { weight: values(36), kt: 1, kh: 3, kw: 3, ..conv };
-    let call = |conv, x: usize, mode, out: usize| conv2d(&Z[..x], 1, 2, 2, conv, mode, &mut Z.clone()[..out]);
+    let call = |conv, x: usize, mode, out: usize| conv2d(&Z[..x], 1, 2, 2, conv, mode, &mut { Z }[..out]);
     call(flat, 8, Conv2dMode::UpNearest2, 32);
     refused("conv2d: out must be", || call(flat, 8, Conv2dMode::UpNearest2, 8));
     refused("conv2d: x must be", || call(flat, 7, Conv2dMode::Same, 8));

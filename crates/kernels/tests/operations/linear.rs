@@ -20,7 +20,7 @@ fn check(rows: usize, inputs: usize, outputs: usize) {
     assert_near(&what, &run(&x, Values::from(&weight[..]), Some(&bias), dims), &expected, 1e-6);
     for (dtype, (bytes, rounded)) in [(Dtype::BF16, as_bf16(&weight)), (Dtype::F16, as_f16(&weight))] {
         let expected = reference::linear(&x, &rounded, None, inputs, outputs);
-        let result = run(&x, Values::new(dtype, &bytes).unwrap(), None, dims);
+        let result = run(&x, Values::new(dtype, &bytes).expect("whole numbers"), None, dims);
         assert_near(&format!("{what} {dtype:?}"), &result, &expected, 1e-6);
     }
 }

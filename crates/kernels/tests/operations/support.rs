@@ -47,7 +47,8 @@ pub(crate) fn bits(numbers: &[f32]) -> Vec<u32> {
 /// Runs `work`, which fills its argument of `count` numbers, in pools of several sizes and demands equal bits.
 pub(crate) fn assert_alike_on_any_threads(what: &str, count: usize, work: impl Fn(&mut [f32]) + Sync) {
     let run = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool =
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
         let mut out = poisoned(count);
         pool.install(|| work(&mut out));
         bits(&out)
