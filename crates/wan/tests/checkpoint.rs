@@ -271,3 +271,17 @@ fn nothing_stays_mapped_after_a_group_was_read() {
     read_all(&checkpoint, Component::HighNoise);
     assert!(!mapped());
 }
+
+#[test]
+fn the_shipped_checkpoint_opens_and_every_group_of_it_can_be_read() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/shapes");
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    assert_eq!(checkpoint.components().collect::<Vec<_>>(), COMPONENTS);
+    for component in COMPONENTS {
+        assert!(read_all(&checkpoint, component).iter().any(|group| group.iter().any(|byte| *byte != 0)));
+    }
+    let defaults = checkpoint.defaults();
+    let (width, height) = defaults.size.unwrap();
+    checkpoint.validate_size(width, height).unwrap();
+    checkpoint.validate_frames(defaults.frames.unwrap()).unwrap();
+}
