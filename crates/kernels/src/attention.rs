@@ -5,8 +5,10 @@
 //! side in a vector register, maxima and sums need no horizontal steps, and keys are read where they lie.
 #![expect(unsafe_code, reason = "tasks write tiles of one output matrix")]
 
+use std::f32::consts::LOG2_E;
+
 use crate::isa::{Isa, by_isa};
-use crate::math::exp_of_negative;
+use crate::math::exp2_of_negative;
 use crate::micro::{KC, Keep, Left, MR, NR, multiply};
 use crate::panel;
 use crate::shared::Shared;
@@ -115,7 +117,7 @@ struct Scratch<'a> {
     logits: &'a mut [f32],
     /// Weighted sums of values: `[tile, depth]`.
     sums: &'a mut [f32],
-    /// Largest logit so far, per query.
+    /// Largest logit so far, per query, in units of ln 2.
     max: &'a mut [f32],
     /// Sum of weights so far, per query.
     total: &'a mut [f32],
@@ -206,13 +208,13 @@ impl<'a> Call<'a> {
                 self.load_keys(place, segment, key, count, scratch);
                 self.load_values(place, segment, key, count, scratch);
                 self.logits(count, scratch);
-                let mut scale = [self.dims.scale, segment.logit_bias];
+                let mut affine = [self.dims.scale * LOG2_E, segment.logit_bias * LOG2_E];
                 if let Some(bias) = self.bias {
                     self.add_bias(bias, place, before + key, count, scratch);
-                    scale = [1.0, 0.0];
+                    affine = [LOG2_E, 0.0];
                 }
                 let logits = &mut scratch.logits[..count * self.stride];
-                soften(self.isa, logits, scale, scratch.max, scratch.total, scratch.decay);
+                soften(self.isa, logits, affine, scratch.max, scratch.total, scratch.decay);
                 self.weigh(place, count, scratch);
             }
             before += keys;
@@ -350,7 +352,7 @@ fn scale_and_add_inner(logits: &mut [f32], stride: usize, first: usize, scale: f
 }
 
 by_isa! {
-    /// Turns the products `[keys, stride]` into weights `e^(product * scale + bias - max)`, and brings `max` and `total`
+    /// Turns the products `[keys, stride]` into weights `2^(product * scale + bias - max)`, and brings `max` and `total`
     /// up to date; `decay` is what the sums from before must be multiplied by.
     fn soften(
         logits: &mut [f32],
@@ -386,13 +388,13 @@ fn soften_inner(
         for row in logits.chunks_exact_mut(stride) {
             let products = &mut row.as_chunks_mut::<NR>().0[block];
             for i in 0..NR {
-                let weight = exp_of_negative(products[i].mul_add(scale, bias) - base[i]);
+                let weight = exp2_of_negative(products[i].mul_add(scale, bias) - base[i]);
                 sum[i] += weight;
                 products[i] = weight;
             }
         }
         for i in 0..NR {
-            decay[i] = exp_of_negative(max[i] - base[i]);
+            decay[i] = exp2_of_negative(max[i] - base[i]);
             total[i] = total[i].mul_add(decay[i], sum[i]);
         }
         *max = largest;
