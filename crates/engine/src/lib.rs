@@ -1,3 +1,59 @@
 //! Jobs into videos: admission, pipeline, encoder.
+//!
+//! Modules in the order in which a job passes them: [`request`] (what was asked becomes a [`JobSpec`]), `admission`
+//! (what cannot fit is refused), [`run`] (one unit at a time: `text`, `denoise`, `decode`), [`video`] (frames into a file),
+//! [`report`] (what was held and given back). `residency` decides nothing: it brings weights where the cache has room.
+//!
+//! No clock and no randomness: the same request over the same checkpoint gives the same bits.
 
+mod admission;
+mod bytes;
+mod cancel;
+mod cross_kv;
+mod decode;
+mod denoise;
+mod error;
+mod features;
+mod itinerary;
+mod keys;
+mod model;
+mod output;
+pub mod progress;
+pub mod report;
+pub mod request;
+mod residency;
+pub mod run;
+mod tensors;
+mod text;
 pub mod video;
+
+pub use cancel::CancelToken;
+pub use error::{EngineError, Fault, Result};
+pub use evanesce_cache::Budgets;
+pub use evanesce_wan::schedule::Solver;
+pub use model::Model;
+pub use output::{Outputs, VideoTarget};
+pub use progress::Silent;
+pub use request::{JobSpec, Request, RequestedLength};
+pub use run::{JobRun, Outcome, Progress};
+
+use evanesce_wan::WanError;
+
+/// Sets how many threads do arithmetic, for the whole process and once; `None` leaves one per processor.
+///
+/// # Errors
+/// When the pool exists already.
+pub fn use_threads(n_threads: Option<usize>) -> Result<()> {
+    let Some(n_threads) = n_threads else { return Ok(()) };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads);
+    pool.build_global()
+        .map_err(|error| EngineError::Request(format!("threads cannot be set to {n_threads}: {error}")))
+}
+
+/// A refusal of the cache, as the model's code sees it.
+pub(crate) fn store_error(
+    what: &dyn std::fmt::Display,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> WanError {
+    WanError::Store { what: what.to_string(), message: error.to_string(), source: Some(Box::new(error)) }
+}

@@ -1,0 +1,62 @@
+//! Cross-attention keys and values as entries of a job.
+
+use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier};
+use evanesce_wan::Result;
+use evanesce_wan::transformer::{CrossKv, CrossKvPage};
+use evanesce_wan::weights::Component;
+
+use crate::bytes::{as_f32, write_f32};
+use crate::keys::{self, BranchName};
+
+/// The pages of one expert and branch, put at one step.
+#[derive(Debug)]
+pub(crate) struct CrossPages<'a> {
+    /// Their owner.
+    pub(crate) job: &'a Job,
+    /// Whose weights made them.
+    pub(crate) expert: Component,
+    /// Whose text.
+    pub(crate) branch: BranchName,
+    /// Steps in which they will be read or were made, this one included: how long a page put now lives.
+    pub(crate) steps_left: u32,
+}
+
+/// Keys, then values, in one entry: they live together (law 7).
+struct Page(Lease);
+
+impl Page {
+    fn half(&self, second: bool) -> &[f32] {
+        let numbers = as_f32(self.0.bytes());
+        let (keys, values) = numbers.split_at(numbers.len() / 2);
+        if second { values } else { keys }
+    }
+}
+
+impl CrossKvPage for Page {
+    fn keys(&self) -> &[f32] {
+        self.half(false)
+    }
+
+    fn values(&self) -> &[f32] {
+        self.half(true)
+    }
+}
+
+impl CrossKv for CrossPages<'_> {
+    fn get(&self, layer: usize) -> Result<Option<Box<dyn CrossKvPage + '_>>> {
+        let lease = self.job.get(&keys::cross_kv(self.expert, self.branch, layer));
+        Ok(lease.map(|lease| Box::new(Page(lease)) as Box<dyn CrossKvPage>))
+    }
+
+    fn put(&self, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
+        let key = keys::cross_kv(self.expert, self.branch, layer);
+        let spec =
+            PutSpec::new(Tier::Device, Lifetime::Steps(self.steps_left), 4 * (keys.len() + values.len()));
+        let mut writer = self.job.put_with(key, spec).map_err(|error| crate::store_error(&key, error))?;
+        let (first, second) = writer.bytes_mut().split_at_mut(4 * keys.len());
+        write_f32(first, keys);
+        write_f32(second, values);
+        drop(writer.commit().map_err(|error| crate::store_error(&key, error.refusal))?);
+        Ok(())
+    }
+}

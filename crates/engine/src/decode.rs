@@ -1,0 +1,50 @@
+//! Latents into pictures, one latent frame at a time, straight into the video.
+
+use candle_core::{Device, Tensor};
+use evanesce_cache::{Job, Tier};
+use evanesce_wan::WanError;
+
+use crate::bytes::as_f32;
+use crate::error::{EngineError, Result};
+use crate::features::FeatureEntries;
+use crate::itinerary::Itinerary;
+use crate::keys::{self, LatentRole};
+use crate::model::Model;
+use crate::request::JobSpec;
+
+/// What decoding reads besides entries of the job.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Decode<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) spec: &'a JobSpec,
+    pub(crate) job: &'a Job,
+    pub(crate) itinerary: &'a Itinerary,
+}
+
+impl Decode<'_> {
+    /// Decodes latent frame `frame`, ends its step, and gives its pictures `[n, height, width, 3]` in 0..=1.
+    pub(crate) fn take(&self, frame: usize) -> Result<Vec<f32>> {
+        let (height, width) = (self.spec.height / 8, self.spec.width / 8);
+        let picture_bytes = 4 * self.spec.height * self.spec.width * 3 * size_of::<f32>();
+        let workspace_bytes = self.model.decoder.workspace_bytes(height, width) + 2 * picture_bytes;
+        let scratch =
+            self.job.reserve(&[(Tier::Device, workspace_bytes as u64)]).map_err(EngineError::cache)?;
+        let key = keys::latent(LatentRole::Final, frame);
+        let latent = self.job.get(&key).ok_or_else(|| EngineError::Cache(format!("{key} is gone")))?;
+        let numbers = as_f32(&latent);
+        let channels = numbers.len() / (height * width);
+        let latents = Tensor::from_slice(numbers, (channels, 1, height, width), &Device::Cpu)
+            .map_err(WanError::from)?;
+        drop(latent);
+        let weights = self.model.weights.for_job(self.job, self.itinerary.latent_frame(frame));
+        let pictures =
+            self.model.decoder.decode_chunk(&latents, frame as u64, &weights, &FeatureEntries(self.job))?;
+        let mut pictures = pictures.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(WanError::from)?;
+        for value in &mut pictures {
+            *value = (*value / 2.0 + 0.5).clamp(0.0, 1.0);
+        }
+        drop(scratch);
+        self.job.step();
+        Ok(pictures)
+    }
+}

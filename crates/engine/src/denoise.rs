@@ -1,0 +1,211 @@
+//! Noise into latents, one step at a time.
+
+use candle_core::{Device, Tensor};
+use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier};
+use evanesce_wan::schedule::{History, StepInput, StepOutput};
+use evanesce_wan::transformer::Branch;
+use evanesce_wan::weights::Component;
+
+use crate::bytes::{as_f32, write_f32};
+use crate::cross_kv::CrossPages;
+use crate::error::{EngineError, Result};
+use crate::itinerary::Itinerary;
+use crate::keys::{self, BranchName, LatentRole};
+use crate::model::Model;
+use crate::request::JobSpec;
+use crate::text::Prompt;
+
+/// What a step reads besides entries of the job.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Denoise<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) spec: &'a JobSpec,
+    pub(crate) job: &'a Job,
+    pub(crate) itinerary: &'a Itinerary,
+    pub(crate) cond: &'a Prompt,
+    pub(crate) uncond: Option<&'a Prompt>,
+}
+
+impl JobSpec {
+    /// Channels, latent frames, height and width of the latents.
+    pub(crate) fn latent_shape(&self, channels: usize) -> [usize; 4] {
+        [channels, self.latent_frames(), self.height / 8, self.width / 8]
+    }
+
+    /// Whether any expert needs the branch without the prompt.
+    pub(crate) fn uses_guidance(&self) -> bool {
+        [self.guidance_high, self.guidance_low].iter().any(|guidance| guides(*guidance))
+    }
+
+    fn guidance(&self, expert: Component) -> f64 {
+        if expert == Component::LowNoise { self.guidance_low } else { self.guidance_high }
+    }
+}
+
+/// Guidance of exactly 1 is the branch with the prompt alone.
+fn guides(guidance: f64) -> bool {
+    guidance.to_bits() != 1f64.to_bits()
+}
+
+/// Makes the first sample of a job visible.
+pub(crate) fn put_noise(job: &Job, noise: &[f32]) -> Result<()> {
+    let spec = PutSpec::new(Tier::Device, Lifetime::Steps(1), size_of_val(noise));
+    let mut writer = job.put_with(keys::latent(LatentRole::Sample, 0), spec).map_err(EngineError::cache)?;
+    write_f32(writer.bytes_mut(), noise);
+    drop(writer.commit().map_err(EngineError::cache)?);
+    Ok(())
+}
+
+impl Denoise<'_> {
+    /// Takes step `step`, ends it, and makes visible what later steps read.
+    pub(crate) fn take(&self, step: usize) -> Result<()> {
+        let sample = self.read(LatentRole::Sample, step)?;
+        let velocity = self.velocity(step, as_f32(&sample))?;
+        let mut next = Next::new(self.spec, step, velocity.len());
+        let predictions =
+            [1, 2].map(|back| step.checked_sub(back).and_then(|at| self.find(LatentRole::Prediction, at)));
+        let last_sample = step.checked_sub(1).and_then(|at| self.find(LatentRole::LastSample, at));
+        let input = StepInput {
+            velocity: &velocity,
+            sample: as_f32(&sample),
+            history: History {
+                x0: [0, 1].map(|back| predictions[back].as_deref().map(as_f32)),
+                corrected: last_sample.as_deref().map(as_f32),
+            },
+        };
+        self.spec.schedule.step(step, &input, next.output())?;
+        drop((sample, predictions, last_sample));
+        // What was read for the last time leaves before what replaces it arrives.
+        self.job.step();
+        next.put(self, step)
+    }
+
+    fn find(&self, role: LatentRole, at: usize) -> Option<Lease> {
+        let key = keys::latent(role, at);
+        if self.job.contains(&key) { self.job.get(&key) } else { None }
+    }
+
+    fn read(&self, role: LatentRole, at: usize) -> Result<Lease> {
+        let key = keys::latent(role, at);
+        self.job.get(&key).ok_or_else(|| EngineError::Cache(format!("{key} is gone")))
+    }
+
+    /// The guided velocity of the sample at `step`.
+    fn velocity(&self, step: usize, sample: &[f32]) -> Result<Vec<f32>> {
+        let component = self.itinerary.expert(step);
+        let guidance = self.spec.guidance(component);
+        let steps_left = u32::try_from(self.itinerary.steps_left(step)).expect("at most 1000 steps");
+        let pages = |branch| CrossPages { job: self.job, expert: component, branch, steps_left };
+        let (cond_pages, uncond_pages) = (pages(BranchName::Cond), pages(BranchName::Uncond));
+        let mut branches = vec![Branch { text: self.cond.rows(), cross: &cond_pages }];
+        if let Some(uncond) = self.uncond.filter(|_| guides(guidance)) {
+            branches.push(Branch { text: uncond.rows(), cross: &uncond_pages });
+        }
+
+        let expert = self.model.expert(component);
+        let shape = self.spec.latent_shape(expert.config().channels);
+        let tokens = shape[1] * (shape[2] / 2) * (shape[3] / 2);
+        let workspace_bytes = expert.workspace_bytes(tokens, branches.len()) + 2 * size_of_val(sample);
+        let _scratch =
+            self.job.reserve(&[(Tier::Device, workspace_bytes as u64)]).map_err(EngineError::cache)?;
+        let latents =
+            Tensor::from_slice(sample, &shape[..], &Device::Cpu).map_err(evanesce_wan::WanError::from)?;
+        let weights = self.model.weights.for_job(self.job, self.itinerary.step(step));
+        let timestep = self.spec.schedule.timesteps()[step];
+        let velocities = expert.forward(&latents, timestep, &branches, &weights)?;
+        let numbers = velocities.iter().map(|velocity| flat(velocity));
+        let mut numbers = numbers.collect::<Result<Vec<_>>>()?.into_iter();
+        let mut velocity = numbers.next().ok_or_else(|| EngineError::Cache("no branch".to_owned()))?;
+        if let Some(uncond) = numbers.next() {
+            guide(&mut velocity, &uncond, guidance);
+        }
+        Ok(velocity)
+    }
+}
+
+fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(evanesce_wan::WanError::from)?)
+}
+
+/// `uncond + guidance * (cond - uncond)`, in that order of operations, as the Python pipelines do.
+fn guide(cond: &mut [f32], uncond: &[f32], guidance: f64) {
+    #[expect(clippy::cast_possible_truncation, reason = "guidance is a factor for f32 numbers")]
+    let guidance = guidance as f32;
+    for (cond, uncond) in cond.iter_mut().zip(uncond) {
+        *cond = uncond + guidance * (*cond - uncond);
+    }
+}
+
+/// What a step makes, and for how many steps each part is kept.
+struct Next {
+    sample: Vec<f32>,
+    prediction: Option<Vec<f32>>,
+    last_sample: Option<Vec<f32>>,
+}
+
+impl Next {
+    fn new(spec: &JobSpec, step: usize, len: usize) -> Self {
+        let keeps = spec.schedule.keeps(step);
+        let kept = |steps: usize| (steps > 0).then(|| vec![0.0; len]);
+        Self {
+            sample: vec![0.0; len],
+            prediction: kept(keeps.x0_steps),
+            last_sample: kept(keeps.corrected_steps),
+        }
+    }
+
+    fn output(&mut self) -> StepOutput<'_> {
+        StepOutput {
+            next: &mut self.sample,
+            x0: self.prediction.as_deref_mut(),
+            corrected: self.last_sample.as_deref_mut(),
+        }
+    }
+
+    /// Together or not at all (law 7): a job that goes on from here needs all three.
+    fn put(&self, denoise: &Denoise<'_>, step: usize) -> Result<()> {
+        let spec = denoise.spec;
+        let keeps = spec.schedule.keeps(step);
+        if step + 1 == spec.steps() {
+            return put_final(denoise.job, spec, &self.sample);
+        }
+        let parts = [
+            (keys::latent(LatentRole::Sample, step + 1), 1, Some(&self.sample)),
+            (keys::latent(LatentRole::Prediction, step), keeps.x0_steps, self.prediction.as_ref()),
+            (keys::latent(LatentRole::LastSample, step), keeps.corrected_steps, self.last_sample.as_ref()),
+        ];
+        let parts: Vec<_> =
+            parts.iter().filter_map(|(key, steps, part)| Some((*key, *steps, (*part)?))).collect();
+        let specs = parts.iter().map(|(key, steps, part)| {
+            let steps = u32::try_from(*steps).expect("at most two steps");
+            (*key, PutSpec::new(Tier::Device, Lifetime::Steps(steps), size_of_val(&part[..])))
+        });
+        let mut group = denoise.job.put_group(specs).map_err(EngineError::cache)?;
+        for (at, (_, _, part)) in parts.iter().enumerate() {
+            write_f32(group.bytes_mut(at), part);
+        }
+        group.commit().map_err(EngineError::cache)?;
+        Ok(())
+    }
+}
+
+/// The final sample, frame by frame: frame `i` is read in decode step `i` and leaves with it.
+fn put_final(job: &Job, spec: &JobSpec, sample: &[f32]) -> Result<()> {
+    let frames = spec.latent_frames();
+    let plane = (spec.height / 8) * (spec.width / 8);
+    let channels = sample.len() / (frames * plane);
+    let specs = (0..frames).map(|frame| {
+        let steps = u32::try_from(frame + 1).expect("a video has fewer than 2^32 frames");
+        let put = PutSpec::new(Tier::Device, Lifetime::Steps(steps), channels * plane * size_of::<f32>());
+        (keys::latent(LatentRole::Final, frame), put)
+    });
+    let mut group = job.put_group(specs).map_err(EngineError::cache)?;
+    for frame in 0..frames {
+        let bytes = group.bytes_mut(frame);
+        for (channel, to) in bytes.chunks_exact_mut(plane * size_of::<f32>()).enumerate() {
+            write_f32(to, &sample[(channel * frames + frame) * plane..][..plane]);
+        }
+    }
+    group.commit().map_err(EngineError::cache)?;
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! What the entries of a job are called.
+
+use evanesce_cache::{ContentKey, Key, Kind};
+use evanesce_wan::vae::SlotId;
+use evanesce_wan::weights::{Component, GroupId};
+
+/// The forward passes of classifier-free guidance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum BranchName {
+    /// With the prompt.
+    Cond,
+    /// With the negative prompt.
+    Uncond,
+}
+
+/// What a `Latent` entry is, among those of one job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum LatentRole {
+    /// The sample between two steps.
+    Sample,
+    /// The sampler's prediction of the clean sample, made at one step.
+    Prediction,
+    /// The sample that the sampler corrected last.
+    LastSample,
+    /// A frame of the final sample.
+    Final,
+}
+
+/// Frames, steps, layers and groups are far fewer than 2^32; admission refuses more.
+fn number(n: usize) -> u32 {
+    u32::try_from(n).expect("frames, steps, layers and groups are bounded at admission")
+}
+
+/// A latent of `role`; `number` is the step it was made at, or the latent frame.
+pub(crate) fn latent(role: LatentRole, at: usize) -> Key {
+    Key::new(Kind::Latent).part(role as u32).frame(number(at))
+}
+
+/// Keys and values of cross-attention of one layer.
+pub(crate) fn cross_kv(expert: Component, branch: BranchName, layer: usize) -> Key {
+    let expert = u32::from(expert == Component::LowNoise);
+    Key::new(Kind::CrossKv).part(expert * 2 + branch as u32).index(number(layer))
+}
+
+/// One kept frame of one convolution.
+pub(crate) fn feature(slot: SlotId, frame_index: u64) -> Key {
+    let frame = u32::try_from(frame_index).expect("a video has fewer than 2^32 frames");
+    Key::new(Kind::VaeFeature).index(slot.code()).frame(frame)
+}
+
+/// One group of weights of one checkpoint.
+pub(crate) fn weights(fingerprint: &[u8], id: GroupId) -> ContentKey {
+    let place = [id.component as u32, number(id.index)].map(u32::to_le_bytes).concat();
+    ContentKey::of(Kind::Weights, &[fingerprint, &place])
+}
+
+/// The embedding of some tokens by one text encoder.
+pub(crate) fn embedding(fingerprint: &[u8], ids: &[u32]) -> ContentKey {
+    ContentKey::of(Kind::TextEmbedding, &[fingerprint, bytemuck::cast_slice(ids)])
+}

@@ -1,0 +1,87 @@
+//! A checkpoint that is open: descriptions of its parts, its weights' residency, and the cache that all of it lives in.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use evanesce_cache::{Budgets, Cache, Counters};
+use evanesce_wan::checkpoint::Checkpoint;
+use evanesce_wan::text::{TextEncoder, Tokenizer};
+use evanesce_wan::transformer::Transformer;
+use evanesce_wan::vae::Decoder;
+use evanesce_wan::weights::Component;
+
+use crate::error::{EngineError, Result};
+use crate::residency::Weights;
+
+/// One model, ready for jobs. Holds no weights of its own: those are entries of its cache.
+#[derive(Debug)]
+pub struct Model {
+    pub(crate) checkpoint: Arc<Checkpoint>,
+    pub(crate) cache: Cache,
+    pub(crate) weights: Weights,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) text: TextEncoder,
+    pub(crate) decoder: Decoder,
+    high: Transformer,
+    low: Option<Transformer>,
+}
+
+impl Model {
+    /// Opens the checkpoint in `directory` over a new cache. Reads configurations and headers, no weights.
+    ///
+    /// # Errors
+    /// What is missing, misshapen or unknown in the checkpoint, in one sentence.
+    pub fn open(directory: &Path, budgets: Budgets) -> Result<Self> {
+        let checkpoint = Arc::new(Checkpoint::open(directory)?);
+        let cache = Cache::new(budgets);
+        let weights = Weights::new(Arc::clone(&checkpoint), cache.clone())?;
+        let expert = |component| {
+            let config = checkpoint.transformer(component)?;
+            Some(Transformer::new(component, config.clone()))
+        };
+        let high = expert(Component::HighNoise).ok_or_else(|| {
+            EngineError::file(directory, "has no transformer; expected transformer/ or high_noise_model/")
+        })?;
+        Ok(Self {
+            tokenizer: Tokenizer::open(checkpoint.tokenizer_path())?,
+            text: TextEncoder::new(checkpoint.text().clone()),
+            decoder: Decoder::new(checkpoint.vae().clone()),
+            high,
+            low: expert(Component::LowNoise),
+            weights,
+            cache,
+            checkpoint,
+        })
+    }
+
+    /// The checkpoint.
+    #[must_use]
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The cache's counters at this moment.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.cache.counters()
+    }
+
+    /// The cache that everything of this model lives in.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// The expert for a component; a checkpoint with one transformer uses it for everything.
+    pub(crate) fn expert(&self, component: Component) -> &Transformer {
+        match (component, &self.low) {
+            (Component::LowNoise, Some(low)) => low,
+            _ => &self.high,
+        }
+    }
+
+    /// The component that really serves `component`.
+    pub(crate) fn serving(&self, component: Component) -> Component {
+        if component == Component::LowNoise && self.low.is_none() { Component::HighNoise } else { component }
+    }
+}

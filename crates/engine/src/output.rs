@@ -1,0 +1,123 @@
+//! Where a job's results go. Nothing is visible before it is complete; dropped before that, nothing stays.
+
+use std::path::PathBuf;
+
+use crate::error::Result;
+use crate::request::JobSpec;
+use crate::tensors::TensorWriter;
+use crate::video::{FrameSink, Mp4Writer, Quality, VideoSettings, VideoSummary};
+
+/// Where the pictures go.
+pub enum VideoTarget {
+    /// An MP4 file, with the quantizer that H.264 keeps constant.
+    Mp4 {
+        /// The file, which appears when it is complete.
+        path: PathBuf,
+        /// 0 (best) to 51; the encoder refuses what it cannot do.
+        qp: u8,
+    },
+    /// Somewhere else.
+    Sink(Box<dyn FrameSink>),
+}
+
+impl std::fmt::Debug for VideoTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mp4 { path, qp } => f.debug_struct("Mp4").field("path", path).field("qp", qp).finish(),
+            Self::Sink(_) => f.write_str("Sink"),
+        }
+    }
+}
+
+/// Where all results go.
+#[derive(Debug)]
+pub struct Outputs {
+    /// The pictures.
+    pub video: VideoTarget,
+    /// The latents before the VAE de-normalises them: `latents` `[channels, T, height/8, width/8]` f32.
+    pub latents: Option<PathBuf>,
+    /// The pictures before video encoding: `frames` `[T, height, width, 3]` f32 in 0..=1.
+    pub frames: Option<PathBuf>,
+}
+
+impl Outputs {
+    /// An MP4 file at visually lossless quality, and nothing else.
+    #[must_use]
+    pub fn mp4(path: impl Into<PathBuf>) -> Self {
+        let video = VideoTarget::Mp4 { path: path.into(), qp: Quality::default().qp() };
+        Self { video, latents: None, frames: None }
+    }
+}
+
+/// Results under way.
+pub(crate) struct OpenOutputs {
+    video: Box<dyn FrameSink>,
+    latents: Option<TensorWriter>,
+    frames: Option<TensorWriter>,
+    numbers_per_picture: usize,
+}
+
+impl std::fmt::Debug for OpenOutputs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenOutputs")
+            .field("latents", &self.latents)
+            .field("frames", &self.frames)
+            .finish_non_exhaustive()
+    }
+}
+
+impl OpenOutputs {
+    /// Opens everything, so that what cannot be written is known before anything is computed.
+    pub(crate) fn open(outputs: Outputs, spec: &JobSpec, channels: usize) -> Result<Self> {
+        let video = match outputs.video {
+            VideoTarget::Sink(sink) => sink,
+            VideoTarget::Mp4 { path, qp } => {
+                let quality = Quality::from_qp(qp)?;
+                let settings =
+                    VideoSettings { quality, ..VideoSettings::new(spec.width, spec.height, spec.fps) };
+                Box::new(Mp4Writer::create(&path, settings)?)
+            }
+        };
+        let latents =
+            outputs.latents.map(|path| TensorWriter::create(&path, "latents", &spec.latent_shape(channels)));
+        let shape = [spec.frames, spec.height, spec.width, 3];
+        let frames = outputs.frames.map(|path| TensorWriter::create(&path, "frames", &shape));
+        Ok(Self {
+            video,
+            latents: latents.transpose()?,
+            frames: frames.transpose()?,
+            numbers_per_picture: spec.height * spec.width * 3,
+        })
+    }
+
+    /// Takes the final latents.
+    pub(crate) fn write_latents(&mut self, latents: impl IntoIterator<Item = f32>) -> Result<()> {
+        let Some(mut writer) = self.latents.take() else { return Ok(()) };
+        writer.push(latents)?;
+        writer.finish()
+    }
+
+    /// Whether anybody asked for the latents.
+    pub(crate) fn wants_latents(&self) -> bool {
+        self.latents.is_some()
+    }
+
+    /// Takes pictures in display order.
+    pub(crate) fn push(&mut self, pictures: &[f32]) -> Result<()> {
+        for picture in pictures.chunks_exact(self.numbers_per_picture) {
+            self.video.push(picture)?;
+        }
+        match &mut self.frames {
+            Some(frames) => frames.push(pictures.iter().copied()),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts every file in place.
+    pub(crate) fn finish(self) -> Result<VideoSummary> {
+        if let Some(frames) = self.frames {
+            frames.finish()?;
+        }
+        Ok(self.video.finish()?)
+    }
+}

@@ -1,0 +1,89 @@
+//! What a job used and gave back, read off the cache's own counters.
+
+use evanesce_cache::{Counters, Kind, PerTier, Tier, Usage};
+
+/// One tier over the life of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TierReport {
+    /// `device` or `host`.
+    pub tier: &'static str,
+    /// What it may hold.
+    pub budget_bytes: u64,
+    /// The most it held at once.
+    pub peak_bytes: u64,
+    /// What the job still owned when it had ended: 0, always.
+    pub owned_at_end_bytes: u64,
+}
+
+/// One kind of entries over the life of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KindReport {
+    /// The kind's name, such as `cross_kv`.
+    pub kind: &'static str,
+    /// The most bytes at once, over all tiers.
+    pub peak_bytes: u64,
+    /// Entries that became visible.
+    pub puts: u64,
+    /// Reads that found their entry.
+    pub hits: u64,
+    /// Reads that did not.
+    pub misses: u64,
+    /// Entries that reached the end of their lifetime.
+    pub expired: u64,
+    /// Entries that were dropped to make room.
+    pub pruned: u64,
+    /// Moves from Device to Host.
+    pub demoted: u64,
+    /// Moves from Host to Device.
+    pub promoted: u64,
+    /// Bytes that came back.
+    pub returned_bytes: u64,
+    /// Bytes that were kept.
+    pub encoded_bytes: u64,
+    /// What they were before encoding.
+    pub raw_bytes: u64,
+}
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryReport {
+    /// By tier, nearest to the arithmetic first.
+    pub tiers: Vec<TierReport>,
+    /// By kind, those that were used.
+    pub kinds: Vec<KindReport>,
+}
+
+impl MemoryReport {
+    /// Reads the counters after a job whose last usage is `owned_at_end`.
+    pub(crate) fn new(counters: &Counters, owned_at_end: &Usage) -> Self {
+        let owned: &PerTier<u64> = &owned_at_end.bytes;
+        let tiers = Tier::ALL.map(|tier| TierReport {
+            tier: tier.as_str(),
+            budget_bytes: counters.tier(tier).budget_bytes,
+            peak_bytes: counters.tier(tier).peak_bytes,
+            owned_at_end_bytes: owned[tier],
+        });
+        let used = Kind::ALL.into_iter().filter(|kind| counters.kind(*kind).puts > 0);
+        Self { tiers: tiers.to_vec(), kinds: used.map(|kind| KindReport::new(kind, counters)).collect() }
+    }
+}
+
+impl KindReport {
+    fn new(kind: Kind, counters: &Counters) -> Self {
+        let counted = counters.kind(kind);
+        Self {
+            kind: kind.as_str(),
+            peak_bytes: counted.peak_total_bytes,
+            puts: counted.puts,
+            hits: counted.hits,
+            misses: counted.misses,
+            expired: counted.expired,
+            pruned: counted.evicted,
+            demoted: counted.demoted,
+            promoted: counted.promoted,
+            returned_bytes: counted.returned_bytes,
+            encoded_bytes: counted.encoded_bytes,
+            raw_bytes: counted.raw_bytes,
+        }
+    }
+}

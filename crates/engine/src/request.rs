@@ -1,0 +1,234 @@
+//! From what somebody asked to what a job will do: every default filled in, every number checked.
+
+use std::path::PathBuf;
+
+use evanesce_wan::checkpoint::Checkpoint;
+use evanesce_wan::schedule::{Grid, Schedule, Solver};
+use evanesce_wan::text::PROMPT_CHARS_MAX;
+
+use crate::error::{EngineError, Result};
+
+/// Pixels on one side of a frame, at most.
+pub const MAX_SIDE_PIXELS: usize = 4096;
+/// Frames in one video, at most: as many latent frames as the position table has rows.
+pub const MAX_FRAMES: usize = 4093;
+/// Denoising steps, at most: the model was trained on this many timesteps.
+pub const MAX_STEPS: usize = 1000;
+
+/// How long a video somebody asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RequestedLength {
+    /// Exactly this many frames: one more than a multiple of 4.
+    Frames(usize),
+    /// About this many seconds: the nearest number of frames that the model can make.
+    Seconds(f64),
+}
+
+/// What somebody asked. What is `None` comes from the checkpoint's own defaults, then from Wan2.2's settings.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What the video should show.
+    pub prompt: String,
+    /// What it should not show.
+    pub negative: Option<String>,
+    /// Width and height in pixels.
+    pub size: Option<(usize, usize)>,
+    /// Length.
+    pub length: Option<RequestedLength>,
+    /// Frames per second.
+    pub fps: Option<u32>,
+    /// Denoising steps.
+    pub steps: Option<usize>,
+    /// Guidance of the high-noise expert.
+    pub guidance_high: Option<f64>,
+    /// Guidance of the low-noise expert.
+    pub guidance_low: Option<f64>,
+    /// Where the experts meet, as part of 1.
+    pub boundary: Option<f64>,
+    /// Shift of the noise schedule.
+    pub shift: Option<f64>,
+    /// Sampler.
+    pub solver: Option<Solver>,
+    /// Seed of the initial noise.
+    pub seed: u64,
+    /// A file with the initial noise, instead of drawing it.
+    pub noise_in: Option<PathBuf>,
+}
+
+impl Request {
+    /// A request that leaves everything but the prompt and the seed to the checkpoint.
+    #[must_use]
+    pub fn new(prompt: impl Into<String>, seed: u64) -> Self {
+        Self {
+            prompt: prompt.into(),
+            negative: None,
+            size: None,
+            length: None,
+            fps: None,
+            steps: None,
+            guidance_high: None,
+            guidance_low: None,
+            boundary: None,
+            shift: None,
+            solver: None,
+            seed,
+            noise_in: None,
+        }
+    }
+}
+
+/// What a job will do, with nothing left open.
+#[derive(Clone, Debug)]
+pub struct JobSpec {
+    /// What the video should show, as given.
+    pub prompt: String,
+    /// What it should not show.
+    pub negative: String,
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Frames.
+    pub frames: usize,
+    /// Frames per second.
+    pub fps: u32,
+    /// Guidance of the high-noise expert.
+    pub guidance_high: f64,
+    /// Guidance of the low-noise expert.
+    pub guidance_low: f64,
+    /// Where the experts meet, as part of 1.
+    pub boundary: f64,
+    /// Timesteps and noise levels.
+    pub schedule: Schedule,
+    /// Seed of the initial noise.
+    pub seed: u64,
+    /// A file with the initial noise.
+    pub noise_in: Option<PathBuf>,
+}
+
+impl JobSpec {
+    /// Fills in what `request` leaves open and checks all of it against the checkpoint.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] or [`EngineError::Model`], each one sentence with what would be right.
+    pub fn new(request: Request, checkpoint: &Checkpoint) -> Result<Self> {
+        let defaults = checkpoint.defaults();
+        check_prompt("prompt", &request.prompt)?;
+        if request.prompt.trim().is_empty() {
+            return Err(refusal("the prompt is empty; say what the video should show"));
+        }
+        let negative = request.negative.or_else(|| defaults.negative_prompt.clone()).unwrap_or_default();
+        check_prompt("negative prompt", &negative)?;
+
+        let (width, height) = request.size.or(defaults.size).unwrap_or((832, 480));
+        checkpoint.validate_size(width, height)?;
+        for side in [width, height] {
+            within("size", side, 16, MAX_SIDE_PIXELS)?;
+        }
+        let fps = request.fps.or(defaults.fps).unwrap_or(16);
+        within("fps", fps as usize, 1, 240)?;
+        let frames = match request.length {
+            Some(RequestedLength::Frames(frames)) => frames,
+            Some(RequestedLength::Seconds(seconds)) => frames_of_seconds(seconds, fps)?,
+            None => defaults.frames.unwrap_or(81),
+        };
+        within("frames", frames, 1, MAX_FRAMES)?;
+        checkpoint.validate_frames(frames)?;
+
+        let steps = request.steps.or(defaults.steps).unwrap_or(40);
+        within("steps", steps, 1, MAX_STEPS)?;
+        let guidance_high = request.guidance_high.or(defaults.guidance_high).unwrap_or(4.0);
+        let guidance_low = request.guidance_low.or(defaults.guidance_low).unwrap_or(3.0);
+        for (name, guidance) in [("guidance-high", guidance_high), ("guidance-low", guidance_low)] {
+            within_real(name, guidance, 0.0, 100.0)?;
+        }
+        let boundary = request.boundary.unwrap_or_else(|| checkpoint.boundary());
+        within_real("boundary", boundary, 0.0, 1.0)?;
+        let shift = request.shift.or(defaults.shift).unwrap_or_else(|| checkpoint.flow_shift());
+        within_real("shift", shift, 0.01, 100.0)?;
+        let solver = request.solver.unwrap_or_else(|| checkpoint.solver());
+        let grid: Grid = checkpoint.grid();
+        Ok(Self {
+            prompt: request.prompt,
+            negative,
+            width,
+            height,
+            frames,
+            fps,
+            guidance_high,
+            guidance_low,
+            boundary,
+            schedule: Schedule::new(solver, grid, steps, shift)?,
+            seed: request.seed,
+            noise_in: request.noise_in,
+        })
+    }
+
+    /// Latent frames: the first stands for one picture, each later one for four.
+    #[must_use]
+    pub fn latent_frames(&self) -> usize {
+        (self.frames - 1) / 4 + 1
+    }
+
+    /// Denoising steps.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.schedule.steps()
+    }
+}
+
+fn refusal(message: impl Into<String>) -> EngineError {
+    EngineError::Request(message.into())
+}
+
+fn check_prompt(name: &str, text: &str) -> Result<()> {
+    let n_chars = text.chars().count();
+    if n_chars > PROMPT_CHARS_MAX {
+        return Err(refusal(format!(
+            "the {name} has {n_chars} characters; at most {PROMPT_CHARS_MAX} are read"
+        )));
+    }
+    Ok(())
+}
+
+fn within(name: &str, value: usize, min: usize, max: usize) -> Result<()> {
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(refusal(format!("{name} is {value}; it lies between {min} and {max}")))
+    }
+}
+
+fn within_real(name: &str, value: f64, min: f64, max: f64) -> Result<()> {
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(refusal(format!("{name} is {value}; it lies between {min} and {max}")))
+    }
+}
+
+/// The number of frames, one more than a multiple of 4, that comes nearest to `seconds`.
+fn frames_of_seconds(seconds: f64, fps: u32) -> Result<usize> {
+    within_real("seconds", seconds, 0.0, 4096.0)?;
+    let groups = (seconds * f64::from(fps) / 4.0).round();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "at most 4096 s at 240 frames a second"
+    )]
+    Ok(groups as usize * 4 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_become_the_nearest_length_the_model_can_make() {
+        assert_eq!(frames_of_seconds(5.0, 16).unwrap(), 81);
+        assert_eq!(frames_of_seconds(0.0, 16).unwrap(), 1);
+        assert_eq!(frames_of_seconds(1.1, 16).unwrap(), 17);
+        assert!(frames_of_seconds(f64::NAN, 16).is_err());
+        assert!(frames_of_seconds(-1.0, 16).is_err());
+    }
+}

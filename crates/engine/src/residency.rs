@@ -1,0 +1,235 @@
+//! Which weights are in memory: groups as shared entries, read from the checkpoint when they are missing, and for the next
+//! expert while the last step of the other one runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use evanesce_cache::{Cache, ContentKey, Displace, Job, Lease, PutSpec, Recover, Tick, Tier};
+use evanesce_wan::WanError;
+use evanesce_wan::checkpoint::Checkpoint;
+use evanesce_wan::weights::{Component, GroupId, GroupSpec, WeightGroup, WeightSource};
+
+use crate::error::EngineError;
+use crate::keys;
+
+type Result<T, E = WanError> = std::result::Result<T, E>;
+
+/// Groups that may wait to be prefetched; a request beyond that is dropped and the group is read when it is needed.
+const PREFETCH_QUEUE_GROUPS: usize = 4;
+
+/// Reads groups of one checkpoint into one cache, each at most once at a time.
+#[derive(Debug)]
+struct Shelf {
+    checkpoint: Arc<Checkpoint>,
+    fingerprints: BTreeMap<Component, [u8; 32]>,
+    cache: Cache,
+    /// Groups that some thread is reading right now.
+    reading: Mutex<BTreeSet<GroupId>>,
+    read: Condvar,
+}
+
+/// Removes a group from `reading` on every way out, and wakes whoever waits for it.
+struct Reading<'a>(&'a Shelf, GroupId);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.reading().remove(&self.1);
+        self.0.read.notify_all();
+    }
+}
+
+impl Shelf {
+    /// The set is consistent after every single operation on it, so a panic elsewhere cannot spoil it.
+    fn reading(&self) -> MutexGuard<'_, BTreeSet<GroupId>> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the component's weights are, by content. A component that the checkpoint lacks has no groups to name.
+    fn fingerprint(&self, component: Component) -> [u8; 32] {
+        self.fingerprints.get(&component).copied().unwrap_or_default()
+    }
+
+    fn key(&self, id: GroupId) -> ContentKey {
+        keys::weights(&self.fingerprint(id.component), id)
+    }
+
+    fn spec(&self, id: GroupId) -> Result<&GroupSpec> {
+        self.checkpoint.groups(id.component).get(id.index).ok_or_else(|| WanError::Store {
+            what: format!("{id:?}"),
+            message: "the checkpoint has no such group".to_owned(),
+            source: None,
+        })
+    }
+
+    /// Waits while another thread reads the group, then claims it.
+    fn claim(&self, id: GroupId) -> Reading<'_> {
+        let mut reading = self.reading();
+        while !reading.insert(id) {
+            reading = self.read.wait(reading).unwrap_or_else(PoisonError::into_inner);
+        }
+        Reading(self, id)
+    }
+
+    /// Copies the group from the checkpoint into an entry. The caller has claimed it.
+    fn read_in(&self, id: GroupId, spec: PutSpec) -> Result<Lease> {
+        let key = self.key(id);
+        let mut writer =
+            self.cache.shared_put_with(key, spec).map_err(|error| crate::store_error(&key, error))?;
+        self.checkpoint.read_group(id, writer.bytes_mut())?;
+        writer.commit().map_err(|error| crate::store_error(&key, error.refusal))
+    }
+
+    /// Whether there is room now that needs nothing to leave, or only what nobody will read before.
+    fn prefetch(&self, wanted: Wanted) {
+        let Wanted { id, distance_ticks } = wanted;
+        let _claim = self.claim(id);
+        if self.cache.shared_contains(&self.key(id)) {
+            return;
+        }
+        let Ok(group) = self.spec(id) else { return };
+        let spec = weights_spec(group.len_bytes).displace(Displace::NeededAfter { ticks: distance_ticks });
+        // A refusal is no failure: the group is read when it is needed, and that read reports what is wrong.
+        drop(self.read_in(id, spec));
+    }
+}
+
+fn weights_spec(len_bytes: usize) -> PutSpec {
+    PutSpec::shared(Tier::Device, len_bytes).recover(Recover::Reload)
+}
+
+/// A group to prefetch.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    id: GroupId,
+    /// Ticks until it will be read: what is read sooner must not leave for it.
+    distance_ticks: u64,
+}
+
+/// The weights of one model, and the thread that prefetches them.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    shelf: Arc<Shelf>,
+    /// `None` only while being dropped.
+    wanted: Option<SyncSender<Wanted>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Weights {
+    pub(crate) fn new(checkpoint: Arc<Checkpoint>, cache: Cache) -> Result<Self, EngineError> {
+        let fingerprints = checkpoint.components().map(|c| Ok((c, checkpoint.fingerprint(c)?)));
+        let fingerprints = fingerprints.collect::<Result<_>>()?;
+        let shelf =
+            Shelf { checkpoint, fingerprints, cache, reading: Mutex::default(), read: Condvar::new() };
+        let shelf = Arc::new(shelf);
+        let (sender, receiver) = sync_channel(PREFETCH_QUEUE_GROUPS);
+        let for_thread = Arc::clone(&shelf);
+        let thread = std::thread::Builder::new()
+            .name("weights".to_owned())
+            .spawn(move || serve(&for_thread, &receiver))
+            .map_err(|error| {
+                EngineError::Cache(format!("cannot start the thread that reads weights: {error}"))
+            })?;
+        Ok(Self { shelf, wanted: Some(sender), thread: Some(thread) })
+    }
+
+    /// The weights as one job reads them.
+    pub(crate) fn for_job<'a>(&'a self, job: &'a Job, position: Position) -> JobWeights<'a> {
+        JobWeights { weights: self, job, position }
+    }
+
+    /// The name of a group among shared entries.
+    pub(crate) fn key(&self, id: GroupId) -> ContentKey {
+        self.shelf.key(id)
+    }
+
+    /// What the component's weights are, by content.
+    pub(crate) fn fingerprint(&self, component: Component) -> [u8; 32] {
+        self.shelf.fingerprint(component)
+    }
+
+    fn request(&self, wanted: Wanted) {
+        if let Some(sender) = &self.wanted {
+            // A full queue drops the request: see PREFETCH_QUEUE_GROUPS.
+            _ = sender.try_send(wanted);
+        }
+    }
+}
+
+impl Drop for Weights {
+    fn drop(&mut self) {
+        self.wanted = None;
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+fn serve(shelf: &Shelf, wanted: &Receiver<Wanted>) {
+    while let Ok(wanted) = wanted.recv() {
+        shelf.prefetch(wanted);
+    }
+}
+
+/// Where a forward pass stands in its job's sequence of reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Position {
+    /// Tick at which group 0 is read.
+    pub(crate) first: Tick,
+    /// The component that the next pass will read, when it is another one, and the tick of its group 0: prefetched
+    /// behind this pass.
+    pub(crate) next: Option<(Component, Tick)>,
+}
+
+/// Leases groups for one forward pass of one job.
+#[derive(Debug)]
+pub(crate) struct JobWeights<'a> {
+    weights: &'a Weights,
+    job: &'a Job,
+    position: Position,
+}
+
+impl JobWeights<'_> {
+    fn prefetch_behind(&self, index: usize, now: Tick) {
+        let Some((component, first)) = self.position.next else { return };
+        // While group `index` is read, the groups before it have been read for the last time.
+        let id = GroupId { component, index };
+        if index < self.weights.shelf.checkpoint.groups(component).len() {
+            let distance_ticks = (first.0 + index as u64).saturating_sub(now.0);
+            self.weights.request(Wanted { id, distance_ticks });
+        }
+    }
+}
+
+struct LeasedGroup<'a> {
+    spec: &'a GroupSpec,
+    lease: Lease,
+}
+
+impl WeightGroup for LeasedGroup<'_> {
+    fn spec(&self) -> &GroupSpec {
+        self.spec
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.lease.bytes()
+    }
+}
+
+impl WeightSource for JobWeights<'_> {
+    fn lease(&self, id: GroupId) -> Result<Box<dyn WeightGroup + '_>> {
+        let shelf = &*self.weights.shelf;
+        let spec = shelf.spec(id)?;
+        let now = Tick(self.position.first.0 + id.index as u64);
+        self.job.tick(now);
+        let claim = shelf.claim(id);
+        let lease = match self.job.shared_get(&shelf.key(id)) {
+            Some(lease) => lease,
+            None => shelf.read_in(id, weights_spec(spec.len_bytes))?,
+        };
+        drop(claim);
+        self.prefetch_behind(id.index, now);
+        Ok(Box::new(LeasedGroup { spec, lease }))
+    }
+}

@@ -1,0 +1,69 @@
+//! The whole run against WanPipeline of diffusers: same directory, same prompt, same seed.
+
+mod support;
+
+use evanesce_engine::progress::Event;
+use evanesce_engine::{Outputs, Request};
+use safetensors::SafeTensors;
+use support::{AMPLE, Kept, golden, open, request, run};
+
+fn tensor(path: &std::path::Path, name: &str) -> (Vec<usize>, Vec<f32>) {
+    let bytes = std::fs::read(path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let view = tensors.tensor(name).unwrap();
+    let numbers = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    (view.shape().to_vec(), numbers)
+}
+
+fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let square = |x: f64| x * x;
+    let error: f64 = got.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let norm: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
+    (error / norm).sqrt()
+}
+
+fn psnr_db(got: &[f32], expected: &[f32]) -> f64 {
+    let n = f64::from(u32::try_from(expected.len()).unwrap());
+    let error: f64 = got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+    -10.0 * (error / n).log10()
+}
+
+fn check_against_diffusers(request: Request) {
+    let dir = tempfile::tempdir().unwrap();
+    let [latents, frames] = ["latents", "frames"].map(|name| dir.path().join(name));
+    let kept = Kept::default();
+    let outputs =
+        Outputs { video: kept.sink(), latents: Some(latents.clone()), frames: Some(frames.clone()) };
+    run(&open(AMPLE), request, outputs, &mut |_: Event<'_>| {}).unwrap();
+
+    let expected = golden("expected.safetensors");
+    let (shape, got) = tensor(&latents, "latents");
+    let (expected_shape, reference) = tensor(&expected, "latents");
+    assert_eq!(shape, expected_shape);
+    let error = relative_error(&got, &reference);
+    assert!(error <= 1e-4, "latents differ by {error:e}");
+
+    let (shape, got) = tensor(&frames, "frames");
+    let (expected_shape, reference) = tensor(&expected, "frames");
+    assert_eq!(shape, expected_shape);
+    let psnr = psnr_db(&got, &reference);
+    assert!(psnr >= 50.0, "frames reach {psnr} dB");
+    assert_eq!(kept.take(), got);
+}
+
+#[test]
+fn a_prompt_and_a_seed_give_what_diffusers_gives() {
+    check_against_diffusers(request());
+}
+
+#[test]
+fn noise_from_a_file_gives_what_diffusers_gives() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("noise.safetensors");
+    let (shape, noise) = tensor(&golden("expected.safetensors"), "noise");
+    let bytes: Vec<u8> = noise.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &bytes).unwrap();
+    safetensors::serialize_to_file([("noise", view)], None, &path).unwrap();
+    check_against_diffusers(Request { noise_in: Some(path), seed: 0, ..request() });
+}

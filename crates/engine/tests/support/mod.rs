@@ -1,0 +1,94 @@
+//! The committed golden checkpoint, requests for it, and a sink that keeps pictures in memory.
+#![allow(dead_code, clippy::allow_attributes, reason = "every test file uses a part")]
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use evanesce_engine::progress::{Event, Observer};
+use evanesce_engine::video::{FrameSink, Result as VideoResult, VideoSummary};
+use evanesce_engine::{
+    Budgets, CancelToken, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Result, VideoTarget,
+};
+
+pub(crate) fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/pipeline").join(name)
+}
+
+pub(crate) const AMPLE: Budgets = Budgets { device_bytes: 1 << 30, host_bytes: 1 << 30 };
+
+pub(crate) fn open(budgets: Budgets) -> Model {
+    Model::open(&golden("checkpoint"), budgets).unwrap()
+}
+
+/// The request of the golden run.
+pub(crate) fn request() -> Request {
+    let text = std::fs::read_to_string(golden("request.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let number = |name: &str| usize::try_from(json[name].as_u64().unwrap()).unwrap();
+    Request {
+        negative: Some(json["negative"].as_str().unwrap().to_owned()),
+        size: Some((number("width"), number("height"))),
+        length: Some(RequestedLength::Frames(number("frames"))),
+        steps: Some(number("steps")),
+        guidance_high: json["guidance_high"].as_f64(),
+        guidance_low: json["guidance_low"].as_f64(),
+        shift: json["shift"].as_f64(),
+        ..Request::new(json["prompt"].as_str().unwrap(), json["seed"].as_u64().unwrap())
+    }
+}
+
+/// Pictures, once they are complete.
+#[derive(Clone, Default)]
+pub(crate) struct Kept(pub(crate) Arc<Mutex<Option<Vec<f32>>>>);
+
+struct KeepingSink {
+    pictures: Vec<f32>,
+    n_pictures: usize,
+    kept: Kept,
+}
+
+impl FrameSink for KeepingSink {
+    fn push(&mut self, rgb: &[f32]) -> VideoResult<()> {
+        self.pictures.extend_from_slice(rgb);
+        self.n_pictures += 1;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> VideoResult<VideoSummary> {
+        *self.kept.0.lock().unwrap() = Some(self.pictures);
+        Ok(VideoSummary { frames: self.n_pictures, duration_s: 0.0, bytes: 0 })
+    }
+}
+
+impl Kept {
+    pub(crate) fn sink(&self) -> VideoTarget {
+        VideoTarget::Sink(Box::new(KeepingSink { pictures: Vec::new(), n_pictures: 0, kept: self.clone() }))
+    }
+
+    pub(crate) fn outputs(&self) -> Outputs {
+        Outputs { video: self.sink(), latents: None, frames: None }
+    }
+
+    pub(crate) fn take(&self) -> Vec<f32> {
+        self.0.lock().unwrap().take().expect("a finished job")
+    }
+}
+
+/// Runs a job to its end.
+pub(crate) fn run(
+    model: &Model,
+    request: Request,
+    outputs: Outputs,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    let mut job = JobRun::admit(model, request, outputs, CancelToken::new())?;
+    while job.advance(observer)?.is_more() {}
+    job.finish()
+}
+
+/// Runs a job and gives its pictures.
+pub(crate) fn pictures(model: &Model, request: Request) -> Vec<f32> {
+    let kept = Kept::default();
+    run(model, request, kept.outputs(), &mut |_: Event<'_>| {}).unwrap();
+    kept.take()
+}
