@@ -1,3 +1,41 @@
-//! The evanesce command.
+//! The `evanesce` command.
 
-fn main() {}
+mod args;
+mod generate;
+mod machine;
+mod progress;
+mod quantity;
+mod summary;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::args::{Cli, Command};
+
+const BAD_INPUT: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse_arguments(&error),
+    };
+    match cli.command {
+        Command::Generate(args) => generate::run(&args),
+    }
+}
+
+/// Help goes to standard output; a mistake gets its first sentence on standard error, without the page of usage.
+fn refuse_arguments(error: &clap::Error) -> ExitCode {
+    let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if is_help || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        drop(error.print());
+        return if is_help { ExitCode::SUCCESS } else { ExitCode::from(BAD_INPUT) };
+    }
+    let text = error.to_string();
+    let sentence = text.split("\n\n").next().unwrap_or(&text);
+    let sentence: Vec<&str> = sentence.split_whitespace().collect();
+    progress::say(&sentence.join(" "));
+    ExitCode::from(BAD_INPUT)
+}

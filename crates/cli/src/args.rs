@@ -1,0 +1,105 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::quantity::{parse_bytes, parse_frame_size};
+
+/// Makes videos from text with Wan2.2, in memory that comes back.
+#[derive(Debug, Parser)]
+#[command(name = "evanesce", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make one video from a prompt.
+    #[command(allow_negative_numbers = true)]
+    Generate(Box<Generate>),
+}
+
+/// The solvers that `--solver` offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SolverName {
+    /// UniPC, second order.
+    Unipc,
+    /// First-order Euler on the flow.
+    Euler,
+}
+
+/// Flags of `generate`. What is not given comes from the checkpoint, then from Wan2.2's own settings.
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    /// What the video should show.
+    pub(crate) prompt: String,
+    /// Where the video goes; it appears when it is complete.
+    #[arg(short, long, default_value = "out.mp4", value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// A checkpoint in diffusers layout or in the official Wan layout [default: the small one that ships with evanesce].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// What the video should not show.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) negative: Option<String>,
+    /// Width and height in pixels, multiples of 16.
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = parse_frame_size)]
+    pub(crate) size: Option<(usize, usize)>,
+    /// How many frames: one more than a multiple of 4.
+    #[arg(long, value_name = "N", conflicts_with = "seconds")]
+    pub(crate) frames: Option<usize>,
+    /// How many seconds, rounded to the nearest length the model can make.
+    #[arg(long, value_name = "S")]
+    pub(crate) seconds: Option<f64>,
+    /// Frames per second.
+    #[arg(long, value_name = "N")]
+    pub(crate) fps: Option<u32>,
+    /// Denoising steps.
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<usize>,
+    /// Guidance of the high-noise expert; 1 turns guidance off.
+    #[arg(long, value_name = "G")]
+    pub(crate) guidance_high: Option<f64>,
+    /// Guidance of the low-noise expert; 1 turns guidance off.
+    #[arg(long, value_name = "G")]
+    pub(crate) guidance_low: Option<f64>,
+    /// Timesteps at or above this part of 1 use the high-noise expert.
+    #[arg(long, value_name = "B")]
+    pub(crate) boundary: Option<f64>,
+    /// How far the steps are shifted towards high noise.
+    #[arg(long, value_name = "K")]
+    pub(crate) shift: Option<f64>,
+    /// The sampler.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) solver: Option<SolverName>,
+    /// The same number gives the same noise as `torch.Generator("cpu")` [default: drawn, and reported].
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Quality of the video file, 0 (best) to 51: the quantizer that H.264 keeps constant.
+    #[arg(long, value_name = "QP", default_value_t = 18)]
+    pub(crate) quality: u8,
+    /// Memory for weights and everything the job keeps where arithmetic happens, such as 8GiB [default: three quarters of
+    /// what is free].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) device_memory: Option<usize>,
+    /// Memory for what has to make room there but is needed again [default: an eighth of what is free].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) host_memory: Option<usize>,
+    /// Threads for arithmetic [default: one per processor].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Print one JSON object on standard output, and nothing else there.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Start from this noise: a safetensors file with `noise` [16, T, height/8, width/8] in f32.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) noise_in: Option<PathBuf>,
+    /// Also write the latents, before the VAE de-normalises them: safetensors, `latents` [16, T, height/8, width/8] f32.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) latents_out: Option<PathBuf>,
+    /// Also write the frames, before video encoding: safetensors, `frames` [T, height, width, 3] f32 in 0..1.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) frames_out: Option<PathBuf>,
+}

@@ -1,0 +1,151 @@
+//! Shows a job's progress: bars on a terminal, plain lines otherwise; and times its stages.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use evanesce_engine::progress::{Event, Observer, Stage};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Seconds that each stage took.
+#[derive(Debug, Default)]
+pub(crate) struct StageTimes {
+    stages: BTreeMap<Stage, Duration>,
+}
+
+impl StageTimes {
+    /// Seconds of `stage`; 0 when it did not run.
+    pub(crate) fn seconds(&self, stage: Stage) -> f64 {
+        self.stages.get(&stage).map_or(0.0, Duration::as_secs_f64)
+    }
+}
+
+/// Watches one job.
+#[derive(Debug)]
+pub(crate) struct Display {
+    style: Style,
+    bar: Option<ProgressBar>,
+    n_units: usize,
+    last_shown_percent: usize,
+    started: Instant,
+    encoding_since: Option<Instant>,
+    /// Time of the current stage that went to the encoder instead.
+    lent: Duration,
+    times: StageTimes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Style {
+    Bars,
+    Lines,
+}
+
+#[expect(clippy::disallowed_methods, reason = "the command line may look at the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+impl Display {
+    /// Bars when standard error is a terminal, else a line now and then.
+    pub(crate) fn new() -> Self {
+        let style = if std::io::stderr().is_terminal() { Style::Bars } else { Style::Lines };
+        Self {
+            style,
+            bar: None,
+            n_units: 0,
+            last_shown_percent: 0,
+            started: now(),
+            encoding_since: None,
+            lent: Duration::ZERO,
+            times: StageTimes::default(),
+        }
+    }
+
+    /// What each stage took.
+    pub(crate) fn into_times(self) -> StageTimes {
+        self.times
+    }
+
+    fn start(&mut self, stage: Stage, n_units: usize) {
+        self.started = now();
+        self.lent = Duration::ZERO;
+        self.n_units = n_units;
+        self.last_shown_percent = 0;
+        if self.style == Style::Bars {
+            let bar = ProgressBar::new(n_units as u64);
+            if let Ok(style) =
+                ProgressStyle::with_template("{prefix:>8} {wide_bar} {pos:>4}/{len} {elapsed} ETA {eta}")
+            {
+                bar.set_style(style);
+            }
+            bar.set_prefix(stage.as_str());
+            bar.enable_steady_tick(Duration::from_millis(250));
+            self.bar = Some(bar);
+        }
+    }
+
+    fn advance(&mut self, stage: Stage, done_units: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done_units as u64);
+            return;
+        }
+        let percent = done_units * 100 / self.n_units.max(1);
+        if percent >= self.last_shown_percent + 10 && done_units < self.n_units {
+            self.last_shown_percent = percent;
+            let elapsed_s = self.started.elapsed().as_secs_f64();
+            #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+            let eta_s = elapsed_s / done_units as f64 * (self.n_units - done_units) as f64;
+            say(&format!(
+                "{:>8} {done_units}/{} {elapsed_s:.1} s, about {eta_s:.1} s to go",
+                stage.as_str(),
+                self.n_units
+            ));
+        }
+    }
+
+    fn finish(&mut self, stage: Stage) {
+        let elapsed = self.started.elapsed();
+        *self.times.stages.entry(stage).or_default() += elapsed.saturating_sub(self.lent);
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        let n_units = self.n_units;
+        let units = match stage {
+            Stage::Text => "prompts",
+            Stage::Denoise => "steps",
+            Stage::Decode => "latent frames",
+            Stage::Encode => "files",
+        };
+        say(&format!("{:>8} {n_units} {units} in {:.1} s", stage.as_str(), elapsed.as_secs_f64()));
+    }
+
+    fn encoding(&mut self, begins: bool) {
+        if begins {
+            self.encoding_since = Some(now());
+        } else if let Some(since) = self.encoding_since.take() {
+            let took = since.elapsed();
+            self.lent += took;
+            *self.times.stages.entry(Stage::Encode).or_default() += took;
+        }
+    }
+}
+
+/// A line on standard error; nothing can be done when that is closed.
+pub(crate) fn say(line: &str) {
+    drop(writeln!(std::io::stderr(), "{line}"));
+}
+
+impl Observer for Display {
+    fn on_event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Started { stage, n_units } => self.start(stage, n_units),
+            Event::Advanced { stage, done_units } => self.advance(stage, done_units),
+            Event::Finished { stage } => self.finish(stage),
+            Event::Encoding(begins) => self.encoding(begins),
+            Event::Notice(text) => match &self.bar {
+                Some(bar) => bar.suspend(|| say(&format!("    note {text}"))),
+                None => say(&format!("    note {text}")),
+            },
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Sizes as people write them.
+
+/// `8GiB`, `400MB`, `1.5 GiB`, `1048576`: bytes. KiB, MiB, GiB, TiB count in 1024s; kB, MB, GB, TB in 1000s.
+pub(crate) fn parse_bytes(text: &str) -> Result<usize, String> {
+    let text = text.trim();
+    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let scale: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kib" | "k" => 1024.0,
+        "mib" | "m" => 1024.0 * 1024.0,
+        "gib" | "g" => 1024.0 * 1024.0 * 1024.0,
+        "tib" | "t" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        _ => return Err("write a size as 8GiB, 400MB or a number of bytes".to_owned()),
+    };
+    let number: f64 =
+        number.parse().map_err(|_| "write a size as 8GiB, 400MB or a number of bytes".to_owned())?;
+    let bytes = number * scale;
+    if !(1.0..=1e15).contains(&bytes) {
+        return Err("a size lies between 1 byte and 1000 TB".to_owned());
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to lie in 1..=1e15")]
+    Ok(bytes as usize)
+}
+
+/// `832x480`: width and height in pixels.
+pub(crate) fn parse_frame_size(text: &str) -> Result<(usize, usize), String> {
+    let wrong = || "write a size as WIDTHxHEIGHT in pixels, such as 832x480".to_owned();
+    let (width, height) = text.split_once(['x', 'X', '*', '×']).ok_or_else(wrong)?;
+    let pixels = |side: &str| side.trim().parse().map_err(|_| wrong());
+    Ok((pixels(width)?, pixels(height)?))
+}
+
+/// Bytes for people: three digits and a unit.
+pub(crate) fn show_bytes(bytes: usize) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let mut amount = bytes as f64;
+    let mut unit = 0;
+    while amount >= 999.5 && unit + 1 < UNITS.len() {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    let decimals = if unit == 0 || amount >= 100.0 { 0 } else { usize::from(amount < 10.0) + 1 };
+    format!("{amount:.decimals$} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        assert_eq!(parse_bytes("8GiB"), Ok(8 << 30));
+        assert_eq!(parse_bytes("400MB"), Ok(400_000_000));
+        assert_eq!(parse_bytes("1.5 GiB"), Ok(3 << 29));
+        assert_eq!(parse_bytes("77"), Ok(77));
+        for wrong in ["", "GiB", "8 parsecs", "-1", "0", "1e9", "9999999TB", "1.2.3"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_frame_size("832x480"), Ok((832, 480)));
+        for wrong in ["832", "832x", "x480", "axb", "-8x8", "832x480x3"] {
+            assert!(parse_frame_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_shown_with_a_unit() {
+        assert_eq!(show_bytes(0), "0 B");
+        assert_eq!(show_bytes(1536), "1.50 KiB");
+        assert_eq!(show_bytes(400 << 20), "400 MiB");
+    }
+}
