@@ -249,3 +249,96 @@ enum Direction {
     Home,
     Down,
 }
+
+#[cfg(test)]
+mod tests {
+    //! What may happen to an entry between the two halves of its move, which no caller can time.
+
+    use super::*;
+    use crate::cache::get;
+    use crate::draft::Draft;
+    use crate::{Budgets, Key, Kind, Lease, Lifetime, PutSpec, Writer};
+
+    const KEY: EntryKey = EntryKey::Own(Key::new(Kind::Latent));
+
+    struct Scene {
+        shared: Arc<Shared>,
+        owner: Owner,
+        id: SlotId,
+    }
+
+    impl Scene {
+        /// One unleased entry on the device, one line of sevens.
+        fn new() -> Self {
+            let budgets = Budgets { device_bytes: 64, host_bytes: 64 };
+            let shared = Arc::new(Shared::new(Store::new(budgets)));
+            let owner = Owner::Job(shared.lock().open_job());
+            let spec = PutSpec::new(Tier::Device, Lifetime::Job, 64);
+            let mut writer = Writer::new(Draft::begin(&shared, owner, KEY, spec).expect("there is room"));
+            writer.bytes_mut().fill(7);
+            drop(writer.commit().expect("the key is free"));
+            let id = shared.lock().find(owner, &KEY).expect("it was committed");
+            Self { shared, owner, id }
+        }
+
+        /// Demotes the entry, with `meanwhile` during the copy.
+        fn demote<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
+            let moving = self.shared.lock().begin_move(self.id, Tier::Host);
+            let result = meanwhile();
+            let moved = moving.run();
+            let mut store = self.shared.lock();
+            store.finish_move(moved);
+            assert_eq!(store.verify(), Ok(()));
+            result
+        }
+
+        fn get(&self) -> Option<Lease> {
+            get(&self.shared, self.owner, None, &KEY)
+        }
+
+        fn end_job(&self) {
+            if let Owner::Job(job) = self.owner {
+                self.shared.lock().end_job(job);
+            }
+        }
+
+        fn used(&self) -> [u64; 2] {
+            Tier::ALL.map(|tier| self.shared.lock().arenas[tier].used_bytes())
+        }
+    }
+
+    #[test]
+    fn an_entry_that_nobody_touches_arrives_as_it_was() {
+        let scene = Scene::new();
+        scene.demote(|| assert_eq!(scene.used(), [64, 64]));
+        assert_eq!(scene.used(), [0, 64]);
+        let store = scene.shared.lock();
+        assert_eq!(store.slots[scene.id].buffer.bytes(), [7; 64]);
+    }
+
+    #[test]
+    fn an_entry_that_is_leased_meanwhile_stays_in_place() {
+        let scene = Scene::new();
+        let lease = scene.demote(|| scene.get()).expect("it is visible while it moves");
+        assert_eq!((lease.tier(), scene.used()), (Tier::Device, [64, 0]));
+        assert_eq!(scene.shared.lock().slots[scene.id].tier, Tier::Device);
+        assert_eq!(lease.bytes(), [7; 64]);
+    }
+
+    #[test]
+    fn an_entry_that_dies_meanwhile_returns_both_its_places() {
+        let scene = Scene::new();
+        scene.demote(|| scene.end_job());
+        assert_eq!(scene.used(), [0, 0]);
+    }
+
+    #[test]
+    fn an_entry_that_dies_meanwhile_is_not_taken_for_one_whose_flight_is_overdue() {
+        let scene = Scene::new();
+        scene.demote(|| {
+            scene.end_job();
+            assert_eq!(scene.shared.lock().quarantine_overdue(0).entries, 0);
+        });
+        assert_eq!(scene.used(), [0, 0]);
+    }
+}

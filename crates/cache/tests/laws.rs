@@ -321,6 +321,25 @@ fn law_5_a_shared_entry_counts_the_nearest_use_of_all_jobs_and_unannounced_ones_
     assert_eq!(there(), [true, true, false, false, true]);
 }
 
+#[test]
+fn law_5_entries_of_two_jobs_are_compared_by_distance_and_a_withdrawn_plan_counts_for_nothing() {
+    let cache = cache(2 * 64, 0);
+    let (ahead, behind) = (cache.open_job(), cache.open_job());
+    let spec = device(Lifetime::Job, 64).recover(Recover::Reload);
+    drop(put(&ahead, LATENT, spec));
+    drop(put(&behind, LATENT, spec));
+    ahead.announce(LATENT, Uses::every(5, Tick(0), 100));
+    behind.announce(LATENT, Uses::once(Tick(50)));
+    ahead.tick(Tick(401));
+    assert_eq!((ahead.next_use(LATENT), behind.next_use(LATENT)), (Some(Tick(405)), Some(Tick(50))));
+    drop(put(&behind, LATENT.frame(1), spec));
+    assert_eq!((ahead.contains(&LATENT), behind.contains(&LATENT)), (true, false));
+    behind.announce(LATENT.frame(1), Uses::once(Tick(60)));
+    ahead.withdraw();
+    drop(put(&behind, LATENT.frame(2), spec));
+    assert_eq!((ahead.contains(&LATENT), behind.contains(&LATENT.frame(1))), (false, true));
+}
+
 // ---- law 6: expiry costs what expires ----
 
 #[test]
