@@ -57,14 +57,11 @@ fn live_numbers(stage: &Stage, pixels: usize) -> usize {
         Layer::Residual { inputs, outputs, .. } => given * (inputs + (inputs + outputs).max(2 * outputs)),
         // The input, the normed one, and queries, keys and values both together and apart; apart for one frame.
         Layer::Attention { channels } => given * channels * 5 + pixels * channels * 3,
-        // The input with the pairs; the pairs in order; then the enlarged input and the output.
-        Layer::Upsample { channels, time } => {
-            let doubled = if time.is_some() { 2 * given } else { given };
-            let in_time = if time.is_some() { given + 2 * doubled } else { 0 };
-            channels * in_time.max(doubled + 4 * doubled + 2 * doubled)
-        }
-        // Before halving, the kernel may compute every pixel.
-        Layer::Downsample { channels, .. } => 3 * given * channels,
+        // The input, the pairs, the pairs in order; then those and four times as many pixels of half the channels.
+        Layer::Upsample { channels, time: Some(_) } => 6 * given * channels,
+        Layer::Upsample { channels, time: None } => 3 * given * channels,
+        // The input and a quarter of its pixels; in time even less.
+        Layer::Downsample { channels, .. } => given * channels * 5 / 4,
         Layer::Output { inputs, outputs, .. } => given * (2 * inputs).max(inputs + outputs),
     }
 }
