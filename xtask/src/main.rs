@@ -4,9 +4,22 @@ mod arrows;
 mod outline;
 mod tidy;
 
+use std::process::ExitCode;
+
 use anyhow::{Context, Result, bail};
 
-fn main() -> Result<()> {
+#[expect(clippy::print_stderr, reason = "a command-line tool reports here")]
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let root = std::env::current_dir().context("no current directory")?;
     match std::env::args().nth(1).as_deref() {
         Some("tidy") => report(&tidy::problems(&root)?),
@@ -15,13 +28,9 @@ fn main() -> Result<()> {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "a command-line tool reports here")]
 fn report(problems: &[String]) -> Result<()> {
-    for problem in problems {
-        eprintln!("{problem}");
-    }
     match problems.len() {
         0 => Ok(()),
-        n => bail!("tidy found {n} problems"),
+        n => bail!("{}\ntidy found {n} problems", problems.join("\n")),
     }
 }

@@ -52,7 +52,7 @@ fn net_braces(bare: &str) -> i64 {
 }
 
 fn function_name(bare: &str) -> Option<String> {
-    let mut words = bare.trim_start().split_whitespace().skip_while(|word| {
+    let mut words = bare.split_whitespace().skip_while(|word| {
         word.starts_with("pub") || matches!(*word, "const" | "async" | "unsafe" | "extern" | "in" | "crate)")
     });
     if words.next()? != "fn" {

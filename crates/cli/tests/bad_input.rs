@@ -1,4 +1,5 @@
 //! Every mistake gets one clear sentence and exit code 2, and leaves no file.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod support;
 

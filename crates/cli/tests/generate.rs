@@ -1,4 +1,5 @@
 //! The command as a user runs it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod support;
 

@@ -113,7 +113,7 @@ impl Denoise<'_> {
         let weights = self.model.weights.for_job(self.job, self.itinerary.step(step));
         let timestep = self.spec.schedule.timesteps()[step];
         let velocities = expert.forward(&latents, timestep, &branches, &weights)?;
-        let numbers = velocities.iter().map(|velocity| flat(velocity));
+        let numbers = velocities.iter().map(flat);
         let mut numbers = numbers.collect::<Result<Vec<_>>>()?.into_iter();
         let mut velocity = numbers.next().ok_or_else(|| EngineError::Cache("no branch".to_owned()))?;
         if let Some(uncond) = numbers.next() {

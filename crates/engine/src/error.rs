@@ -60,7 +60,7 @@ pub enum Fault {
 
 impl EngineError {
     /// A fault of a file that the request names.
-    pub fn file(path: impl Into<PathBuf>, message: impl ToString) -> Self {
+    pub fn file(path: impl Into<PathBuf>, message: impl std::fmt::Display) -> Self {
         Self::File { path: path.into(), message: message.to_string() }
     }
 
