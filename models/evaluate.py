@@ -7,12 +7,15 @@ descriptions), and writes the scores and a contact sheet if asked.
 import argparse
 import json
 import math
+import multiprocessing
 import random
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline
+from diffusers.utils import logging
 from PIL import Image
 
 import data
@@ -26,18 +29,48 @@ def draw_prompts(count, seed, held_out):
     return clips, [data.caption(rng, clip) for clip in clips]
 
 
-def generate(pipeline, prompts, settings, seed, batch):
-    """One clip [3, T, 64, 64] in [-1, 1] per prompt; each clip has a noise seed of its own, so batches do not matter."""
-    videos = []
-    for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
-        generators = [torch.Generator().manual_seed(seed * 1_000_000 + start + i) for i in range(len(part))]
-        out = pipeline(prompt=part, negative_prompt=[settings["negative_prompt"]] * len(part), width=settings["size"][0],
-                       height=settings["size"][1], num_frames=settings["frames"], num_inference_steps=settings["steps"],
-                       guidance_scale=settings["guidance_high"], guidance_scale_2=settings["guidance_low"],
-                       generator=generators, output_type="pt").frames
-        videos += [video.permute(1, 0, 2, 3).float() * 2 - 1 for video in out]
-    return videos
+class Generator:
+    """A pipeline in this process, with the settings to use."""
+
+    def __init__(self, model, settings, threads):
+        torch.set_num_threads(threads)
+        logging.set_verbosity_error()
+        self.settings = settings
+        self.pipeline = WanPipeline.from_pretrained(model, torch_dtype=torch.float32)
+        scheduler = self.pipeline.scheduler
+        self.pipeline.scheduler = UniPCMultistepScheduler.from_config(scheduler.config, flow_shift=settings["shift"])
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def clips(self, prompts, seeds):
+        """One clip [3, T, 64, 64] in [-1, 1] per prompt; each has a noise seed of its own, so batches do not matter."""
+        settings = self.settings
+        out = self.pipeline(
+            prompt=prompts, negative_prompt=[settings["negative_prompt"]] * len(prompts), width=settings["size"][0],
+            height=settings["size"][1], num_frames=settings["frames"], num_inference_steps=settings["steps"],
+            guidance_scale=settings["guidance_high"], guidance_scale_2=settings["guidance_low"],
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds], output_type="pt").frames
+        return [video.permute(1, 0, 2, 3).float().numpy() * 2 - 1 for video in out]
+
+
+_generator = None
+
+
+def _start_worker(*arguments):
+    global _generator
+    _generator = Generator(*arguments)
+
+
+def _work(batch):
+    return _generator.clips(*batch)
+
+
+def generate(model, prompts, settings, args):
+    """Clips for all prompts, by several worker processes."""
+    seeds = [args.seed * 1_000_000 + i for i in range(len(prompts))]
+    batches = [(prompts[i : i + args.batch], seeds[i : i + args.batch]) for i in range(0, len(prompts), args.batch)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, context, _start_worker, (model, settings, args.threads)) as pool:
+        return [torch.from_numpy(video) for videos in pool.map(_work, batches) for video in videos]
 
 
 def wilson(right, count):
@@ -79,8 +112,9 @@ def main():
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float, nargs=2, metavar=("HIGH", "LOW"))
     parser.add_argument("--shift", type=float)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=8, help="clips generated together")
+    parser.add_argument("--workers", type=int, default=2, help="processes that generate")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each")
     parser.add_argument("--sheet", help="where to write a contact sheet of the first 24 clips")
     parser.add_argument("--json", help="where to write the scores")
     args = parser.parse_args()
@@ -89,11 +123,8 @@ def main():
     settings["steps"] = args.steps or settings["steps"]
     settings["shift"] = args.shift or settings["shift"]
     settings["guidance_high"], settings["guidance_low"] = args.guidance or (settings["guidance_high"], settings["guidance_low"])
-    pipeline = WanPipeline.from_pretrained(args.model, torch_dtype=torch.float32)
-    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config, flow_shift=settings["shift"])
-    pipeline.set_progress_bar_config(disable=True)
     clips, prompts = draw_prompts(args.count, args.seed, held_out=not args.trained)
-    videos = generate(pipeline, prompts, settings, args.seed, args.batch)
+    videos = generate(args.model, prompts, settings, args)
     result = score(clips, [detect.detect(video) for video in videos]) | {"settings": settings, "held_out": not args.trained}
     for name, right in result["right"].items():
         low, high = wilson(right, args.count)

@@ -175,7 +175,7 @@ class Trainer:
             self.reduce(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         rate = self.args.rate * min(1, (self.step_number + 1) / self.args.warm_up)
-        rate *= max(0.02, min(1, (1 - progress) / (1 - self.args.flat)))
+        rate *= max(self.args.least, min(1, (1 - progress) / (1 - self.args.flat)))
         self.optimiser.step(rate)
         self.step_number += 1
         decay = min(self.args.decay, self.step_number / (self.step_number + 20))
@@ -226,6 +226,7 @@ def parse_arguments():
     parser.add_argument("--frames-per-step", type=int, default=168, help="latent frames in a step, over all ranks")
     parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--flat", type=float, default=0.3, help="fraction of the budget before the rate falls")
+    parser.add_argument("--least", type=float, default=0.02, help="fraction of the rate below which it does not fall")
     parser.add_argument("--warm-up", type=int, default=60)
     parser.add_argument("--decay", type=float, default=0.998, help="of the weights' running average")
     parser.add_argument("--shift", type=float, default=3.0)

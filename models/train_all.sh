@@ -1,12 +1,16 @@
 #!/bin/sh
 # Makes models/shapes from nothing: autoencoder, latents, base, two experts, export, scores.
 # Usage: models/train_all.sh [working directory]. Every stage resumes where it stopped; finished stages are skipped.
-# PYTHON names the interpreter (torch, diffusers, transformers, safetensors, pillow). THREADS is per training process.
+# PYTHON names the interpreter (torch, diffusers, transformers, safetensors, pillow). THREADS is per training process;
+# BASE_STEPS and EXPERT_STEPS set how long the transformers train.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:-$here/../out/shapes}
 python=${PYTHON:-python3}
 threads=${THREADS:-1}
+# what the shipped checkpoint was given; more is better
+base_steps=${BASE_STEPS:-800}
+expert_steps=${EXPERT_STEPS:-600}
 mkdir -p "$work"
 cd "$here"
 
@@ -20,9 +24,9 @@ $python encode.py --vae "$work/autoencoder/vae" --out "$work/latents" --chunks 0
 
 common="--latents $work/latents --layers 5 --threads $threads"
 torchrun="$python -m torch.distributed.run --nproc_per_node 2"
-$torchrun train.py $common --out "$work/base" --steps 800 --compile --stages 1:7
+$torchrun train.py $common --out "$work/base" --steps "$base_steps" --stages 1:7 --flat 0.83 --least 0.66
 
-experts="$common --init $work/base/last.pt --freeze-text --compile --steps 2000 --rate 2e-3 --flat 0.2 --warm-up 40 --stages 0.5:7 1:21"
+experts="$common --init $work/base/last.pt --freeze-text --steps $expert_steps --rate 2e-3 --flat 0.3 --warm-up 40 --stages 0.9:7 1:21"
 $python train.py $experts --out "$work/high" --range 0.875 1 --seed 1 &
 high=$!
 $python train.py $experts --out "$work/low" --range 0 0.875 --seed 2
