@@ -41,13 +41,16 @@ def export(high, low, vae, out, defaults):
     pipeline.save_pretrained(out, safe_serialization=True)
     # the class name that both older and newer versions of transformers know
     edit_json(Path(out) / "tokenizer" / "tokenizer_config.json", {"tokenizer_class": TOKENIZER_CLASS})
+    edit_json(Path(out) / "vae" / "config.json", {}, drop="_name_or_path")
     # recommended settings, which other loaders ignore
     edit_json(Path(out) / "model_index.json", {"tokenizer": ["transformers", TOKENIZER_CLASS], "evanesce": {"defaults": defaults}})
 
 
-def edit_json(path, changes):
-    """Sets top-level entries of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes, indent=2) + "\n")
+def edit_json(path, changes, drop=None):
+    """Sets top-level entries of a JSON file, and removes one."""
+    content = json.loads(path.read_text()) | changes
+    content.pop(drop, None)
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def main():
