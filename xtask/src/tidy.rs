@@ -121,7 +121,7 @@ mod tests {
     fn a_machine_path_is_found_and_a_relative_one_is_not() {
         let machine = ["see /", "home/someone/x"].concat();
         assert_eq!(stray_paths("a.md", &machine).len(), 1);
-        assert!(stray_paths("a.md", "see crates/work/x and ../work/y").is_empty());
+        assert!(stray_paths("a.md", "see crates/home/x and ../home/y").is_empty());
     }
 
     #[test]
