@@ -25,6 +25,8 @@ impl StageTimes {
 pub(crate) struct Display {
     style: Style,
     bar: Option<ProgressBar>,
+    /// The block under way and how many there are, for a video that is made block by block.
+    block: Option<(usize, usize)>,
     n_units: usize,
     last_shown_percent: usize,
     started: Instant,
@@ -52,6 +54,7 @@ impl Display {
         Self {
             style,
             bar: None,
+            block: None,
             n_units: 0,
             last_shown_percent: 0,
             started: now(),
@@ -78,15 +81,37 @@ impl Display {
             {
                 bar.set_style(style);
             }
-            bar.set_prefix(stage.as_str());
+            bar.set_prefix(match self.block {
+                Some((at, n_blocks)) => format!("{} {}/{n_blocks}", stage.as_str(), at + 1),
+                None => stage.as_str().to_owned(),
+            });
             bar.enable_steady_tick(Duration::from_millis(250));
             self.bar = Some(bar);
+        }
+    }
+
+    /// Says how far the video is, at every tenth of it.
+    fn begin_block(&mut self, at: usize, n_blocks: usize) {
+        let tenths = |blocks: usize| blocks * 10 / n_blocks.max(1);
+        let is_due = at > 0 && tenths(at) > tenths(at - 1);
+        self.block = Some((at, n_blocks));
+        if self.style == Style::Lines && is_due {
+            let spent: Duration = [Stage::Denoise, Stage::Decode, Stage::Encode]
+                .iter()
+                .filter_map(|s| self.times.stages.get(s))
+                .sum();
+            #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+            let eta_s = spent.as_secs_f64() / at as f64 * (n_blocks - at) as f64;
+            say(&format!("  blocks {at}/{n_blocks} {:.1} s, about {eta_s:.1} s to go", spent.as_secs_f64()));
         }
     }
 
     fn advance(&mut self, stage: Stage, done_units: usize) {
         if let Some(bar) = &self.bar {
             bar.set_position(done_units as u64);
+            return;
+        }
+        if self.block.is_some() {
             return;
         }
         let percent = done_units * 100 / self.n_units.max(1);
@@ -109,13 +134,21 @@ impl Display {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
-        let n_units = self.n_units;
-        let units = match stage {
+        let mut n_units = self.n_units;
+        let mut elapsed = elapsed;
+        let mut units = match stage {
             Stage::Text => "prompts",
             Stage::Denoise => "steps",
             Stage::Decode => "latent frames",
             Stage::Encode => "files",
         };
+        if let Some((at, n_blocks)) = self.block.filter(|_| matches!(stage, Stage::Denoise | Stage::Decode)) {
+            if at + 1 < n_blocks {
+                return;
+            }
+            (n_units, units) = (n_blocks, "blocks");
+            elapsed = self.times.stages.get(&stage).copied().unwrap_or_default();
+        }
         say(&format!("{:>8} {n_units} {units} in {:.1} s", stage.as_str(), elapsed.as_secs_f64()));
     }
 
@@ -138,6 +171,7 @@ pub(crate) fn say(line: &str) {
 impl Observer for Display {
     fn on_event(&mut self, event: Event<'_>) {
         match event {
+            Event::Block { at, n_blocks } => self.begin_block(at, n_blocks),
             Event::Started { stage, n_units } => self.start(stage, n_units),
             Event::Advanced { stage, done_units } => self.advance(stage, done_units),
             Event::Finished { stage } => self.finish(stage),

@@ -17,8 +17,8 @@ pub(crate) struct CrossPages<'a> {
     pub(crate) expert: Component,
     /// Whose text.
     pub(crate) branch: BranchName,
-    /// Steps in which they will be read or were made, this one included: how long a page put now lives.
-    pub(crate) steps_left: u32,
+    /// How long a page put now lives.
+    pub(crate) lifetime: Lifetime,
 }
 
 /// Keys, then values, in one entry: they live together (law 7).
@@ -50,8 +50,7 @@ impl CrossKv for CrossPages<'_> {
 
     fn put(&self, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
         let key = keys::cross_kv(self.expert, self.branch, layer);
-        let spec =
-            PutSpec::new(Tier::Device, Lifetime::Steps(self.steps_left), 4 * (keys.len() + values.len()));
+        let spec = PutSpec::new(Tier::Device, self.lifetime, 4 * (keys.len() + values.len()));
         let mut writer = self.job.put_with(key, spec).map_err(|error| crate::store_error(&key, error))?;
         let (first, second) = writer.bytes_mut().split_at_mut(4 * keys.len());
         write_f32(first, keys);

@@ -3,9 +3,10 @@
 use candle_core::{Device, Tensor};
 use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier};
 use evanesce_wan::schedule::{History, StepInput, StepOutput};
-use evanesce_wan::transformer::Branch;
+use evanesce_wan::transformer::{Branch, FrameKv};
 use evanesce_wan::weights::Component;
 
+use crate::blocks::Block;
 use crate::bytes::{as_f32, write_f32};
 use crate::cross_kv::CrossPages;
 use crate::error::{EngineError, Result};
@@ -13,6 +14,8 @@ use crate::itinerary::Itinerary;
 use crate::keys::{self, BranchName, LatentRole};
 use crate::model::Model;
 use crate::request::JobSpec;
+use crate::residency::Position;
+use crate::self_kv::FramePages;
 use crate::text::Prompt;
 
 /// What a step reads besides entries of the job.
@@ -22,14 +25,25 @@ pub(crate) struct Denoise<'a> {
     pub(crate) spec: &'a JobSpec,
     pub(crate) job: &'a Job,
     pub(crate) itinerary: &'a Itinerary,
+    pub(crate) block: &'a Block,
     pub(crate) cond: &'a Prompt,
     pub(crate) uncond: Option<&'a Prompt>,
 }
 
 impl JobSpec {
-    /// Channels, latent frames, height and width of the latents.
+    /// Channels, latent frames, height and width of the video's latents.
     pub(crate) fn latent_shape(&self, channels: usize) -> [usize; 4] {
         [channels, self.latent_frames(), self.height / 8, self.width / 8]
+    }
+
+    /// As [`Self::latent_shape`] for all frames that are denoised.
+    pub(crate) fn noise_shape(&self, channels: usize) -> [usize; 4] {
+        [channels, self.denoised_frames(), self.height / 8, self.width / 8]
+    }
+
+    /// As [`Self::latent_shape`] for the frames of one block.
+    pub(crate) fn block_shape(&self, channels: usize, block: &Block) -> [usize; 4] {
+        [channels, block.frames.len(), self.height / 8, self.width / 8]
     }
 
     /// Whether any expert needs the branch without the prompt.
@@ -47,7 +61,7 @@ fn guides(guidance: f64) -> bool {
     guidance.to_bits() != 1f64.to_bits()
 }
 
-/// Makes the first sample of a job visible.
+/// Makes the first sample of a block visible.
 pub(crate) fn put_noise(job: &Job, noise: &[f32]) -> Result<()> {
     let spec = PutSpec::new(Tier::Device, Lifetime::Steps(1), size_of_val(noise));
     let mut writer = job.put_with(keys::latent(LatentRole::Sample, 0), spec).map_err(EngineError::cache)?;
@@ -92,27 +106,75 @@ impl Denoise<'_> {
 
     /// The guided velocity of the sample at `step`.
     fn velocity(&self, step: usize, sample: &[f32]) -> Result<Vec<f32>> {
-        let component = self.itinerary.expert(step);
-        let guidance = self.spec.guidance(component);
-        let steps_left = u32::try_from(self.itinerary.steps_left(step)).expect("at most 1000 steps");
-        let pages = |branch| CrossPages { job: self.job, expert: component, branch, steps_left };
-        let (cond_pages, uncond_pages) = (pages(BranchName::Cond), pages(BranchName::Uncond));
-        let mut branches = vec![Branch { text: self.cond.rows(), cross: &cond_pages }];
-        if let Some(uncond) = self.uncond.filter(|_| guides(guidance)) {
-            branches.push(Branch { text: uncond.rows(), cross: &uncond_pages });
+        let pass = Pass {
+            expert: self.itinerary.expert(step),
+            position: self.itinerary.step(self.block.at, step),
+            timestep: self.spec.schedule.timesteps()[step],
+            cross_lifetime: match self.spec.rollout {
+                None => {
+                    let steps_left = self.itinerary.steps_left(step);
+                    Lifetime::Steps(u32::try_from(steps_left).expect("at most 1000 steps"))
+                }
+                Some(_) => Lifetime::Job,
+            },
+            commits: false,
+        };
+        self.forward(&pass, sample)
+    }
+
+    /// Runs the finished block through an expert once more, without noise, so that later blocks can see it.
+    pub(crate) fn commit(&self, at: usize) -> Result<()> {
+        let pass = Pass {
+            expert: self.itinerary.committing(at),
+            position: self.itinerary.commit(self.block.at, at),
+            timestep: 0.0,
+            cross_lifetime: Lifetime::Job,
+            commits: true,
+        };
+        let channels = self.model.expert(pass.expert).config().channels;
+        let [_, n_frames, height, width] = self.spec.block_shape(channels, self.block);
+        let plane = height * width;
+        let mut sample = vec![0.0; channels * n_frames * plane];
+        for (at, frame) in self.block.frames.clone().enumerate() {
+            let latent = self.read(LatentRole::Final, frame)?;
+            for (channel, numbers) in as_f32(&latent).chunks_exact(plane).enumerate() {
+                sample[(channel * n_frames + at) * plane..][..plane].copy_from_slice(numbers);
+            }
         }
+        self.forward(&pass, &sample)?;
+        Ok(())
+    }
+
+    /// The guided velocity that one expert predicts for `sample`.
+    fn forward(&self, pass: &Pass, sample: &[f32]) -> Result<Vec<f32>> {
+        let &Pass { expert: component, cross_lifetime: lifetime, commits, .. } = pass;
+        let guidance = self.spec.guidance(component);
+        let both = [BranchName::Cond, BranchName::Uncond];
+        let cross = both.map(|branch| CrossPages { job: self.job, expert: component, branch, lifetime });
+        let past = both.map(|branch| {
+            let rollout = self.spec.rollout?;
+            Some(FramePages::new(self.job, component, branch, self.block, rollout, commits))
+        });
+        let texts = [Some(self.cond), self.uncond.filter(|_| guides(guidance))];
+        let branches: Vec<_> = texts
+            .into_iter()
+            .zip(cross.iter().zip(&past))
+            .filter_map(|(text, (cross, past))| {
+                let past = past.as_ref().map(|past| past as &dyn FrameKv);
+                Some(Branch { text: text?.rows(), cross, past })
+            })
+            .collect();
 
         let expert = self.model.expert(component);
-        let shape = self.spec.latent_shape(expert.config().channels);
+        let shape = self.spec.block_shape(expert.config().channels, self.block);
         let tokens = shape[1] * (shape[2] / 2) * (shape[3] / 2);
         let workspace_bytes = expert.workspace_bytes(tokens, branches.len()) + 2 * size_of_val(sample);
         let _scratch =
             self.job.reserve(&[(Tier::Device, workspace_bytes as u64)]).map_err(EngineError::cache)?;
         let latents =
             Tensor::from_slice(sample, &shape[..], &Device::Cpu).map_err(evanesce_wan::WanError::from)?;
-        let weights = self.model.weights.for_job(self.job, self.itinerary.step(step));
-        let timestep = self.spec.schedule.timesteps()[step];
-        let velocities = expert.forward(&latents, timestep, &branches, &weights)?;
+        let weights = self.model.weights.for_job(self.job, pass.position);
+        let velocities = expert.forward(&latents, pass.timestep, &branches, &weights)?;
         let numbers = velocities.iter().map(flat);
         let mut numbers = numbers.collect::<Result<Vec<_>>>()?.into_iter();
         let mut velocity = numbers.next().ok_or_else(|| EngineError::Cache("no branch".to_owned()))?;
@@ -121,6 +183,18 @@ impl Denoise<'_> {
         }
         Ok(velocity)
     }
+}
+
+/// One pass of a block through an expert.
+struct Pass {
+    expert: Component,
+    /// Where it stands in the job's reads of weights.
+    position: Position,
+    timestep: f64,
+    /// How long keys and values of the text live.
+    cross_lifetime: Lifetime,
+    /// Whether the block is clean and leaves pages.
+    commits: bool,
 }
 
 fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
@@ -167,7 +241,7 @@ impl Next {
         let spec = denoise.spec;
         let keeps = spec.schedule.keeps(step);
         if step + 1 == spec.steps() {
-            return put_final(denoise.job, spec, &self.sample);
+            return put_final(denoise.job, spec, denoise.block, &self.sample);
         }
         let parts = [
             (keys::latent(LatentRole::Sample, step + 1), 1, Some(&self.sample)),
@@ -189,13 +263,13 @@ impl Next {
     }
 }
 
-/// The final sample, frame by frame: frame `i` is read in decode step `i` and leaves with it.
-fn put_final(job: &Job, spec: &JobSpec, sample: &[f32]) -> Result<()> {
-    let frames = spec.latent_frames();
+/// The final sample, frame by frame: frame `i` of a block is read in decode step `i` after it and leaves with it.
+fn put_final(job: &Job, spec: &JobSpec, block: &Block, sample: &[f32]) -> Result<()> {
+    let frames = block.frames.len();
     let plane = (spec.height / 8) * (spec.width / 8);
     let channels = sample.len() / (frames * plane);
-    let specs = (0..frames).map(|frame| {
-        let steps = u32::try_from(frame + 1).expect("a video has fewer than 2^32 frames");
+    let specs = block.frames.clone().enumerate().map(|(at, frame)| {
+        let steps = u32::try_from(at + 1).expect("a video has fewer than 2^32 frames");
         let put = PutSpec::new(Tier::Device, Lifetime::Steps(steps), channels * plane * size_of::<f32>());
         (keys::latent(LatentRole::Final, frame), put)
     });

@@ -1,4 +1,4 @@
-//! The VAE's kept frames as entries of a job, each living exactly as many decode steps as it will be read in.
+//! The VAE's kept frames as entries of a job, each living exactly until the last decode step that reads it has ended.
 
 use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier};
 use evanesce_wan::vae::{FeatureFrame, FeatureSlots, SlotId};
@@ -6,10 +6,25 @@ use evanesce_wan::{Result, WanError};
 
 use crate::bytes::{as_f32, write_f32};
 use crate::keys;
+use crate::request::JobSpec;
 
-/// The kept frames of one job.
+/// The kept frames of one job, as the decoding of one latent frame sees them.
 #[derive(Debug)]
-pub(crate) struct FeatureEntries<'a>(pub(crate) &'a Job);
+pub(crate) struct FeatureEntries<'a> {
+    pub(crate) job: &'a Job,
+    pub(crate) spec: &'a JobSpec,
+    /// The latent frame that is being decoded.
+    pub(crate) frame: usize,
+}
+
+impl FeatureEntries<'_> {
+    /// Steps that the job ends from now until `readings` more latent frames have been decoded: the step under way,
+    /// theirs, and the denoising steps of every block that begins in between.
+    fn steps_until_read(&self, readings: usize) -> usize {
+        let blocks = self.spec.block_of(self.frame + readings) - self.spec.block_of(self.frame);
+        readings + 1 + blocks * self.spec.steps()
+    }
+}
 
 struct Frame(Lease);
 
@@ -21,7 +36,7 @@ impl FeatureFrame for Frame {
 
 impl FeatureSlots for FeatureEntries<'_> {
     fn read(&self, slot: SlotId, frame_index: u64) -> Result<Box<dyn FeatureFrame + '_>> {
-        let lease = self.0.get(&keys::feature(slot, frame_index)).ok_or_else(|| WanError::Store {
+        let lease = self.job.get(&keys::feature(slot, frame_index)).ok_or_else(|| WanError::Store {
             what: format!("frame {frame_index} of {slot}"),
             message: "no such frame is kept".to_owned(),
             source: None,
@@ -31,9 +46,10 @@ impl FeatureSlots for FeatureEntries<'_> {
 
     fn commit(&self, slot: SlotId, frame_index: u64, readings: u32, frame: &[f32]) -> Result<()> {
         let key = keys::feature(slot, frame_index);
-        // The step that commits ends too, so a frame read in the next n steps lives n + 1.
-        let spec = PutSpec::new(Tier::Device, Lifetime::Steps(readings + 1), size_of_val(frame));
-        let mut writer = self.0.put_with(key, spec).map_err(|error| crate::store_error(&key, error))?;
+        let steps = self.steps_until_read(usize::try_from(readings).unwrap_or(usize::MAX));
+        let lifetime = Lifetime::Steps(u32::try_from(steps).expect("a slot is read a few times at most"));
+        let spec = PutSpec::new(Tier::Device, lifetime, size_of_val(frame));
+        let mut writer = self.job.put_with(key, spec).map_err(|error| crate::store_error(&key, error))?;
         write_f32(writer.bytes_mut(), frame);
         drop(writer.commit().map_err(|error| crate::store_error(&key, error.refusal))?);
         Ok(())

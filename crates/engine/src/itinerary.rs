@@ -14,23 +14,43 @@ use crate::residency::Position;
 /// Prompts of a job: the prompt itself, and the negative one.
 const N_PROMPTS: u64 = 2;
 
-/// The order in which one job reads weights.
+/// The order in which one job reads weights: prompts, then block by block its denoising steps, its commits and its latent
+/// frames.
 #[derive(Debug)]
 pub(crate) struct Itinerary {
-    /// Which component serves each denoising step.
+    /// Which component serves each denoising step of a block, then each of its commits.
     experts: Vec<Component>,
+    steps: usize,
+    n_blocks: usize,
+    /// Latent frames of every block but perhaps the last.
+    block_frames: usize,
+    frames: usize,
     stride_ticks: u64,
 }
 
 impl Itinerary {
     pub(crate) fn new(model: &Model, spec: &JobSpec) -> Self {
         let timesteps = spec.schedule.timesteps().iter();
-        let experts = timesteps.map(|t| model.serving(expert_for(*t, spec.boundary))).collect();
+        let mut experts: Vec<_> = timesteps.map(|t| model.serving(expert_for(*t, spec.boundary))).collect();
+        let steps = experts.len();
+        if spec.rollout.is_some() {
+            // The expert that was used last is still there; the one that the next block begins with comes last.
+            let (last, first) = (experts[steps - 1], experts[0]);
+            experts.push(last);
+            experts.extend((first != last).then_some(first));
+        }
         let components =
             [Component::TextEncoder, Component::HighNoise, Component::LowNoise, Component::VaeDecoder];
         let most_groups =
             components.map(|component| model.checkpoint.groups(component).len()).into_iter().max();
-        Self { experts, stride_ticks: most_groups.unwrap_or(1).max(1) as u64 }
+        Self {
+            experts,
+            steps,
+            n_blocks: spec.n_blocks(),
+            block_frames: spec.block(0).frames.len(),
+            frames: spec.latent_frames(),
+            stride_ticks: most_groups.unwrap_or(1).max(1) as u64,
+        }
     }
 
     /// The component that serves a denoising step.
@@ -38,9 +58,19 @@ impl Itinerary {
         self.experts[step]
     }
 
+    /// How many commits end a block.
+    pub(crate) fn commits(&self) -> usize {
+        self.experts.len() - self.steps
+    }
+
+    /// The component of a commit.
+    pub(crate) fn committing(&self, at: usize) -> Component {
+        self.experts[self.steps + at]
+    }
+
     /// How many steps, `step` included, the expert of `step` still serves without a break.
     pub(crate) fn steps_left(&self, step: usize) -> usize {
-        self.experts[step..].iter().take_while(|expert| **expert == self.experts[step]).count()
+        self.run_from(step).min(self.steps - step)
     }
 
     /// Where encoding prompt `prompt` stands.
@@ -48,28 +78,46 @@ impl Itinerary {
         Position { first: self.tick(prompt as u64), next: None }
     }
 
-    /// Where a denoising step stands; its last step on an expert prefetches the next expert.
-    pub(crate) fn step(&self, step: usize) -> Position {
-        let next = self.experts.get(step + 1).filter(|next| **next != self.experts[step]);
-        Position { first: self.step_tick(step), next: next.map(|next| (*next, self.step_tick(step + 1))) }
+    /// Where a denoising step of a block stands; the last one on an expert prefetches the next expert.
+    pub(crate) fn step(&self, block: usize, step: usize) -> Position {
+        self.unit(block, step)
+    }
+
+    /// Where a commit of a block stands.
+    pub(crate) fn commit(&self, block: usize, at: usize) -> Position {
+        self.unit(block, self.steps + at)
     }
 
     /// Where decoding a latent frame stands.
     pub(crate) fn latent_frame(&self, frame: usize) -> Position {
-        Position { first: self.step_tick(self.experts.len() + frame), next: None }
+        let block = frame / self.block_frames;
+        let unit = self.first_unit(block) + (self.experts.len() + frame % self.block_frames) as u64;
+        Position { first: self.tick(unit), next: None }
     }
 
-    /// Tells the cache all of it. Periodic reads cost one announcement however many they are.
-    pub(crate) fn announce(&self, model: &Model, job: &Job, spec: &JobSpec) {
+    /// Tells the cache what the job reads first: its prompts and its first two blocks.
+    pub(crate) fn announce(&self, model: &Model, job: &Job) {
         self.announce_component(model, job, Component::TextEncoder, 0, N_PROMPTS);
-        let mut step = 0;
-        while step < self.experts.len() {
-            let steps = self.steps_left(step);
-            self.announce_component(model, job, self.experts[step], N_PROMPTS + step as u64, steps as u64);
-            step += steps;
+        self.announce_block(model, job, 0);
+        self.announce_block(model, job, 1);
+    }
+
+    /// Tells the cache what block `block` reads, if there is one: as a job begins a block it announces the next, so that
+    /// next uses are known a block ahead and the plan stays small however long the video. Periodic reads cost one
+    /// announcement however many they are.
+    pub(crate) fn announce_block(&self, model: &Model, job: &Job, block: usize) {
+        if block >= self.n_blocks {
+            return;
         }
-        let decode = N_PROMPTS + self.experts.len() as u64;
-        self.announce_component(model, job, Component::VaeDecoder, decode, spec.latent_frames() as u64);
+        let first = self.first_unit(block);
+        let mut at = 0;
+        while at < self.experts.len() {
+            let run = self.run_from(at);
+            self.announce_component(model, job, self.experts[at], first + at as u64, run as u64);
+            at += run;
+        }
+        let frames = self.block_frames.min(self.frames - block * self.block_frames);
+        self.announce_component(model, job, Component::VaeDecoder, first + at as u64, frames as u64);
     }
 
     fn announce_component(&self, model: &Model, job: &Job, component: Component, from_unit: u64, units: u64) {
@@ -80,8 +128,25 @@ impl Itinerary {
         }
     }
 
-    fn step_tick(&self, step: usize) -> Tick {
-        self.tick(N_PROMPTS + step as u64)
+    /// How many passes from `at` on one expert serves without a break.
+    fn run_from(&self, at: usize) -> usize {
+        self.experts[at..].iter().take_while(|expert| **expert == self.experts[at]).count()
+    }
+
+    fn unit(&self, block: usize, at: usize) -> Position {
+        let unit = self.first_unit(block) + at as u64;
+        let next = match self.experts.get(at + 1) {
+            Some(next) => Some((*next, unit + 1)),
+            None if block + 1 < self.n_blocks => Some((self.experts[0], self.first_unit(block + 1))),
+            None => None,
+        };
+        let next = next.filter(|(next, _)| *next != self.experts[at]);
+        Position { first: self.tick(unit), next: next.map(|(next, unit)| (next, self.tick(unit))) }
+    }
+
+    /// The first unit of a block.
+    fn first_unit(&self, block: usize) -> u64 {
+        N_PROMPTS + (block * (self.experts.len() + self.block_frames)) as u64
     }
 
     fn tick(&self, unit: u64) -> Tick {

@@ -42,6 +42,12 @@ pub(crate) fn cross_kv(expert: Component, branch: BranchName, layer: usize) -> K
     Key::new(Kind::CrossKv).part(expert * 2 + branch as u32).index(number(layer))
 }
 
+/// Keys and values of self-attention of one latent frame in one layer.
+pub(crate) fn self_kv(expert: Component, branch: BranchName, layer: usize, frame: usize) -> Key {
+    let expert = u32::from(expert == Component::LowNoise);
+    Key::new(Kind::SelfKv).part(expert * 2 + branch as u32).index(number(layer)).frame(number(frame))
+}
+
 /// One kept frame of one convolution.
 pub(crate) fn feature(slot: SlotId, frame_index: u64) -> Key {
     let frame = u32::try_from(frame_index).expect("a video has fewer than 2^32 frames");

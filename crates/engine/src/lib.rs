@@ -7,6 +7,7 @@
 //! No clock and no randomness: the same request over the same checkpoint gives the same bits.
 
 mod admission;
+mod blocks;
 mod bytes;
 mod cancel;
 mod cross_kv;
@@ -23,6 +24,7 @@ pub mod report;
 pub mod request;
 mod residency;
 pub mod run;
+mod self_kv;
 mod tensors;
 mod text;
 pub mod video;

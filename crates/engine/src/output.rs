@@ -90,11 +90,12 @@ impl OpenOutputs {
         })
     }
 
-    /// Takes the final latents.
-    pub(crate) fn write_latents(&mut self, latents: impl IntoIterator<Item = f32>) -> Result<()> {
-        let Some(mut writer) = self.latents.take() else { return Ok(()) };
-        writer.push(latents)?;
-        writer.finish()
+    /// Takes one plane of the final latents, `[height/8, width/8]`, whose first number has place `at` in them.
+    pub(crate) fn write_latent_plane(&mut self, at: usize, plane: &[f32]) -> Result<()> {
+        match &mut self.latents {
+            Some(writer) => writer.push_at(at, plane.iter().copied()),
+            None => Ok(()),
+        }
     }
 
     /// Whether anybody asked for the latents.
@@ -115,6 +116,9 @@ impl OpenOutputs {
 
     /// Puts every file in place.
     pub(crate) fn finish(self) -> Result<VideoSummary> {
+        if let Some(latents) = self.latents {
+            latents.finish()?;
+        }
         if let Some(frames) = self.frames {
             frames.finish()?;
         }

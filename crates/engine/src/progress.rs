@@ -32,6 +32,13 @@ impl Stage {
 /// Something that happened in a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
+    /// A video that is made block by block goes on to the next block; denoising and decoding begin anew for each.
+    Block {
+        /// The block's number, from 0.
+        at: usize,
+        /// How many blocks the video has.
+        n_blocks: usize,
+    },
     /// A stage begins; it will take `n_units` units (prompts, steps, latent frames, files).
     Started {
         /// Which stage.

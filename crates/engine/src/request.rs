@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use evanesce_wan::checkpoint::Checkpoint;
+use evanesce_wan::checkpoint::{Checkpoint, Rollout};
 use evanesce_wan::schedule::{Grid, Schedule, Solver};
 use evanesce_wan::text::PROMPT_CHARS_MAX;
 
@@ -10,8 +10,6 @@ use crate::error::{EngineError, Result};
 
 /// Pixels on one side of a frame, at most.
 pub const MAX_SIDE_PIXELS: usize = 4096;
-/// Frames in one video, at most: as many latent frames as the position table has rows.
-pub const MAX_FRAMES: usize = 4093;
 /// Denoising steps, at most: the model was trained on this many timesteps.
 pub const MAX_STEPS: usize = 1000;
 
@@ -104,6 +102,8 @@ pub struct JobSpec {
     pub seed: u64,
     /// A file with the initial noise.
     pub noise_in: Option<PathBuf>,
+    /// How the video is made block by block; `None` when it is made at once.
+    pub rollout: Option<Rollout>,
 }
 
 impl JobSpec {
@@ -132,7 +132,7 @@ impl JobSpec {
             Some(RequestedLength::Seconds(seconds)) => frames_of_seconds(seconds, fps)?,
             None => defaults.frames.unwrap_or(81),
         };
-        within("frames", frames, 1, MAX_FRAMES)?;
+        let rollout = checkpoint.rollout();
         checkpoint.validate_frames(frames)?;
 
         let steps = request.steps.or(defaults.steps).unwrap_or(40);
@@ -161,6 +161,7 @@ impl JobSpec {
             schedule: Schedule::new(solver, grid, steps, shift)?,
             seed: request.seed,
             noise_in: request.noise_in,
+            rollout,
         })
     }
 

@@ -5,6 +5,7 @@ use evanesce_wan::noise::initial_noise;
 use evanesce_wan::text::TOKENS_MAX;
 
 use crate::admission::Needs;
+use crate::blocks::Block;
 use crate::cancel::CancelToken;
 use crate::decode::Decode;
 use crate::denoise::{Denoise, put_noise};
@@ -42,8 +43,9 @@ impl Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Prompt { at: usize },
-    Noise,
-    Step { at: usize },
+    Noise { block: usize },
+    Step { block: usize, at: usize },
+    Commit { block: usize, at: usize },
     LatentFrame { at: usize },
     Close,
     Done,
@@ -87,12 +89,12 @@ impl<'m> JobRun<'m> {
         let channels = model.checkpoint.vae().z_dim();
         if let Some(path) = &spec.noise_in {
             // Read again when it is needed: noise is not an entry before the job has begun.
-            read_noise(path, &spec.latent_shape(channels))?;
+            read_noise(path, &spec.noise_shape(channels))?;
         }
         let outputs = OpenOutputs::open(outputs, &spec, channels)?;
         let itinerary = Itinerary::new(model, &spec);
         let job = model.cache.open_job();
-        itinerary.announce(model, &job, &spec);
+        itinerary.announce(model, &job);
         Ok(Self {
             model,
             itinerary,
@@ -118,7 +120,8 @@ impl<'m> JobRun<'m> {
         self.job.id()
     }
 
-    /// Does the next unit of work: a prompt, the noise, a denoising step, a latent frame, or closing the video.
+    /// Does the next unit of work: a prompt, a block's noise, a denoising step, a commit, a latent frame, or closing the
+    /// video.
     ///
     /// # Errors
     /// [`EngineError::Cancelled`] when somebody asked, else whatever went wrong. The job is over then: drop it.
@@ -128,8 +131,9 @@ impl<'m> JobRun<'m> {
         }
         self.phase = match self.phase {
             Phase::Prompt { at } => self.encode_prompt(at, observer)?,
-            Phase::Noise => self.draw_noise(observer)?,
-            Phase::Step { at } => self.denoise(at, observer)?,
+            Phase::Noise { block } => self.draw_noise(&self.spec.block(block), observer)?,
+            Phase::Step { block, at } => self.denoise(&self.spec.block(block), at, observer)?,
+            Phase::Commit { block, at } => self.commit(&self.spec.block(block), at, observer)?,
             Phase::LatentFrame { at } => self.decode(at, observer)?,
             Phase::Close => self.close(observer)?,
             Phase::Done => Phase::Done,
@@ -171,51 +175,93 @@ impl<'m> JobRun<'m> {
             return Ok(Phase::Prompt { at: at + 1 });
         }
         observer.on_event(Event::Finished { stage: Stage::Text });
-        Ok(Phase::Noise)
+        Ok(Phase::Noise { block: 0 })
     }
 
-    fn draw_noise(&mut self, observer: &mut dyn Observer) -> Result<Phase> {
-        observer.on_event(Event::Started { stage: Stage::Denoise, n_units: self.spec.steps() });
-        let shape = self.spec.latent_shape(self.model.checkpoint.vae().z_dim());
+    fn draw_noise(&mut self, block: &Block, observer: &mut dyn Observer) -> Result<Phase> {
+        if self.spec.rollout.is_some() {
+            observer.on_event(Event::Block { at: block.at, n_blocks: self.spec.n_blocks() });
+        }
+        if block.at > 0 {
+            self.itinerary.announce_block(self.model, &self.job, block.at + 1);
+        }
+        let n_units = self.spec.steps() + self.itinerary.commits();
+        observer.on_event(Event::Started { stage: Stage::Denoise, n_units });
+        let channels = self.model.checkpoint.vae().z_dim();
         let noise = match &self.spec.noise_in {
-            Some(path) => read_noise(path, &shape)?,
-            None => initial_noise(self.spec.seed, shape.iter().product()),
+            Some(path) => {
+                let shape = self.spec.noise_shape(channels);
+                let all = read_noise(path, &shape)?;
+                let [_, frames, height, width] = shape;
+                let plane = height * width;
+                let wanted = block.frames.start * plane..block.frames.end * plane;
+                all.chunks_exact(frames * plane)
+                    .flat_map(|channel| &channel[wanted.clone()])
+                    .copied()
+                    .collect()
+            }
+            None => {
+                let shape = self.spec.block_shape(channels, block);
+                initial_noise(self.spec.block_seed(block.at), shape.iter().product())
+            }
         };
         put_noise(&self.job, &noise)?;
-        Ok(Phase::Step { at: 0 })
+        Ok(Phase::Step { block: block.at, at: 0 })
     }
 
-    fn denoise(&mut self, at: usize, observer: &mut dyn Observer) -> Result<Phase> {
+    fn denoise(&mut self, block: &Block, at: usize, observer: &mut dyn Observer) -> Result<Phase> {
+        self.denoising(block)?.take(at)?;
+        observer.on_event(Event::Advanced { stage: Stage::Denoise, done_units: at + 1 });
+        if at + 1 < self.spec.steps() {
+            return Ok(Phase::Step { block: block.at, at: at + 1 });
+        }
+        self.write_latents(block)?;
+        if self.itinerary.commits() > 0 && block.at + 1 < self.spec.n_blocks() {
+            return Ok(Phase::Commit { block: block.at, at: 0 });
+        }
+        // Nothing reads the prompts after the last block.
+        self.prompts.clear();
+        Ok(self.begin_decoding(block, observer))
+    }
+
+    fn commit(&mut self, block: &Block, at: usize, observer: &mut dyn Observer) -> Result<Phase> {
+        self.denoising(block)?.commit(at)?;
+        observer.on_event(Event::Advanced { stage: Stage::Denoise, done_units: self.spec.steps() + at + 1 });
+        if at + 1 < self.itinerary.commits() {
+            return Ok(Phase::Commit { block: block.at, at: at + 1 });
+        }
+        Ok(self.begin_decoding(block, observer))
+    }
+
+    fn denoising<'a>(&'a self, block: &'a Block) -> Result<Denoise<'a>> {
         let [cond, uncond] = [0, 1].map(|at| self.prompts.get(at));
         let cond = cond.ok_or_else(|| EngineError::Cache("the prompt's embedding is gone".to_owned()))?;
         let (model, spec, job, itinerary) = (self.model, &self.spec, &self.job, &self.itinerary);
-        Denoise { model, spec, job, itinerary, cond, uncond }.take(at)?;
-        observer.on_event(Event::Advanced { stage: Stage::Denoise, done_units: at + 1 });
-        if at + 1 < self.spec.steps() {
-            return Ok(Phase::Step { at: at + 1 });
-        }
-        self.prompts.clear();
-        self.write_latents()?;
-        observer.on_event(Event::Finished { stage: Stage::Denoise });
-        observer.on_event(Event::Started { stage: Stage::Decode, n_units: self.spec.latent_frames() });
-        Ok(Phase::LatentFrame { at: 0 })
+        Ok(Denoise { model, spec, job, itinerary, block, cond, uncond })
     }
 
-    /// Gathers the final frames into `[channels, T, height, width]`.
-    fn write_latents(&mut self) -> Result<()> {
+    fn begin_decoding(&self, block: &Block, observer: &mut dyn Observer) -> Phase {
+        observer.on_event(Event::Finished { stage: Stage::Denoise });
+        let n_units = block.frames.end.min(self.spec.latent_frames()) - block.frames.start;
+        observer.on_event(Event::Started { stage: Stage::Decode, n_units });
+        Phase::LatentFrame { at: block.frames.start }
+    }
+
+    /// Writes a block's final frames to their places in `[channels, T, height, width]`.
+    fn write_latents(&mut self, block: &Block) -> Result<()> {
         let Some(outputs) = self.outputs.as_mut().filter(|outputs| outputs.wants_latents()) else {
             return Ok(());
         };
-        let frames =
-            (0..self.spec.latent_frames()).map(|frame| self.job.get(&keys::latent(LatentRole::Final, frame)));
-        let frames: Vec<_> =
-            frames.collect::<Option<_>>().ok_or_else(|| EngineError::Cache("a latent is gone".to_owned()))?;
         let plane = (self.spec.height / 8) * (self.spec.width / 8);
-        let channels = self.model.checkpoint.vae().z_dim();
-        let planes = (0..channels).flat_map(|channel| frames.iter().map(move |frame| (channel, frame)));
-        outputs.write_latents(planes.flat_map(|(channel, frame)| {
-            crate::bytes::as_f32(frame)[channel * plane..][..plane].iter().copied()
-        }))
+        let frames = self.spec.latent_frames();
+        for frame in block.frames.start..block.frames.end.min(frames) {
+            let latent = self.job.get(&keys::latent(LatentRole::Final, frame));
+            let latent = latent.ok_or_else(|| EngineError::Cache("a latent is gone".to_owned()))?;
+            for (channel, numbers) in crate::bytes::as_f32(&latent).chunks_exact(plane).enumerate() {
+                outputs.write_latent_plane((channel * frames + frame) * plane, numbers)?;
+            }
+        }
+        Ok(())
     }
 
     fn decode(&mut self, at: usize, observer: &mut dyn Observer) -> Result<Phase> {
@@ -224,12 +270,15 @@ impl<'m> JobRun<'m> {
         observer.on_event(Event::Encoding(true));
         self.outputs.as_mut().ok_or_else(closed)?.push(&pictures)?;
         observer.on_event(Event::Encoding(false));
-        observer.on_event(Event::Advanced { stage: Stage::Decode, done_units: at + 1 });
-        if at + 1 < self.spec.latent_frames() {
+        let block = self.spec.block(self.spec.block_of(at));
+        let done_units = at + 1 - block.frames.start;
+        observer.on_event(Event::Advanced { stage: Stage::Decode, done_units });
+        let is_last = at + 1 == self.spec.latent_frames();
+        if !is_last && at + 1 < block.frames.end {
             return Ok(Phase::LatentFrame { at: at + 1 });
         }
         observer.on_event(Event::Finished { stage: Stage::Decode });
-        Ok(Phase::Close)
+        Ok(if is_last { Phase::Close } else { Phase::Noise { block: block.at + 1 } })
     }
 
     fn close(&mut self, observer: &mut dyn Observer) -> Result<Phase> {

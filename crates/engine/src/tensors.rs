@@ -1,7 +1,7 @@
 //! The three safetensors files by which another implementation can be compared: noise in, latents out, frames out.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
@@ -41,6 +41,8 @@ pub(crate) fn read_noise(path: &Path, shape: &[usize]) -> Result<Vec<f32>> {
 pub(crate) struct TensorWriter {
     path: PathBuf,
     file: BufWriter<NamedTempFile>,
+    /// Where the numbers begin.
+    header_bytes: u64,
     left: usize,
 }
 
@@ -70,7 +72,9 @@ impl TensorWriter {
         while !header.len().is_multiple_of(8) {
             header.push(' ');
         }
-        let mut writer = Self { path: path.to_owned(), file: BufWriter::new(file), left: n_numbers };
+        let header_bytes = 8 + header.len() as u64;
+        let file = BufWriter::new(file);
+        let mut writer = Self { path: path.to_owned(), file, header_bytes, left: n_numbers };
         writer.write(&(header.len() as u64).to_le_bytes())?;
         writer.write(header.as_bytes())?;
         Ok(writer)
@@ -88,12 +92,22 @@ impl TensorWriter {
         Ok(())
     }
 
+    /// Writes numbers from place `at` of the row-major order on. Every number must be written once.
+    ///
+    /// # Errors
+    /// When the disk refuses them.
+    pub(crate) fn push_at(&mut self, at: usize, numbers: impl IntoIterator<Item = f32>) -> Result<()> {
+        let place = self.header_bytes + (at * size_of::<f32>()) as u64;
+        self.file.seek(SeekFrom::Start(place)).map_err(|error| EngineError::file(&self.path, error))?;
+        self.push(numbers)
+    }
+
     /// Puts the file in place.
     ///
     /// # Errors
     /// When numbers are missing or the disk refuses.
     pub(crate) fn finish(self) -> Result<()> {
-        let Self { path, file, left } = self;
+        let Self { path, file, left, .. } = self;
         if left > 0 {
             return Err(EngineError::file(&path, format!("{left} numbers are missing")));
         }

@@ -5,30 +5,7 @@ mod support;
 
 use evanesce_engine::progress::Event;
 use evanesce_engine::{Outputs, Request};
-use safetensors::SafeTensors;
-use support::{AMPLE, Kept, golden, open, request, run};
-
-fn tensor(path: &std::path::Path, name: &str) -> (Vec<usize>, Vec<f32>) {
-    let bytes = std::fs::read(path).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let view = tensors.tensor(name).unwrap();
-    let numbers = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-    (view.shape().to_vec(), numbers)
-}
-
-fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let square = |x: f64| x * x;
-    let error: f64 = got.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    let norm: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
-    (error / norm).sqrt()
-}
-
-fn psnr_db(got: &[f32], expected: &[f32]) -> f64 {
-    let n = f64::from(u32::try_from(expected.len()).unwrap());
-    let error: f64 = got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
-    -10.0 * (error / n).log10()
-}
+use support::{AMPLE, Kept, golden, open, psnr_db, relative_error, request, run, tensor};
 
 fn check_against_diffusers(request: Request) {
     let dir = tempfile::tempdir().unwrap();

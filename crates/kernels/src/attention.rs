@@ -11,6 +11,7 @@ use crate::isa::{Isa, by_isa};
 use crate::math::exp2_of_negative;
 use crate::micro::{KC, Keep, Left, MR, NR, multiply};
 use crate::panel;
+use crate::rope::turn_head;
 use crate::shared::Shared;
 use crate::tasks::{self, Share};
 
@@ -47,12 +48,47 @@ pub struct KvSegment<'a> {
     pub values: &'a [f32],
     /// Added to every logit of the segment. One key with bias `ln(n)` stands for `n` identical keys.
     pub logit_bias: f32,
+    /// Rotation of the queries before they meet this segment.
+    pub turn: Option<Turn<'a>>,
+}
+
+/// A rotation of queries. With rotary positions a logit depends on the difference of two angles only, so where all keys
+/// of a segment have one angle, the queries can be turned instead, and the keys stay as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn<'a> {
+    /// Cosines, `[rows, pairs]`: those of the first `pairs` interleaved pairs of every head. Later pairs stay.
+    pub cos: &'a [f32],
+    /// Sines, likewise.
+    pub sin: &'a [f32],
+    /// Interleaved pairs that are turned, at most half of a head.
+    pub pairs: usize,
+    /// Neighbouring queries that share a row of angles.
+    pub queries_per_row: usize,
+}
+
+impl Turn<'_> {
+    fn check(&self, name: &str, dims: AttentionDims) {
+        let Self { cos, sin, pairs, queries_per_row } = *self;
+        assert!(2 * pairs <= dims.head_dim && pairs > 0, "{name}: a turn has 1 to head_dim / 2 pairs");
+        assert!(
+            queries_per_row > 0
+                && cos.len() == sin.len()
+                && cos.len() >= dims.queries.div_ceil(queries_per_row) * pairs,
+            "{name}: a turn needs angles for every query"
+        );
+    }
+
+    /// Cosines and sines for one query.
+    fn angles(&self, query: usize) -> (&[f32], &[f32]) {
+        let row = query / self.queries_per_row * self.pairs;
+        (&self.cos[row..][..self.pairs], &self.sin[row..][..self.pairs])
+    }
 }
 
 /// Softmax attention of `q` over all `segments` together; `q` and `out` are `[queries, heads * head_dim]`.
 ///
 /// # Panics
-/// When a length does not fit `dims`, or there are queries but no key.
+/// When a length or a turn does not fit `dims`, or there are queries but no key.
 pub fn attend(q: &[f32], segments: &[KvSegment<'_>], dims: AttentionDims, out: &mut [f32]) {
     check("attend", q, segments, dims, out);
     Call::run(q, segments, None, dims, out);
@@ -64,7 +100,7 @@ pub fn attend(q: &[f32], segments: &[KvSegment<'_>], dims: AttentionDims, out: &
 /// # Panics
 /// When a length does not fit `dims`, or there are queries but no key.
 pub fn attend_biased(q: &[f32], k: &[f32], v: &[f32], bias: &[f32], dims: AttentionDims, out: &mut [f32]) {
-    let segments = [KvSegment { keys: k, values: v, logit_bias: 0.0 }];
+    let segments = [KvSegment { keys: k, values: v, logit_bias: 0.0, turn: None }];
     check("attend_biased", q, &segments, dims, out);
     let keys = k.len().checked_div(dims.heads * dims.head_dim).unwrap_or(0);
     assert_eq!(
@@ -85,6 +121,9 @@ fn check(name: &str, q: &[f32], segments: &[KvSegment<'_>], dims: AttentionDims,
             segment.keys.is_empty() || (width > 0 && segment.keys.len().is_multiple_of(width)),
             "{name}: keys must be whole rows of heads * head_dim"
         );
+        if let Some(turn) = segment.turn {
+            turn.check(name, dims);
+        }
     }
     assert!(
         out.is_empty() || segments.iter().any(|segment| !segment.keys.is_empty()),
@@ -196,13 +235,19 @@ impl<'a> Call<'a> {
     }
 
     fn tile(&self, place: Place, scratch: &mut Scratch<'_>) {
-        self.load_queries(place, scratch);
+        let mut straight = false;
         scratch.sums.fill(0.0);
         scratch.max.fill(f32::NEG_INFINITY);
         scratch.total.fill(0.0);
         let mut before = 0;
         for segment in self.segments {
             let keys = segment.keys.len() / self.width();
+            match segment.turn {
+                Some(turn) => self.load_turned_queries(place, turn, scratch),
+                None if !straight => self.load_queries(place, scratch),
+                None => {}
+            }
+            straight = segment.turn.is_none();
             for key in (0..keys).step_by(TILE_KEYS) {
                 let count = TILE_KEYS.min(keys - key);
                 self.load_keys(place, segment, key, count, scratch);
@@ -229,6 +274,23 @@ impl<'a> Call<'a> {
             let first = i * NR;
             let count = NR.min(place.queries.saturating_sub(first));
             panel::from_rows(self.isa, count, head_dim, |i| row(first + i), panel);
+        }
+    }
+
+    fn load_turned_queries(&self, place: Place, turn: Turn<'_>, scratch: &mut Scratch<'_>) {
+        let head_dim = self.dims.head_dim;
+        for (i, panel) in scratch.queries.chunks_exact_mut(head_dim * NR).enumerate() {
+            let first = i * NR;
+            let count = NR.min(place.queries.saturating_sub(first));
+            // No keys are loaded yet, so their place is free for the rows of a panel.
+            for (j, row) in scratch.keys.chunks_exact_mut(head_dim).take(count).enumerate() {
+                let query = place.query + first + j;
+                row.copy_from_slice(&self.q[query * self.width() + place.head * head_dim..][..head_dim]);
+                let (cos, sin) = turn.angles(query);
+                turn_head(self.isa, row, cos, sin);
+            }
+            let rows = &*scratch.keys;
+            panel::from_rows(self.isa, count, head_dim, |i| &rows[i * head_dim..][..head_dim], panel);
         }
     }
 

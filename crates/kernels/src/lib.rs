@@ -25,7 +25,7 @@ mod tasks;
 mod values;
 
 pub use activation::{Activation, activate, gated_gelu};
-pub use attention::{AttentionDims, KvSegment, attend, attend_biased};
+pub use attention::{AttentionDims, KvSegment, Turn, attend, attend_biased};
 pub use conv2d::{Conv2dMode, conv2d};
 pub use conv3d::{Conv3d, conv3d_causal};
 pub use linear::{LinearDims, linear};

@@ -41,3 +41,17 @@ fn turn_inner(x: &mut [f32], heads: usize, pairs: usize, cos: &[f32], sin: &[f32
         }
     }
 }
+
+by_isa! {
+    /// Rotates the first pairs of one head, as many as there are angles.
+    pub(crate) fn turn_head(head: &mut [f32], cos: &[f32], sin: &[f32]) = turn_head_inner
+}
+
+#[inline(always)]
+fn turn_head_inner(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
+        let (a, b) = (pair[0], pair[1]);
+        pair[0] = a.mul_add(*cos, -(b * sin));
+        pair[1] = a.mul_add(*sin, b * cos);
+    }
+}

@@ -110,7 +110,8 @@ fn both_layouts_of_the_same_weights_are_the_same_groups_the_same_fingerprints_an
     for expert in [Component::HighNoise, Component::LowNoise] {
         let velocities = [&ours, &official].map(|checkpoint| {
             let model = Transformer::new(expert, checkpoint.transformer(expert).unwrap().clone());
-            let branch = Branch { text: TextRows { real: &text, pad_rows: 509 }, cross: &NoCrossKv };
+            let branch =
+                Branch { text: TextRows { real: &text, pad_rows: 509 }, cross: &NoCrossKv, past: None };
             let velocity = model.forward(&latents, 900.0, &[branch], &FromDisk(checkpoint)).unwrap();
             velocity[0].flatten_all().unwrap().to_vec1::<f32>().unwrap()
         });

@@ -15,8 +15,8 @@ use candle_core::{Device, Tensor};
 use draw::{draw, parameter, to_bytes};
 use evanesce_kernels::Dtype;
 use evanesce_wan::transformer::{
-    Branch, CrossKv, CrossKvPage, NoCrossKv, TextRows, Transformer, TransformerConfig, expected_tensors,
-    official_name,
+    Branch, CrossKv, CrossKvPage, FrameKv, FramePage, NoCrossKv, TextRows, Transformer, TransformerConfig,
+    expected_tensors, official_name,
 };
 use evanesce_wan::weights::{Component, GroupId, MapSource, WeightGroup, WeightSource};
 use evanesce_wan::{Result, WanError};
@@ -85,7 +85,7 @@ impl Case {
     }
 
     fn branch<'a>(&self, index: usize, text: &'a [f32], cross: &'a dyn CrossKv) -> Branch<'a> {
-        Branch { text: TextRows { real: text, pad_rows: self.calls[index].pad_rows }, cross }
+        Branch { text: TextRows { real: text, pad_rows: self.calls[index].pad_rows }, cross, past: None }
     }
 
     fn run(&self, timestep: f64, branches: &[Branch<'_>]) -> Vec<Vec<f32>> {
@@ -223,10 +223,10 @@ fn a_pad_row_weighs_as_much_as_a_zero_row_that_is_spelled_out() {
     let counted = case.run(500.0, &[case.branch(0, &text, &NoCrossKv)]);
     let mut spelled = text.clone();
     spelled.resize(12 * case.model.config().text_dim, 0.0);
-    let branch = Branch { text: TextRows { real: &spelled, pad_rows: 0 }, cross: &NoCrossKv };
+    let branch = Branch { text: TextRows { real: &spelled, pad_rows: 0 }, cross: &NoCrossKv, past: None };
     let error = relative_error(&counted[0], &case.run(500.0, &[branch])[0]);
     assert!(error <= 1e-6, "{error:.2e}");
-    let unpadded = Branch { text: TextRows { real: &text, pad_rows: 0 }, cross: &NoCrossKv };
+    let unpadded = Branch { text: TextRows { real: &text, pad_rows: 0 }, cross: &NoCrossKv, past: None };
     let difference = relative_error(&counted[0], &case.run(500.0, &[unpadded])[0]);
     assert!(difference > 1e-3, "pads take part in attention, {difference:.2e}");
 }
@@ -239,6 +239,125 @@ fn time_is_one_row_per_call_so_its_memory_does_not_grow_with_the_video() {
     // Residual, four scratch rows, rotations, latents; a modulation of its own would add six rows.
     let activations = 5 * config.dim() + config.head_dim + 12 * config.channels;
     assert_eq!(per_token, 4 * activations);
+}
+
+/// Committed frames in a map, at positions that the test chooses.
+struct Frames {
+    positions: Vec<usize>,
+    block_position: usize,
+    pages: RefCell<BTreeMap<usize, Vec<(Vec<f32>, Vec<f32>)>>>,
+    commits: bool,
+    frames: usize,
+}
+
+impl Frames {
+    fn at(block_position: usize, positions: &[usize]) -> Self {
+        let positions = positions.to_vec();
+        Self { positions, block_position, pages: RefCell::default(), commits: false, frames: 3 }
+    }
+}
+
+impl FramePage for Page {
+    fn keys(&self) -> &[f32] {
+        &self.0
+    }
+
+    fn values(&self) -> &[f32] {
+        &self.1
+    }
+}
+
+impl FrameKv for Frames {
+    fn positions(&self) -> &[usize] {
+        &self.positions
+    }
+
+    fn block_position(&self) -> usize {
+        self.block_position
+    }
+
+    fn pages(&self, layer: usize) -> Result<Vec<Box<dyn FramePage + '_>>> {
+        let pages = self.pages.borrow().get(&layer).cloned().unwrap_or_default();
+        Ok(pages.into_iter().map(|(k, v)| Box::new(Page(k, v)) as Box<dyn FramePage>).collect())
+    }
+
+    fn commit(&self, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
+        if self.commits {
+            let each = keys.len() / self.frames;
+            let pages = keys.chunks_exact(each).zip(values.chunks_exact(each));
+            let pages = pages.map(|(k, v)| (k.to_vec(), v.to_vec()));
+            self.pages.borrow_mut().entry(layer).or_default().extend(pages);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_block_that_sees_nothing_before_it_is_a_whole_clip_wherever_it_stands() {
+    for name in ["head12", "head32", "head128"] {
+        let case = Case::load(name);
+        let text = case.text(0);
+        let branch = case.branch(0, &text, &NoCrossKv);
+        let whole = case.run(900.0, &[branch]);
+        let frames = [Frames::at(0, &[]), Frames::at(100_000, &[])];
+        let [first, later] =
+            frames.each_ref().map(|frames| case.run(900.0, &[Branch { past: Some(frames), ..branch }]));
+        assert_eq!(first, later, "only differences of positions count");
+        let error = relative_error(&first[0], &whole[0]);
+        assert!(error <= 2e-6, "turning queries is turning keys: {error:.2e}");
+    }
+}
+
+#[test]
+fn pages_are_read_at_the_positions_they_are_listed_at_and_do_not_know_any() {
+    let case = Case::load("head32");
+    let text = case.text(0);
+    let mut past = Frames::at(0, &[]);
+    past.commits = true;
+    let run = |past: &Frames| {
+        let branch = Branch { past: Some(past), ..case.branch(0, &text, &NoCrossKv) };
+        case.run(300.0, &[branch])
+    };
+    run(&past);
+    past.commits = false;
+    let mut at = |block_position, positions: &[usize]| {
+        past.block_position = block_position;
+        past.positions = positions.to_vec();
+        run(&past)
+    };
+    let near = at(3, &[0, 1, 2]);
+    assert_eq!(at(1_000_003, &[1_000_000, 1_000_001, 1_000_002]), near);
+    let far = at(5, &[0, 1, 2]);
+    let difference = relative_error(&far[0], &near[0]);
+    assert!(difference > 1e-3, "distance in time matters: {difference:.2e}");
+    let alone = run(&Frames::at(3, &[]));
+    assert!(relative_error(&alone[0], &near[0]) > 1e-2, "what came before matters");
+}
+
+#[test]
+fn pages_that_do_not_fit_are_refused_in_a_sentence() {
+    let case = Case::load("head12");
+    let text = case.text(0);
+    let refuse = |frames: &Frames, part: &str| {
+        let branch = Branch { past: Some(frames), ..case.branch(0, &text, &NoCrossKv) };
+        let error = case.model.forward(&case.latents, 1.0, &[branch], &case.weights).unwrap_err().to_string();
+        assert!(error.contains("pages of layer 0") && error.contains(part), "{error}");
+    };
+    let with = |block_position, positions: &[usize], numbers: usize| {
+        let frames = Frames::at(block_position, positions);
+        frames.pages.borrow_mut().insert(0, vec![(vec![0.0; numbers], vec![0.0; numbers])]);
+        frames
+    };
+    // 3 x 5 tokens of 24 numbers in a latent frame.
+    refuse(&with(3, &[1, 2], 360), "1 pages");
+    refuse(&with(3, &[1], 359), "359");
+    refuse(&with(3, &[3], 360), "position 3");
+    let text = case.text(0);
+    let frames = Frames::at(0, &[]);
+    let plain = case.branch(0, &text, &NoCrossKv);
+    let mixed = [Branch { past: Some(&frames), ..plain }, plain];
+    let error = case.model.forward(&case.latents, 1.0, &mixed, &case.weights).unwrap_err().to_string();
+    assert!(error.contains("all or none"), "{error}");
 }
 
 #[test]
@@ -257,9 +376,9 @@ fn latents_and_texts_that_do_not_fit_are_refused_in_a_sentence() {
     refuse(&[4, 0, 6, 10], branch, "latents");
     refuse(&[4, 33, 6, 10], branch, "at most 32 tokens");
     refuse(&[4, 6, 10], branch, "latents");
-    let ragged = Branch { text: TextRows { real: &text[1..], pad_rows: 0 }, cross: &NoCrossKv };
+    let ragged = Branch { text: TextRows { real: &text[1..], pad_rows: 0 }, cross: &NoCrossKv, past: None };
     refuse(&[4, 3, 6, 10], ragged, "whole rows of 16");
-    let empty = Branch { text: TextRows { real: &[], pad_rows: 0 }, cross: &NoCrossKv };
+    let empty = Branch { text: TextRows { real: &[], pad_rows: 0 }, cross: &NoCrossKv, past: None };
     refuse(&[4, 3, 6, 10], empty, "at least one");
 }
 

@@ -9,9 +9,35 @@ use evanesce_engine::video::{FrameSink, Result as VideoResult, VideoSummary};
 use evanesce_engine::{
     Budgets, CancelToken, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Result, VideoTarget,
 };
+use safetensors::SafeTensors;
 
 pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/pipeline").join(name)
+}
+
+/// Shape and numbers of one tensor of a file.
+pub(crate) fn tensor(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
+    let bytes = std::fs::read(path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let view = tensors.tensor(name).unwrap();
+    let numbers = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    (view.shape().to_vec(), numbers)
+}
+
+/// Norm of the difference over the norm of what is expected.
+pub(crate) fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let square = |x: f64| x * x;
+    let error: f64 = got.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let norm: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
+    (error / norm).sqrt()
+}
+
+/// Of numbers in 0..=1.
+pub(crate) fn psnr_db(got: &[f32], expected: &[f32]) -> f64 {
+    let n = f64::from(u32::try_from(expected.len()).unwrap());
+    let error: f64 = got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+    -10.0 * (error / n).log10()
 }
 
 pub(crate) const AMPLE: Budgets = Budgets { device_bytes: 1 << 30, host_bytes: 1 << 30 };

@@ -1,4 +1,4 @@
-use evanesce_kernels::{AttentionDims, KvSegment, attend, attend_biased};
+use evanesce_kernels::{AttentionDims, KvSegment, Turn, attend, attend_biased};
 use proptest::prelude::*;
 
 use crate::reference;
@@ -38,7 +38,12 @@ impl Case {
         let mut start = 0;
         for end in cuts.iter().copied().chain([self.keys()]) {
             let span = start * self.width()..end * self.width();
-            segments.push(KvSegment { keys: &self.k[span.clone()], values: &self.v[span], logit_bias: 0.0 });
+            segments.push(KvSegment {
+                keys: &self.k[span.clone()],
+                values: &self.v[span],
+                logit_bias: 0.0,
+                turn: None,
+            });
             start = end;
         }
         let mut out = poisoned(self.q.len());
@@ -89,19 +94,91 @@ fn one_pad_key_with_the_logarithm_of_a_count_stands_for_that_many() {
         whole.v.extend(&pad_value);
     }
     let segments = [
-        KvSegment { keys: &real.k, values: &real.v, logit_bias: 0.0 },
-        KvSegment { keys: &pad_key, values: &pad_value, logit_bias: (count as f32).ln() },
+        KvSegment { keys: &real.k, values: &real.v, logit_bias: 0.0, turn: None },
+        KvSegment { keys: &pad_key, values: &pad_value, logit_bias: (count as f32).ln(), turn: None },
     ];
     let mut out = poisoned(real.q.len());
     attend(&real.q, &segments, real.dims, &mut out);
     assert_near("collapsed pads", &out, &whole.expected(), 2e-6);
 }
 
+/// Rotates the first `pairs` pairs of every head of a row by `position` times a frequency per pair.
+fn turned(row: &[f32], dims: AttentionDims, pairs: usize, position: f64) -> Vec<f32> {
+    let mut row = row.to_vec();
+    for head in row.chunks_exact_mut(dims.head_dim) {
+        for (i, pair) in head.chunks_exact_mut(2).take(pairs).enumerate() {
+            let (sin, cos) = (position * frequency(i)).sin_cos();
+            let (a, b) = (f64::from(pair[0]), f64::from(pair[1]));
+            (pair[0], pair[1]) = ((a * cos - b * sin) as f32, (a * sin + b * cos) as f32);
+        }
+    }
+    row
+}
+
+fn frequency(pair: usize) -> f64 {
+    0.9_f64.powi(i32::try_from(pair * pair).expect("few pairs"))
+}
+
+#[test]
+fn turning_the_query_for_each_page_is_turning_every_key() {
+    for (pages, page_keys, frames, frame_queries, heads, head_dim, pairs) in [
+        (4, 16, 3, 16, 2, 32, 6),
+        (5, 97, 2, 101, 3, 24, 12),
+        (1, 1, 1, 1, 1, 2, 1),
+        (7, 5, 4, 50, 2, 128, 22),
+    ] {
+        let case = Case::new(frames * frame_queries, pages * page_keys, heads, head_dim);
+        let rows = |x: &[f32]| x.chunks_exact(case.width()).map(<[f32]>::to_vec).collect::<Vec<_>>();
+        let mut whole = Case::new(case.dims.queries, case.keys(), heads, head_dim);
+        let at = |frame: usize| f64::from(u32::try_from(frame).expect("small"));
+        let keys = rows(&case.k).into_iter().enumerate();
+        whole.k = keys.flat_map(|(i, k)| turned(&k, case.dims, pairs, at(i / page_keys))).collect();
+        let queries = rows(&case.q).into_iter().enumerate();
+        whole.q =
+            queries.flat_map(|(i, q)| turned(&q, case.dims, pairs, at(pages + i / frame_queries))).collect();
+
+        let angles = |page: usize| {
+            let relative = (0..frames).map(move |frame| at(pages + frame - page));
+            relative.flat_map(|n| (0..pairs).map(move |pair| n * frequency(pair))).collect::<Vec<_>>()
+        };
+        let wave =
+            |page, wave: fn(f64) -> f64| angles(page).into_iter().map(|x| wave(x) as f32).collect::<Vec<_>>();
+        let tables: Vec<_> = (0..pages).map(|page| (wave(page, f64::cos), wave(page, f64::sin))).collect();
+        let page_numbers = page_keys * case.width();
+        let segments: Vec<_> = tables
+            .iter()
+            .zip(case.k.chunks_exact(page_numbers).zip(case.v.chunks_exact(page_numbers)))
+            .map(|((cos, sin), (keys, values))| {
+                let turn = Some(Turn { cos, sin, pairs, queries_per_row: frame_queries });
+                KvSegment { keys, values, logit_bias: 0.0, turn }
+            })
+            .collect();
+        let mut out = poisoned(case.q.len());
+        attend(&case.q, &segments, case.dims, &mut out);
+        assert_near(&format!("{pages} pages, head of {head_dim}"), &out, &whole.expected(), 3e-6);
+    }
+}
+
+#[test]
+fn a_segment_without_a_turn_sees_the_query_as_it_is_wherever_it_stands() {
+    let case = Case::new(20, 30, 2, 8);
+    let (one, zero) = ([1.0; 4], [0.0; 4]);
+    let identity = Turn { cos: &one, sin: &zero, pairs: 4, queries_per_row: 20 };
+    let turns = [Some(identity), None, None, Some(identity), None];
+    let step = 6 * case.width();
+    let pages = case.k.chunks_exact(step).zip(case.v.chunks_exact(step)).zip(turns);
+    let segments: Vec<_> =
+        pages.map(|((keys, values), turn)| KvSegment { keys, values, logit_bias: 0.0, turn }).collect();
+    let mut out = poisoned(case.q.len());
+    attend(&case.q, &segments, case.dims, &mut out);
+    assert_eq!(bits(&out), bits(&case.attend(&[6, 12, 18, 24])));
+}
+
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let case = Case::new(210, 150, 5, 24);
     assert_alike_on_any_threads("attend", case.q.len(), |out| {
-        let segments = [KvSegment { keys: &case.k, values: &case.v, logit_bias: 0.0 }];
+        let segments = [KvSegment { keys: &case.k, values: &case.v, logit_bias: 0.0, turn: None }];
         attend(&case.q, &segments, case.dims, out);
     });
 }

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 pub use files::parse_index;
 pub use header::{Entry, parse_header};
 pub use pickle::{PickledTensor, parse_pickle};
-pub use settings::Defaults;
+pub use settings::{Defaults, Positions, ROLLOUT_LATENT_FRAMES_MAX, Rollout};
 pub use sizes::SizeRule;
 
 use component::ComponentWeights;
@@ -114,6 +114,12 @@ impl Checkpoint {
         &self.settings.defaults
     }
 
+    /// How the model makes a video block by block; `None` when it makes the whole video at once.
+    #[must_use]
+    pub fn rollout(&self) -> Option<Rollout> {
+        self.settings.rollout
+    }
+
     /// Where the experts meet, as part of 1: timesteps at or above belong to [`Component::HighNoise`]. Zero with a
     /// single expert.
     #[must_use]
@@ -186,6 +192,11 @@ impl Checkpoint {
             pixels: self.vae.spatial_factor() * PATCH[1],
             frames: self.vae.temporal_factor(),
             positions: positions.unwrap_or(1),
+            latent_frames: match self.settings.rollout {
+                // Positions in a window do not grow with the video.
+                Some(Rollout { positions: Positions::Window, .. }) => ROLLOUT_LATENT_FRAMES_MAX,
+                _ => positions.unwrap_or(1),
+            },
         }
     }
 

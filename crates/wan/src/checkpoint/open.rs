@@ -104,7 +104,14 @@ fn open_diffusers(dir: &Path) -> Result<Checkpoint> {
         text,
         vae,
         tokenizer: required(subdirectory(dir, "tokenizer")?.join("tokenizer.json"))?,
-        settings: Settings { solver, grid: Grid::Diffusers, flow_shift, boundary, defaults: index.defaults },
+        settings: Settings {
+            solver,
+            grid: Grid::Diffusers,
+            flow_shift,
+            boundary,
+            defaults: index.defaults,
+            rollout: index.rollout,
+        },
         weights,
     })
 }

@@ -29,6 +29,31 @@ pub struct Defaults {
     pub negative_prompt: Option<String>,
 }
 
+/// How a checkpoint that makes a video block by block does so: the section `evanesce.causal` of `model_index.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rollout {
+    /// Latent frames that are denoised together.
+    pub block_frames: usize,
+    /// Latent frames at the beginning that every later block sees.
+    pub sink_frames: usize,
+    /// Latent frames right before a block that it sees.
+    pub recent_frames: usize,
+    /// What the frames in reach are told about time.
+    pub positions: Positions,
+}
+
+/// Latent frames of a video that is made block by block, at most: 68 minutes at 16 frames a second.
+pub const ROLLOUT_LATENT_FRAMES_MAX: usize = 16_384;
+
+/// Positions in time of the frames that a block sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Positions {
+    /// Their places in the list of frames in reach: sink, recent frames, block. No distance is longer than that list.
+    Window,
+    /// Their places in the video.
+    Absolute,
+}
+
 /// How the checkpoint is meant to be sampled.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
@@ -38,6 +63,7 @@ pub(crate) struct Settings {
     /// Where the experts meet, as part of 1; zero with a single expert.
     pub(crate) boundary: f64,
     pub(crate) defaults: Defaults,
+    pub(crate) rollout: Option<Rollout>,
 }
 
 /// `sample_neg_prompt` of the official `wan/configs/shared_config.py`, which its text-to-video uses unless told otherwise.
@@ -63,6 +89,7 @@ impl Settings {
                 shift: Some(12.0),
                 negative_prompt: Some(OFFICIAL_NEGATIVE_PROMPT.to_owned()),
             },
+            rollout: None,
         }
     }
 }
@@ -73,6 +100,7 @@ pub(crate) struct ModelIndex {
     pub(crate) boundary: Option<f64>,
     pub(crate) has_second_expert: bool,
     pub(crate) defaults: Defaults,
+    pub(crate) rollout: Option<Rollout>,
 }
 
 impl ModelIndex {
@@ -100,17 +128,34 @@ impl ModelIndex {
                 "a number from 0 to 1, where the two experts meet",
             ));
         }
-        let defaults = match fields.optional_section("evanesce")? {
-            None => Defaults::default(),
+        let (defaults, rollout) = match fields.optional_section("evanesce")? {
+            None => (Defaults::default(), None),
             Some(mut section) => {
                 let defaults = section.optional_section("defaults")?.map(parse_defaults).transpose()?;
+                let rollout = section.optional_section("causal")?.map(parse_rollout).transpose()?;
                 section.finish()?;
-                defaults.unwrap_or_default()
+                (defaults.unwrap_or_default(), rollout)
             }
         };
         fields.finish()?;
-        Ok(Self { boundary, has_second_expert, defaults })
+        Ok(Self { boundary, has_second_expert, defaults, rollout })
     }
+}
+
+fn parse_rollout(mut fields: Fields) -> Result<Rollout> {
+    let positions = match fields.optional_text("positions")?.as_deref() {
+        None | Some("window") => Positions::Window,
+        Some("absolute") => Positions::Absolute,
+        Some(other) => return Err(fields.fault("positions", other, "\"window\" or \"absolute\"")),
+    };
+    let rollout = Rollout {
+        block_frames: fields.count("block_frames", 1..=1024)?,
+        sink_frames: fields.count("sink_frames", 0..=1024)?,
+        recent_frames: fields.count("recent_frames", 1..=1024)?,
+        positions,
+    };
+    fields.finish()?;
+    Ok(rollout)
 }
 
 fn parse_defaults(mut fields: Fields) -> Result<Defaults> {

@@ -9,8 +9,10 @@ pub struct SizeRule {
     pub pixels: usize,
     /// Frames are one more than a multiple of this.
     pub frames: usize,
-    /// Tokens along an axis, and latent frames, at most.
+    /// Tokens along an axis, at most.
     pub positions: usize,
+    /// Latent frames, at most.
+    pub latent_frames: usize,
 }
 
 impl SizeRule {
@@ -41,7 +43,7 @@ impl SizeRule {
     /// # Errors
     /// [`WanError::Request`] with the nearest lengths that would do.
     pub fn validate_frames(&self, frames: usize) -> Result<()> {
-        let longest = (self.positions - 1) * self.frames + 1;
+        let longest = (self.latent_frames - 1) * self.frames + 1;
         let below = (frames.clamp(1, longest) - 1) / self.frames * self.frames + 1;
         if below == frames {
             return Ok(());

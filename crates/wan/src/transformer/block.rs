@@ -8,6 +8,7 @@ use evanesce_kernels::{
 };
 
 use super::config::TransformerConfig;
+use super::frames::{FrameKv, TimeTurns, check_pages};
 use super::params::{linear, table};
 use super::rope::RopeTable;
 use super::workspace::{FFN_CHUNK_ROWS, Scratch};
@@ -32,12 +33,22 @@ pub(crate) struct CrossRows {
 /// What the tokens of one call attend to besides themselves, and where they sit.
 #[derive(Clone, Copy)]
 pub(crate) struct Surroundings<'a> {
-    /// Rotations of the call's own tokens.
+    /// Rotations of the call's own tokens: in space alone where there are earlier frames.
     pub(crate) rope: &'a RopeTable,
-    /// Keys (rotated) and values of earlier frames, oldest first.
-    pub(crate) past: &'a [KvSegment<'a>],
+    /// Earlier frames, for models that make a video block by block.
+    pub(crate) past: Option<Past<'a>>,
     /// Keys and values of the text.
     pub(crate) text: &'a [KvSegment<'a>],
+}
+
+/// Earlier frames of one (expert, prompt) at one layer.
+#[derive(Clone, Copy)]
+pub(crate) struct Past<'a> {
+    pub(crate) layer: usize,
+    pub(crate) holder: &'a dyn FrameKv,
+    pub(crate) turns: &'a TimeTurns,
+    /// Tokens of one latent frame.
+    pub(crate) tokens_per_frame: usize,
 }
 
 impl<'a> Block<'a> {
@@ -89,11 +100,42 @@ impl<'a> Block<'a> {
         let TransformerConfig { heads, head_dim, .. } = *self.config;
         rotate(keys, heads, head_dim, &around.rope.cos, &around.rope.sin);
         rotate(queries, heads, head_dim, &around.rope.cos, &around.rope.sin);
-        let mut segments = around.past.to_vec();
-        segments.push(KvSegment { keys, values, logit_bias: 0.0 });
-        attend(queries, &segments, self.attention_dims(queries), normed);
+        let dims = self.attention_dims(queries);
+        match around.past {
+            None => {
+                attend(queries, &[KvSegment { keys, values, logit_bias: 0.0, turn: None }], dims, normed);
+            }
+            Some(past) => {
+                self.attend_to_past(past, queries, keys, values, normed)?;
+                past.holder.commit(past.layer, keys, values)?;
+            }
+        }
         self.linear("attn1.to_out.0", normed, queries)?;
         gate_add(x, queries, gate);
+        Ok(())
+    }
+
+    /// Attention to every page in reach and to the frames of the block itself, each with the query turned for it.
+    fn attend_to_past(
+        &self,
+        past: Past<'_>,
+        queries: &[f32],
+        keys: &[f32],
+        values: &[f32],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let Past { layer, holder, turns, tokens_per_frame } = past;
+        let numbers = tokens_per_frame * self.config.dim();
+        let pages = holder.pages(layer)?;
+        check_pages(holder, &pages, layer, numbers)?;
+        let first = holder.block_position().cast_signed();
+        let earlier = pages.iter().zip(holder.positions());
+        let mut segments: Vec<_> = earlier
+            .map(|(page, at)| turns.segment(first - at.cast_signed(), page.keys(), page.values()))
+            .collect();
+        let own = keys.chunks_exact(numbers).zip(values.chunks_exact(numbers)).enumerate();
+        segments.extend(own.map(|(frame, (keys, values))| turns.segment(-frame.cast_signed(), keys, values)));
+        attend(queries, &segments, self.attention_dims(queries), out);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use evanesce_kernels::KvSegment;
 
+use super::frames::FrameKv;
 use crate::error::Result;
 
 /// Text embeddings of one prompt. Pad rows are all zero and take part in attention without a mask, so they are
@@ -21,6 +22,8 @@ pub struct Branch<'a> {
     pub text: TextRows<'a>,
     /// Keys and values of that prompt under this expert.
     pub cross: &'a dyn CrossKv,
+    /// Earlier latent frames, when the latents are one block of a video that is made block by block.
+    pub past: Option<&'a dyn FrameKv>,
 }
 
 impl std::fmt::Debug for Branch<'_> {
@@ -81,12 +84,17 @@ impl TextRows<'_> {
         let real = keys.len() - usize::from(self.pad_rows > 0) * dim;
         let mut segments = Vec::with_capacity(2);
         if real > 0 {
-            segments.push(KvSegment { keys: &keys[..real], values: &values[..real], logit_bias: 0.0 });
+            segments.push(KvSegment {
+                keys: &keys[..real],
+                values: &values[..real],
+                logit_bias: 0.0,
+                turn: None,
+            });
         }
         if self.pad_rows > 0 {
             #[expect(clippy::cast_precision_loss, reason = "a prompt has at most some hundred rows")]
             let logit_bias = (self.pad_rows as f32).ln();
-            segments.push(KvSegment { keys: &keys[real..], values: &values[real..], logit_bias });
+            segments.push(KvSegment { keys: &keys[real..], values: &values[real..], logit_bias, turn: None });
         }
         segments
     }

@@ -4,6 +4,7 @@ mod block;
 mod config;
 mod cross;
 mod embed;
+mod frames;
 mod head;
 mod names;
 mod params;
@@ -14,11 +15,13 @@ use candle_core::{DType, Device, Tensor};
 
 pub use config::{PATCH, TransformerConfig};
 pub use cross::{Branch, CrossKv, CrossKvPage, NoCrossKv, TextRows};
+pub use frames::{FrameKv, FramePage};
 pub use names::{expected_tensors, official_name};
 pub use rope::TokenGrid;
 
-use block::{Block, CrossRows, Surroundings};
+use block::{Block, CrossRows, Past, Surroundings};
 use embed::{TimeRows, embed_patches, embed_text, embed_timestep};
+use frames::TimeTurns;
 use rope::RopeTable;
 use workspace::Scratch;
 
@@ -41,6 +44,14 @@ struct Pass<'a> {
     text: Option<Vec<f32>>,
     /// The page of the first layer, until that layer runs.
     first_page: Option<Box<dyn CrossKvPage + 'a>>,
+}
+
+/// Where the tokens of one call sit.
+struct Places {
+    rope: RopeTable,
+    /// For blocks of a longer video.
+    turns: Option<TimeTurns>,
+    tokens_per_frame: usize,
 }
 
 impl Transformer {
@@ -79,10 +90,10 @@ impl Transformer {
         let grid = self.grid(latents)?;
         branches.iter().try_for_each(|branch| self.check_text(branch.text))?;
         let (mut passes, time) = self.embed(latents, timestep, branches, weights, &grid)?;
-        let rope = RopeTable::new(&grid, self.config.head_dim);
+        let places = self.places(&grid, branches)?;
         let mut scratch = Scratch::new(grid.tokens(), self.config.dim());
         for layer in 0..self.config.layers {
-            self.run_layer(layer, &mut passes, &time, &rope, weights, &mut scratch)?;
+            self.run_layer(layer, &mut passes, &time, &places, weights, &mut scratch)?;
         }
         drop(scratch);
         let last = weights.lease(self.group(self.config.layers + 1))?;
@@ -91,6 +102,29 @@ impl Transformer {
             Ok(Tensor::from_vec(velocity, latents.shape(), &Device::Cpu)?)
         });
         velocities.collect()
+    }
+
+    /// Rotations for the tokens of `grid`: in time and space, or for a block of a longer video in space alone, and in
+    /// time for every page in reach.
+    fn places(&self, grid: &TokenGrid, branches: &[Branch<'_>]) -> Result<Places> {
+        let head_dim = self.config.head_dim;
+        let reaches = branches.iter().map(|branch| {
+            let past = branch.past?;
+            let earliest = past.positions().iter().min().copied().unwrap_or(past.block_position());
+            Some(past.block_position().saturating_sub(earliest))
+        });
+        let reaches: Vec<Option<usize>> = reaches.collect();
+        let tokens_per_frame = grid.rows * grid.columns;
+        match (reaches.iter().flatten().max(), reaches.contains(&None)) {
+            (None, _) => Ok(Places { rope: RopeTable::new(grid, head_dim), turns: None, tokens_per_frame }),
+            (Some(reach), false) => {
+                let turns = TimeTurns::new(&self.config, grid.frames.len(), tokens_per_frame, *reach);
+                Ok(Places { rope: RopeTable::spatial(grid, head_dim), turns: Some(turns), tokens_per_frame })
+            }
+            (Some(_), true) => {
+                Err(WanError::mismatch("branches", "some with earlier frames, some without", "all or none"))
+            }
+        }
     }
 
     fn group(&self, index: usize) -> GroupId {
@@ -166,7 +200,7 @@ impl Transformer {
         layer: usize,
         passes: &mut [Pass<'_>],
         time: &TimeRows,
-        rope: &RopeTable,
+        places: &Places,
         weights: &dyn WeightSource,
         scratch: &mut Scratch,
     ) -> Result<()> {
@@ -195,7 +229,17 @@ impl Transformer {
                 (None, None) => unreachable!("text is embedded above for every branch without a page"),
             };
             let text = self.text_segments(layer, pass.branch.text, keys, values)?;
-            block.forward(&mut pass.tokens, Surroundings { rope, past: &[], text: &text }, scratch)?;
+            let past = pass.branch.past.zip(places.turns.as_ref()).map(|(holder, turns)| Past {
+                layer,
+                holder,
+                turns,
+                tokens_per_frame: places.tokens_per_frame,
+            });
+            block.forward(
+                &mut pass.tokens,
+                Surroundings { rope: &places.rope, past, text: &text },
+                scratch,
+            )?;
         }
         Ok(())
     }

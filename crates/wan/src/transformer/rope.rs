@@ -8,7 +8,7 @@ const THETA: f64 = 10_000.0;
 /// Where the tokens of one call sit in the video, in latent frames and patches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenGrid {
-    /// Latent frames; starts above zero when earlier frames are only attended to.
+    /// Latent frames.
     pub frames: Range<usize>,
     /// Rows of patches.
     pub rows: usize,
@@ -38,19 +38,37 @@ fn axis_dims(head_dim: usize) -> [usize; 3] {
 }
 
 /// (cosine, sine) of every pair of an axis at `position`; angles in f64, as the official code and diffusers have them.
-fn axis_angles(position: usize, dims: usize) -> Vec<(f32, f32)> {
+fn axis_angles(position: f64, dims: usize) -> Vec<(f32, f32)> {
     #[expect(clippy::cast_precision_loss, reason = "positions and widths are far below 2^53")]
-    let angle = |pair: usize| position as f64 * THETA.powf(-((2 * pair) as f64) / dims as f64);
+    let angle = |pair: usize| position * THETA.powf(-((2 * pair) as f64) / dims as f64);
     #[expect(clippy::cast_possible_truncation, reason = "the tables are f32 by definition")]
     let rounded = |(sin, cos): (f64, f64)| (cos as f32, sin as f32);
     (0..dims / 2).map(|pair| rounded(angle(pair).sin_cos())).collect()
 }
 
+/// (cosine, sine) of the pairs of a head that turn with time, for a difference of positions.
+pub(crate) fn time_angles(difference: f64, head_dim: usize) -> Vec<(f32, f32)> {
+    axis_angles(difference, axis_dims(head_dim)[0])
+}
+
 impl RopeTable {
+    /// Rotations in time and space.
     pub(crate) fn new(grid: &TokenGrid, head_dim: usize) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "positions are far below 2^53")]
+        Self::with_times(grid, head_dim, |frame| frame as f64)
+    }
+
+    /// Rotations in space alone.
+    pub(crate) fn spatial(grid: &TokenGrid, head_dim: usize) -> Self {
+        Self::with_times(grid, head_dim, |_| 0.0)
+    }
+
+    fn with_times(grid: &TokenGrid, head_dim: usize, time: impl Fn(usize) -> f64) -> Self {
         let [frame_dims, row_dims, column_dims] = axis_dims(head_dim);
-        let axis = |range: Range<usize>, dims| range.map(|at| axis_angles(at, dims)).collect::<Vec<_>>();
-        let frames = axis(grid.frames.clone(), frame_dims);
+        #[expect(clippy::cast_precision_loss, reason = "positions are far below 2^53")]
+        let axis =
+            |range: Range<usize>, dims| range.map(|at| axis_angles(at as f64, dims)).collect::<Vec<_>>();
+        let frames: Vec<_> = grid.frames.clone().map(|at| axis_angles(time(at), frame_dims)).collect();
         let rows = axis(0..grid.rows, row_dims);
         let columns = axis(0..grid.columns, column_dims);
         let numbers = grid.tokens() * head_dim / 2;

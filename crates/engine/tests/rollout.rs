@@ -1,0 +1,262 @@
+//! Videos made block by block: against diffusers with a caching attention processor, and in memory that does not grow.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use evanesce_cache::{Kind, Tier};
+use evanesce_engine::progress::{Event, Stage};
+use evanesce_engine::{
+    Budgets, CancelToken, EngineError, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Silent,
+};
+use support::{AMPLE, Kept, golden, pictures, psnr_db, relative_error, run, tensor};
+
+fn rollout_golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/rollout").join(name)
+}
+
+fn golden_request() -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(rollout_golden("request.json")).unwrap()).unwrap()
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// The golden checkpoint with a section that makes it causal. The directory must outlive the model.
+fn causal_checkpoint(positions: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    copy_tree(&golden("checkpoint"), dir.path());
+    let path = dir.path().join("model_index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let mut causal = golden_request()["causal"].clone();
+    causal["positions"] = positions.into();
+    index["evanesce"] = serde_json::json!({ "causal": causal });
+    std::fs::write(path, index.to_string()).unwrap();
+    dir
+}
+
+fn request() -> Request {
+    let json = golden_request();
+    let number = |name: &str| usize::try_from(json[name].as_u64().unwrap()).unwrap();
+    Request {
+        negative: Some(json["negative"].as_str().unwrap().to_owned()),
+        size: Some((number("width"), number("height"))),
+        length: Some(RequestedLength::Frames(number("frames"))),
+        steps: Some(number("steps")),
+        guidance_high: json["guidance_high"].as_f64(),
+        guidance_low: json["guidance_low"].as_f64(),
+        shift: json["shift"].as_f64(),
+        ..Request::new(json["prompt"].as_str().unwrap(), json["seed"].as_u64().unwrap())
+    }
+}
+
+fn of_frames(frames: usize) -> Request {
+    Request { length: Some(RequestedLength::Frames(frames)), ..request() }
+}
+
+fn finished(model: &Model, request: Request) -> Outcome {
+    run(model, request, Kept::default().outputs(), &mut Silent).unwrap()
+}
+
+#[test]
+fn block_by_block_gives_what_diffusers_gives_with_cached_keys() {
+    let expected = rollout_golden("expected.safetensors");
+    for positions in ["window", "absolute"] {
+        let checkpoint = causal_checkpoint(positions);
+        let model = Model::open(checkpoint.path(), AMPLE).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let [latents, frames] = ["latents", "frames"].map(|name| dir.path().join(name));
+        let outputs = Outputs {
+            video: Kept::default().sink(),
+            latents: Some(latents.clone()),
+            frames: Some(frames.clone()),
+        };
+        run(&model, request(), outputs, &mut Silent).unwrap();
+
+        let (shape, got) = tensor(&latents, "latents");
+        let (expected_shape, reference) = tensor(&expected, positions);
+        assert_eq!(shape, expected_shape);
+        let error = relative_error(&got, &reference);
+        assert!(error <= 1e-4, "{positions}: latents differ by {error:e}");
+        if positions == "window" {
+            let (shape, got) = tensor(&frames, "frames");
+            let (_, reference) = tensor(&expected, "frames");
+            let stride = usize::try_from(golden_request()["stride"].as_u64().unwrap()).unwrap();
+            let [n_frames, height, width, _] = shape[..] else { panic!("{shape:?}") };
+            let pixels = got.chunks_exact(3).enumerate();
+            let kept =
+                pixels.filter(|(at, _)| (at / width % height) % stride == 0 && (at % width) % stride == 0);
+            let got: Vec<f32> = kept.flat_map(|(_, rgb)| rgb).copied().collect();
+            assert_eq!(n_frames, 41);
+            let psnr = psnr_db(&got, &reference);
+            assert!(psnr >= 50.0, "frames reach {psnr} dB");
+        }
+    }
+}
+
+#[test]
+fn the_two_kinds_of_positions_are_different_models() {
+    let expected = rollout_golden("expected.safetensors");
+    let [window, absolute] = ["window", "absolute"].map(|name| tensor(&expected, name).1);
+    assert!(relative_error(&window, &absolute) > 1e-3);
+}
+
+#[test]
+fn noise_of_a_file_is_cut_into_blocks() {
+    let checkpoint = causal_checkpoint("window");
+    let model = Model::open(checkpoint.path(), AMPLE).unwrap();
+    // Twelve latent frames are denoised for the eleven of the video.
+    let noise: Vec<f32> = (0..16 * 12 * 4 * 6_u16).map(|at| f32::from(at % 1013) / 506.0 - 1.0).collect();
+    let bytes: Vec<u8> = noise.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("noise.safetensors");
+    let view =
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![16, 12, 4, 6], &bytes).unwrap();
+    safetensors::serialize_to_file([("noise", view)], None, &path).unwrap();
+    let with_file = |seed| pictures(&model, Request { noise_in: Some(path.clone()), seed, ..request() });
+    assert_eq!(with_file(1), with_file(2));
+    assert_ne!(with_file(1), pictures(&model, request()));
+}
+
+#[test]
+fn what_a_longer_video_begins_with_is_the_shorter_one() {
+    let checkpoint = causal_checkpoint("window");
+    let model = Model::open(checkpoint.path(), AMPLE).unwrap();
+    let (short, long) = (pictures(&model, of_frames(21)), pictures(&model, of_frames(61)));
+    assert_eq!(short, long[..short.len()]);
+}
+
+#[test]
+fn memory_does_not_grow_with_the_video() {
+    let checkpoint = causal_checkpoint("window");
+    let peak = |frames| {
+        let model = Model::open(checkpoint.path(), AMPLE).unwrap();
+        let outcome = finished(&model, of_frames(frames));
+        assert_eq!(outcome.memory.tiers[0].owned_at_end_bytes, 0);
+        outcome.memory.tiers[0].peak_bytes
+    };
+    let base = peak(61);
+    assert_eq!(peak(181), base);
+    assert_eq!(peak(601), base);
+}
+
+#[test]
+fn pages_slide_out_of_the_window_and_every_entry_leaves_by_itself() {
+    let checkpoint = causal_checkpoint("window");
+    let model = Model::open(checkpoint.path(), AMPLE).unwrap();
+    let mut most_bytes = 0;
+    let mut observer = |_: Event<'_>| {
+        model.cache().verify().unwrap();
+        most_bytes = most_bytes.max(model.counters().kind(Kind::SelfKv).bytes[Tier::Device]);
+    };
+    let outcome = run(&model, of_frames(121), Kept::default().outputs(), &mut observer).unwrap();
+    // 2 experts, 2 branches, 2 layers; sink 2 and recent 3; keys and values of 6 tokens of 32 numbers.
+    assert_eq!(most_bytes, 2 * 2 * 2 * (2 + 3) * 2 * 6 * 32 * 4);
+    for kind in &outcome.memory.kinds {
+        if ["self_kv", "latent", "vae_feature"].contains(&kind.kind) {
+            assert!(kind.puts > 0, "{}", kind.kind);
+        }
+        if kind.kind == "self_kv" {
+            assert_eq!(kind.misses, 0);
+            // All but the last block, which nothing reads, commit 3 frames in 8 series.
+            assert_eq!(kind.puts, 10 * 3 * 8);
+        }
+    }
+}
+
+#[test]
+fn the_least_budget_suffices_and_changes_nothing() {
+    let checkpoint = causal_checkpoint("window");
+    let budget = |device_bytes| Budgets { device_bytes, host_bytes: 0 };
+    let admit = |device_bytes| {
+        let model = Model::open(checkpoint.path(), budget(device_bytes)).unwrap();
+        match JobRun::admit(&model, of_frames(61), Kept::default().outputs(), CancelToken::new()) {
+            Ok(_) => None,
+            Err(EngineError::Budget { needed_bytes, .. }) => Some(needed_bytes as u64),
+            Err(other) => panic!("expected a refusal, got {other:?}"),
+        }
+    };
+    let least = admit(1).unwrap();
+    assert_eq!(admit(least - 1), Some(least));
+    let tight = Model::open(checkpoint.path(), budget(least)).unwrap();
+    let ample = Model::open(checkpoint.path(), AMPLE).unwrap();
+    assert_eq!(pictures(&tight, of_frames(61)), pictures(&ample, of_frames(61)));
+    assert!(tight.counters().tier(Tier::Device).peak_bytes <= least);
+}
+
+#[test]
+fn two_interleaved_rollouts_equal_each_alone_and_give_everything_back() {
+    let checkpoint = causal_checkpoint("window");
+    let other = || Request { seed: 5, prompt: "a blue ball".to_owned(), ..of_frames(33) };
+    let open = || Model::open(checkpoint.path(), AMPLE).unwrap();
+    let alone = [pictures(&open(), request()), pictures(&open(), other())];
+    let model = open();
+    let kept = [Kept::default(), Kept::default()];
+    let jobs = [(request(), &kept[0]), (other(), &kept[1])]
+        .map(|(request, kept)| JobRun::admit(&model, request, kept.outputs(), CancelToken::new()).unwrap());
+    let mut jobs = jobs.map(Some);
+    while jobs.iter().any(Option::is_some) {
+        for slot in &mut jobs {
+            if let Some(mut job) = slot.take() {
+                if job.advance(&mut Silent).unwrap().is_more() {
+                    *slot = Some(job);
+                } else {
+                    job.finish().unwrap();
+                }
+            }
+        }
+    }
+    assert_eq!(kept.map(|kept| kept.take()), alone);
+    assert_eq!(model.counters().tier(Tier::Device).used_bytes, model.counters().shared.bytes[Tier::Device]);
+}
+
+#[test]
+fn a_rollout_cancelled_anywhere_gives_everything_back() {
+    let checkpoint = causal_checkpoint("window");
+    let model = Model::open(checkpoint.path(), AMPLE).unwrap();
+    let mut n_units = 0;
+    let mut job = JobRun::admit(&model, request(), Kept::default().outputs(), CancelToken::new()).unwrap();
+    while job.advance(&mut Silent).unwrap().is_more() {
+        n_units += 1;
+    }
+    drop(job);
+    for stop_after in 0..n_units {
+        let mut job =
+            JobRun::admit(&model, request(), Kept::default().outputs(), CancelToken::new()).unwrap();
+        for _ in 0..stop_after {
+            assert!(job.advance(&mut Silent).unwrap().is_more());
+        }
+        let id = job.id();
+        drop(job);
+        assert_eq!(model.cache().owned_by(id).bytes[Tier::Device], 0, "after {stop_after} units");
+        model.cache().verify().unwrap();
+    }
+}
+
+#[test]
+fn progress_names_every_block() {
+    let checkpoint = causal_checkpoint("window");
+    let model = Model::open(checkpoint.path(), AMPLE).unwrap();
+    let (mut blocks, mut steps, mut frames) = (Vec::new(), 0, 0);
+    let mut observer = |event: Event<'_>| match event {
+        Event::Block { at, n_blocks } => blocks.push((at, n_blocks)),
+        Event::Advanced { stage: Stage::Denoise, .. } => steps += 1,
+        Event::Advanced { stage: Stage::Decode, .. } => frames += 1,
+        _ => {}
+    };
+    run(&model, request(), Kept::default().outputs(), &mut observer).unwrap();
+    assert_eq!(blocks, [(0, 4), (1, 4), (2, 4), (3, 4)]);
+    // 4 steps in every block, 2 commits after each but the last, 11 of 12 latent frames.
+    assert_eq!((steps, frames), (4 * 4 + 3 * 2, 11));
+}

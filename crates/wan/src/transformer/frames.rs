@@ -1,0 +1,120 @@
+//! Keys and values of earlier latent frames, for models that make a video block by block.
+//!
+//! A page is one latent frame of one layer. Its keys carry their rotation in space, which never changes, and none in
+//! time: all of a page's keys sit at one moment, so the query is turned for each page instead. A window then moves by
+//! listing other pages, and what is stored does not depend on where in the window it is read.
+
+use evanesce_kernels::{KvSegment, Turn};
+
+use super::config::TransformerConfig;
+use super::rope::time_angles;
+use crate::error::{Result, WanError};
+
+/// Committed latent frames of one (expert, prompt), by layer, and where they stand in time.
+///
+/// The implementor must give back exactly the numbers that were committed.
+pub trait FrameKv {
+    /// Positions in time of the pages that a block sees, in the order of [`Self::pages`]; each lies before
+    /// [`Self::block_position`]. Only differences count.
+    fn positions(&self) -> &[usize];
+
+    /// Position in time of the first latent frame of the block under way.
+    fn block_position(&self) -> usize;
+
+    /// The pages of `layer`, one for each position.
+    ///
+    /// # Errors
+    /// When a page is gone: there is nothing to put in its place.
+    fn pages(&self, layer: usize) -> Result<Vec<Box<dyn FramePage + '_>>>;
+
+    /// Offers keys and values of the block under way, each `[frames, tokens of a frame, dim]`. A holder keeps them when
+    /// the block is clean and ignores them while it is being denoised.
+    ///
+    /// # Errors
+    /// When the holder has no room for what it must keep.
+    fn commit(&self, layer: usize, keys: &[f32], values: &[f32]) -> Result<()>;
+}
+
+/// One latent frame of one layer; it stays where it is until this is dropped.
+pub trait FramePage {
+    /// Normalised keys, rotated in space only, `[tokens of a frame, dim]`.
+    fn keys(&self) -> &[f32];
+    /// Values, `[tokens of a frame, dim]`.
+    fn values(&self) -> &[f32];
+}
+
+/// Rotations in time by every difference of positions that a block meets.
+#[derive(Debug)]
+pub(crate) struct TimeTurns {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    pairs: usize,
+    frames: usize,
+    tokens_per_frame: usize,
+}
+
+impl TimeTurns {
+    /// For a block of `frames` latent frames at `block_position` that sees pages back to `earliest`.
+    pub(crate) fn new(
+        config: &TransformerConfig,
+        frames: usize,
+        tokens_per_frame: usize,
+        reach: usize,
+    ) -> Self {
+        let (cos, sin): (Vec<_>, Vec<_>) = (0..reach + 2 * frames - 1)
+            .flat_map(|at| {
+                #[expect(clippy::cast_precision_loss, reason = "positions are far below 2^53")]
+                let difference = at as f64 - (frames - 1) as f64;
+                time_angles(difference, config.head_dim)
+            })
+            .unzip();
+        let pairs = cos.len() / (reach + 2 * frames - 1);
+        Self { cos, sin, pairs, frames, tokens_per_frame }
+    }
+
+    /// Turns every query of the block as a page `back` positions before the block's first frame wants it; a frame of the
+    /// block itself has a negative distance.
+    fn turn(&self, back: isize) -> Turn<'_> {
+        let row = usize::try_from(back + self.frames.cast_signed() - 1)
+            .expect("a block's own frames lie inside it");
+        let span = row * self.pairs..(row + self.frames) * self.pairs;
+        Turn {
+            cos: &self.cos[span.clone()],
+            sin: &self.sin[span],
+            pairs: self.pairs,
+            queries_per_row: self.tokens_per_frame,
+        }
+    }
+
+    /// The page `back` positions before the block's first frame.
+    pub(crate) fn segment<'a>(&'a self, back: isize, keys: &'a [f32], values: &'a [f32]) -> KvSegment<'a> {
+        KvSegment { keys, values, logit_bias: 0.0, turn: Some(self.turn(back)) }
+    }
+}
+
+/// Checks that a holder's pages fit the model and its own positions.
+pub(crate) fn check_pages(
+    holder: &dyn FrameKv,
+    pages: &[Box<dyn FramePage + '_>],
+    layer: usize,
+    numbers: usize,
+) -> Result<()> {
+    let what = || format!("key-value pages of layer {layer}");
+    let positions = holder.positions();
+    if pages.len() != positions.len() {
+        return Err(WanError::mismatch(what(), format!("{} pages", pages.len()), positions.len()));
+    }
+    for page in pages {
+        let [keys, values] = [page.keys().len(), page.values().len()];
+        if [keys, values] != [numbers; 2] {
+            return Err(WanError::mismatch(what(), format!("{keys} and {values} numbers"), numbers));
+        }
+    }
+    match positions.iter().find(|at| **at >= holder.block_position()) {
+        Some(at) => {
+            let expected = format!("before the block's, {}", holder.block_position());
+            Err(WanError::mismatch(what(), format!("a page at position {at}"), expected))
+        }
+        None => Ok(()),
+    }
+}
