@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::quantity::{parse_bytes, parse_frame_size};
+use evanesce_engine::KvCodec;
+
+use crate::quantity::{parse_bytes, parse_frame_size, parse_kv_codec};
 
 /// Makes videos from text with Wan2.2, in memory that comes back.
 #[derive(Debug, Parser)]
@@ -74,6 +76,10 @@ pub(crate) struct Generate {
     /// The sampler.
     #[arg(long, value_name = "NAME")]
     pub(crate) solver: Option<SolverName>,
+    /// How keys and values of earlier frames are stored, where the checkpoint makes a video block by block: f32, bf16, int8,
+    /// int4, or k8v4 (keys int8, values int4) [default: bf16].
+    #[arg(long, value_name = "NAME", value_parser = parse_kv_codec)]
+    pub(crate) kv_codec: Option<KvCodec>,
     /// The same number gives the same noise as `torch.Generator("cpu")` [default: drawn, and reported].
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,

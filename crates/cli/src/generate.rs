@@ -94,6 +94,7 @@ fn request(args: &Generate) -> Request {
         }),
         seed: args.seed.unwrap_or_else(machine::drawn_seed),
         noise_in: args.noise_in.clone(),
+        kv_codec: args.kv_codec,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Sizes as people write them.
 
+use evanesce_engine::KvCodec;
+
 /// `8GiB`, `400MB`, `1.5 GiB`, `1048576`: bytes. KiB, MiB, GiB, TiB count in 1024s; kB, MB, GB, TB in 1000s.
 pub(crate) fn parse_bytes(text: &str) -> Result<usize, String> {
     let text = text.trim();
@@ -33,6 +35,11 @@ pub(crate) fn parse_frame_size(text: &str) -> Result<(usize, usize), String> {
     let (width, height) = text.split_once(['x', 'X', '*', '×']).ok_or_else(wrong)?;
     let pixels = |side: &str| side.trim().parse().map_err(|_| wrong());
     Ok((pixels(width)?, pixels(height)?))
+}
+
+/// The codec of this name.
+pub(crate) fn parse_kv_codec(text: &str) -> Result<KvCodec, String> {
+    KvCodec::from_name(text).ok_or_else(|| format!("write one of {}", KvCodec::NAMES.join(", ")))
 }
 
 /// Bytes for people: three digits and a unit.

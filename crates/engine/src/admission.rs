@@ -52,7 +52,7 @@ impl Needs {
         let group = |component| largest_group_bytes(model, component);
         // Pages of both experts are kept from block to block; in one layer of one branch those of a new block stand beside
         // those that they push out.
-        let page_bytes = |c| 2 * frame_tokens * model.expert(c).config().dim() * F32_BYTES;
+        let page_bytes = |c| spec.kv_codec.page_bytes(frame_tokens, model.expert(c).config().dim());
         let self_kv_bytes = spec.rollout.map_or(0, |rollout| {
             let frames = rollout.sink_frames + rollout.recent_frames;
             let kept = |c| branches * model.expert(c).config().layers * frames * page_bytes(c);

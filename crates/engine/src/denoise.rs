@@ -153,7 +153,9 @@ impl Denoise<'_> {
         let cross = both.map(|branch| CrossPages { job: self.job, expert: component, branch, lifetime });
         let past = both.map(|branch| {
             let rollout = self.spec.rollout?;
-            Some(FramePages::new(self.job, component, branch, self.block, rollout, commits))
+            let expert = (component, self.model.expert(component).config().dim());
+            let pages = FramePages::new(self.job, expert, branch, self.block, rollout, self.spec.kv_codec);
+            Some(FramePages { commits, ..pages })
         });
         let texts = [Some(self.cond), self.uncond.filter(|_| guides(guidance))];
         let branches: Vec<_> = texts

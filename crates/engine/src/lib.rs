@@ -38,6 +38,7 @@ pub use output::{Outputs, VideoTarget};
 pub use progress::Silent;
 pub use request::{JobSpec, Request, RequestedLength};
 pub use run::{JobRun, Outcome, Progress};
+pub use self_kv::KvCodec;
 
 use evanesce_wan::WanError;
 

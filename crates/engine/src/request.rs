@@ -7,6 +7,7 @@ use evanesce_wan::schedule::{Grid, Schedule, Solver};
 use evanesce_wan::text::PROMPT_CHARS_MAX;
 
 use crate::error::{EngineError, Result};
+use crate::self_kv::KvCodec;
 
 /// Pixels on one side of a frame, at most.
 pub const MAX_SIDE_PIXELS: usize = 4096;
@@ -51,6 +52,8 @@ pub struct Request {
     pub seed: u64,
     /// A file with the initial noise, instead of drawing it.
     pub noise_in: Option<PathBuf>,
+    /// How keys and values of earlier frames are stored, for videos made block by block.
+    pub kv_codec: Option<KvCodec>,
 }
 
 impl Request {
@@ -71,6 +74,7 @@ impl Request {
             solver: None,
             seed,
             noise_in: None,
+            kv_codec: None,
         }
     }
 }
@@ -104,6 +108,8 @@ pub struct JobSpec {
     pub noise_in: Option<PathBuf>,
     /// How the video is made block by block; `None` when it is made at once.
     pub rollout: Option<Rollout>,
+    /// How its keys and values of earlier frames are stored.
+    pub kv_codec: KvCodec,
 }
 
 impl JobSpec {
@@ -133,6 +139,11 @@ impl JobSpec {
             None => defaults.frames.unwrap_or(81),
         };
         let rollout = checkpoint.rollout();
+        if rollout.is_none() && request.kv_codec.is_some() {
+            return Err(refusal(
+                "a codec for keys and values is for checkpoints that make a video block by block; this one makes it at once",
+            ));
+        }
         checkpoint.validate_frames(frames)?;
 
         let steps = request.steps.or(defaults.steps).unwrap_or(40);
@@ -162,6 +173,7 @@ impl JobSpec {
             seed: request.seed,
             noise_in: request.noise_in,
             rollout,
+            kv_codec: request.kv_codec.unwrap_or_default(),
         })
     }
 

@@ -2,13 +2,53 @@
 
 use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier};
 use evanesce_wan::checkpoint::Rollout;
-use evanesce_wan::transformer::{FrameKv, FramePage};
+use evanesce_wan::transformer::{Codec, EncodedRows, FrameKv, FramePage, Rows, encode};
 use evanesce_wan::weights::Component;
 use evanesce_wan::{Result, WanError};
 
 use crate::blocks::{Block, Reach, reach};
-use crate::bytes::{as_f32, write_f32};
 use crate::keys::{self, BranchName};
+
+/// How pages are stored: keys and values each in a codec of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvCodec {
+    /// Of keys.
+    pub keys: Codec,
+    /// Of values.
+    pub values: Codec,
+}
+
+impl KvCodec {
+    /// Keys and values alike.
+    #[must_use]
+    pub const fn both(codec: Codec) -> Self {
+        Self { keys: codec, values: codec }
+    }
+
+    /// The codec of this name: `f32`, `bf16`, `int8`, `int4`, or `k8v4` for keys in `int8` and values in `int4`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        if name == "k8v4" {
+            return Some(Self { keys: Codec::Int8, values: Codec::Int4 });
+        }
+        Codec::ALL.into_iter().find(|codec| codec.as_str() == name).map(Self::both)
+    }
+
+    /// Every name that [`Self::from_name`] knows.
+    pub const NAMES: [&'static str; 5] = ["f32", "bf16", "int8", "int4", "k8v4"];
+
+    /// Bytes of a page of `tokens` tokens of `dim` numbers.
+    pub(crate) const fn page_bytes(self, tokens: usize, dim: usize) -> usize {
+        tokens * (self.keys.row_bytes(dim) + self.values.row_bytes(dim))
+    }
+}
+
+impl Default for KvCodec {
+    /// Half of what is computed with, as everybody stores them.
+    fn default() -> Self {
+        Self::both(Codec::Bf16)
+    }
+}
 
 /// The pages of one expert and branch, as one block sees them.
 #[derive(Debug)]
@@ -20,42 +60,56 @@ pub(crate) struct FramePages<'a> {
     /// Whose text.
     pub(crate) branch: BranchName,
     pub(crate) block: &'a Block,
-    rollout: Rollout,
-    reach: Reach,
-    commits: bool,
+    pub(crate) rollout: Rollout,
+    pub(crate) codec: KvCodec,
+    /// Numbers of a row.
+    pub(crate) dim: usize,
+    /// Whether the block leaves pages of its own.
+    pub(crate) commits: bool,
+    pub(crate) reach: Reach,
 }
 
 impl<'a> FramePages<'a> {
-    /// What `block` sees; it leaves pages of its own when it `commits`.
+    /// What `block` sees while it is being denoised, through an expert of width `dim`.
     pub(crate) fn new(
         job: &'a Job,
-        expert: Component,
+        (expert, dim): (Component, usize),
         branch: BranchName,
         block: &'a Block,
         rollout: Rollout,
-        commits: bool,
+        codec: KvCodec,
     ) -> Self {
-        Self { job, expert, branch, block, rollout, reach: reach(rollout, block.frames.start), commits }
+        let reach = reach(rollout, block.frames.start);
+        Self { job, expert, branch, block, rollout, codec, dim, commits: false, reach }
     }
 }
 
 /// Keys, then values, in one entry: they live together (law 7).
-struct Page(Lease);
+struct Page {
+    lease: Lease,
+    codec: KvCodec,
+    dim: usize,
+}
 
 impl Page {
-    fn halves(&self) -> (&[f32], &[f32]) {
-        let numbers = as_f32(self.0.bytes());
-        numbers.split_at(numbers.len() / 2)
+    /// Where the values begin.
+    fn split_at(&self) -> usize {
+        let tokens = self.lease.bytes().len() / self.codec.page_bytes(1, self.dim);
+        tokens * self.codec.keys.row_bytes(self.dim)
+    }
+
+    fn rows<'a>(&self, codec: Codec, bytes: &'a [u8]) -> Rows<'a> {
+        EncodedRows::new(codec, bytes, self.dim).expect("a page is written in whole rows").into()
     }
 }
 
 impl FramePage for Page {
-    fn keys(&self) -> &[f32] {
-        self.halves().0
+    fn keys(&self) -> Rows<'_> {
+        self.rows(self.codec.keys, &self.lease.bytes()[..self.split_at()])
     }
 
-    fn values(&self) -> &[f32] {
-        self.halves().1
+    fn values(&self) -> Rows<'_> {
+        self.rows(self.codec.values, &self.lease.bytes()[self.split_at()..])
     }
 }
 
@@ -76,12 +130,12 @@ impl FrameKv for FramePages<'_> {
                 message: "the page is gone".to_owned(),
                 source: None,
             })?;
-            Ok(Box::new(Page(lease)) as Box<dyn FramePage>)
+            Ok(Box::new(Page { lease, codec: self.codec, dim: self.dim }) as Box<dyn FramePage>)
         };
         self.reach.frames.iter().map(page).collect()
     }
 
-    /// Pages that slide out of the window leave as these arrive.
+    /// Encoded once, straight from the projection (law 8); pages that slide out of the window leave as these arrive.
     fn commit(&self, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
         if !self.commits {
             return Ok(());
@@ -90,8 +144,10 @@ impl FrameKv for FramePages<'_> {
         let numbers = keys.len() / frames.len();
         let [sink, recent] = [self.rollout.sink_frames, self.rollout.recent_frames]
             .map(|frames| u32::try_from(frames).expect("a checkpoint names at most 1024"));
-        let put =
-            PutSpec::new(Tier::Device, Lifetime::Window { sink, recent }, 2 * size_of::<f32>() * numbers);
+        let tokens = numbers / self.dim;
+        let page_bytes = self.codec.page_bytes(tokens, self.dim);
+        let put = PutSpec::new(Tier::Device, Lifetime::Window { sink, recent }, page_bytes)
+            .raw_bytes((2 * size_of::<f32>() * numbers) as u64);
         let key = |frame| keys::self_kv(self.expert, self.branch, layer, frame);
         let first = key(frames.start);
         let mut group = self
@@ -99,9 +155,10 @@ impl FrameKv for FramePages<'_> {
             .put_group(frames.map(|frame| (key(frame), put)))
             .map_err(|error| crate::store_error(&first, error))?;
         for (at, (keys, values)) in keys.chunks_exact(numbers).zip(values.chunks_exact(numbers)).enumerate() {
-            let (first, second) = group.bytes_mut(at).split_at_mut(size_of::<f32>() * numbers);
-            write_f32(first, keys);
-            write_f32(second, values);
+            let (first, second) =
+                group.bytes_mut(at).split_at_mut(tokens * self.codec.keys.row_bytes(self.dim));
+            encode(self.codec.keys, keys, self.dim, first);
+            encode(self.codec.values, values, self.dim, second);
         }
         group.commit().map_err(|error| crate::store_error(&first, error.refusal))?;
         Ok(())

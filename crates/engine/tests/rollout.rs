@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use evanesce_cache::{Kind, Tier};
 use evanesce_engine::progress::{Event, Stage};
 use evanesce_engine::{
-    Budgets, CancelToken, EngineError, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Silent,
+    Budgets, CancelToken, EngineError, JobRun, KvCodec, Model, Outcome, Outputs, Request, RequestedLength,
+    Silent,
 };
 use support::{AMPLE, Kept, golden, pictures, psnr_db, relative_error, run, tensor};
 
@@ -57,6 +58,7 @@ fn request() -> Request {
         guidance_high: json["guidance_high"].as_f64(),
         guidance_low: json["guidance_low"].as_f64(),
         shift: json["shift"].as_f64(),
+        kv_codec: KvCodec::from_name("f32"),
         ..Request::new(json["prompt"].as_str().unwrap(), json["seed"].as_u64().unwrap())
     }
 }
@@ -173,6 +175,46 @@ fn pages_slide_out_of_the_window_and_every_entry_leaves_by_itself() {
             assert_eq!(kind.puts, 10 * 3 * 8);
         }
     }
+}
+
+#[test]
+fn fewer_bits_hold_fewer_bytes_and_move_the_video_less_the_more_they_are() {
+    let checkpoint = causal_checkpoint("window");
+    let model = Model::open(checkpoint.path(), AMPLE).unwrap();
+    let with = |name: &str| {
+        let codec = Some(KvCodec::from_name(name).unwrap());
+        let kept = Kept::default();
+        let fresh = Model::open(checkpoint.path(), AMPLE).unwrap();
+        let outcome =
+            run(&fresh, Request { kv_codec: codec, ..request() }, kept.outputs(), &mut Silent).unwrap();
+        let pages = outcome.memory.kinds.iter().find(|kind| kind.kind == "self_kv").unwrap().clone();
+        (kept.take(), pages)
+    };
+    let (exact, f32_pages) = with("f32");
+    let mut last_db = f64::INFINITY;
+    // Rows of 32 numbers: half a group, so grids weigh twice as much as in a wide model.
+    for (name, row_bytes) in [("bf16", 2 * 64), ("int8", 2 * 36), ("k8v4", 36 + 20), ("int4", 2 * 20)] {
+        let (pictures, pages) = with(name);
+        assert_eq!(pages.encoded_bytes * 256, pages.raw_bytes * row_bytes, "{name}");
+        assert!(pages.peak_bytes < f32_pages.peak_bytes, "{name}");
+        let db = psnr_db(&pictures, &exact);
+        assert!(db.is_finite() && db < last_db, "{name} reaches {db} dB, the codec before it {last_db}");
+        last_db = db;
+    }
+    // Most of the way from noise to nothing: this golden has random weights.
+    assert!(last_db > 25.0, "{last_db} dB at four bits");
+    drop(model);
+}
+
+#[test]
+fn a_codec_for_pages_is_refused_where_there_are_none() {
+    let model = support::open(AMPLE);
+    let request = Request { kv_codec: Some(KvCodec::default()), ..support::request() };
+    let outputs = Kept::default().outputs();
+    let Err(error) = JobRun::admit(&model, request, outputs, CancelToken::new()) else {
+        panic!("expected a refusal")
+    };
+    assert!(error.to_string().contains("block by block"), "{error}");
 }
 
 #[test]

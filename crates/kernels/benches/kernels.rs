@@ -47,7 +47,7 @@ fn attention(bencher: Bencher<'_, '_>, [queries, keys, heads, head_dim]: [usize;
     let width = heads * head_dim;
     let (q, k, v) = (numbers(queries * width), numbers(keys * width), numbers(keys * width));
     let dims = AttentionDims { queries, heads, head_dim, scale: 0.1 };
-    let segments = [KvSegment { keys: &k, values: &v, logit_bias: 0.0, turn: None }];
+    let segments = [KvSegment { keys: k[..].into(), values: v[..].into(), logit_bias: 0.0, turn: None }];
     let mut out = vec![0.0; queries * width];
     bencher
         .counter(ItemsCount::new(2 * queries * keys * width))

@@ -7,6 +7,7 @@
 
 use std::f32::consts::LOG2_E;
 
+use crate::codec::Rows;
 use crate::isa::{Isa, by_isa};
 use crate::math::exp2_of_negative;
 use crate::micro::{KC, Keep, Left, MR, NR, multiply};
@@ -39,13 +40,13 @@ pub struct AttentionDims {
     pub scale: f32,
 }
 
-/// A stretch of keys and values that lies contiguously.
+/// A stretch of keys and values that lies contiguously, each plain or in a codec of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct KvSegment<'a> {
     /// `[n, heads * head_dim]`.
-    pub keys: &'a [f32],
+    pub keys: Rows<'a>,
     /// `[n, heads * head_dim]`.
-    pub values: &'a [f32],
+    pub values: Rows<'a>,
     /// Added to every logit of the segment. One key with bias `ln(n)` stands for `n` identical keys.
     pub logit_bias: f32,
     /// Rotation of the queries before they meet this segment.
@@ -100,7 +101,7 @@ pub fn attend(q: &[f32], segments: &[KvSegment<'_>], dims: AttentionDims, out: &
 /// # Panics
 /// When a length does not fit `dims`, or there are queries but no key.
 pub fn attend_biased(q: &[f32], k: &[f32], v: &[f32], bias: &[f32], dims: AttentionDims, out: &mut [f32]) {
-    let segments = [KvSegment { keys: k, values: v, logit_bias: 0.0, turn: None }];
+    let segments = [KvSegment { keys: k.into(), values: v.into(), logit_bias: 0.0, turn: None }];
     check("attend_biased", q, &segments, dims, out);
     let keys = k.len().checked_div(dims.heads * dims.head_dim).unwrap_or(0);
     assert_eq!(
@@ -116,17 +117,15 @@ fn check(name: &str, q: &[f32], segments: &[KvSegment<'_>], dims: AttentionDims,
     assert_eq!(q.len(), dims.queries * width, "{name}: q must be [queries, heads * head_dim]");
     assert_eq!(out.len(), q.len(), "{name}: out must be of q's length");
     for segment in segments {
-        assert_eq!(segment.keys.len(), segment.values.len(), "{name}: a segment needs a value for every key");
-        assert!(
-            segment.keys.is_empty() || (width > 0 && segment.keys.len().is_multiple_of(width)),
-            "{name}: keys must be whole rows of heads * head_dim"
-        );
+        let [keys, values] = [segment.keys, segment.values].map(|rows| rows.count(width));
+        assert!(keys.is_some(), "{name}: keys must be whole rows of heads * head_dim");
+        assert_eq!(keys, values, "{name}: a segment needs a value for every key");
         if let Some(turn) = segment.turn {
             turn.check(name, dims);
         }
     }
     assert!(
-        out.is_empty() || segments.iter().any(|segment| !segment.keys.is_empty()),
+        out.is_empty() || segments.iter().any(|segment| segment.keys.count(width) != Some(0)),
         "{name}: there must be a key to attend to"
     );
 }
@@ -164,10 +163,12 @@ struct Scratch<'a> {
     decay: &'a mut [f32],
     /// Biases of NR queries, turned: `[TILE_KEYS, NR]`.
     bias: &'a mut [f32],
+    /// One value: `[head_dim]`.
+    row: &'a mut [f32],
 }
 
 impl<'a> Scratch<'a> {
-    fn lengths(tile: usize, head_dim: usize) -> [usize; 9] {
+    fn lengths(tile: usize, head_dim: usize) -> [usize; 10] {
         let depth = head_dim.next_multiple_of(NR);
         [
             tile * head_dim,
@@ -179,13 +180,15 @@ impl<'a> Scratch<'a> {
             tile,
             tile,
             TILE_KEYS * NR,
+            head_dim,
         ]
     }
 
     fn split(mut all: &'a mut [f32], tile: usize, head_dim: usize) -> Self {
-        let [queries, keys, values, logits, sums, max, total, decay, bias] = Self::lengths(tile, head_dim)
-            .map(|length| all.split_off_mut(..length).expect("scratch holds all its parts"));
-        Self { queries, keys, values, logits, sums, max, total, decay, bias }
+        let [queries, keys, values, logits, sums, max, total, decay, bias, row] =
+            Self::lengths(tile, head_dim)
+                .map(|length| all.split_off_mut(..length).expect("scratch holds all its parts"));
+        Self { queries, keys, values, logits, sums, max, total, decay, bias, row }
     }
 }
 
@@ -215,7 +218,7 @@ impl<'a> Call<'a> {
             return;
         }
         let AttentionDims { queries, heads, head_dim, .. } = dims;
-        let keys = segments.iter().map(|segment| segment.keys.len()).sum::<usize>() / (heads * head_dim);
+        let keys = segments.iter().filter_map(|segment| segment.keys.count(heads * head_dim)).sum();
         let tile = if queries < 4 * TILE_QUERIES { SMALL_TILE_QUERIES } else { TILE_QUERIES };
         let tile = tile.min(queries.next_multiple_of(NR));
         let (isa, stride, out) = (Isa::detect(), logits_stride(tile), Shared::new(out));
@@ -241,7 +244,7 @@ impl<'a> Call<'a> {
         scratch.total.fill(0.0);
         let mut before = 0;
         for segment in self.segments {
-            let keys = segment.keys.len() / self.width();
+            let keys = segment.keys.count(self.width()).unwrap_or(0);
             match segment.turn {
                 Some(turn) => self.load_turned_queries(place, turn, scratch),
                 None if !straight => self.load_queries(place, scratch),
@@ -303,9 +306,8 @@ impl<'a> Call<'a> {
         scratch: &mut Scratch<'_>,
     ) {
         let head_dim = self.dims.head_dim;
-        let rows = segment.keys[key * self.width()..].chunks_exact(self.width()).take(count);
-        for (row, to) in rows.zip(scratch.keys.chunks_exact_mut(head_dim)) {
-            to.copy_from_slice(&row[place.head * head_dim..][..head_dim]);
+        for (i, to) in scratch.keys.chunks_exact_mut(head_dim).take(count).enumerate() {
+            segment.keys.read(self.isa, self.width(), key + i, place.head * head_dim, to);
         }
     }
 
@@ -318,9 +320,10 @@ impl<'a> Call<'a> {
         scratch: &mut Scratch<'_>,
     ) {
         let head_dim = self.dims.head_dim;
-        let rows = segment.values[key * self.width()..].chunks_exact(self.width()).take(count);
-        for (i, value) in rows.enumerate() {
-            let (whole, rest) = value[place.head * head_dim..][..head_dim].as_chunks::<NR>();
+        let row = &mut *scratch.row;
+        for i in 0..count {
+            segment.values.read(self.isa, self.width(), key + i, place.head * head_dim, row);
+            let (whole, rest) = row.as_chunks::<NR>();
             let mut panels = scratch.values.chunks_exact_mut(TILE_KEYS * NR);
             for (columns, panel) in whole.iter().zip(&mut panels) {
                 panel.as_chunks_mut::<NR>().0[i] = *columns;

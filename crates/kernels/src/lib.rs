@@ -9,6 +9,7 @@
 
 mod activation;
 mod attention;
+mod codec;
 mod conv2d;
 mod conv3d;
 mod convolve;
@@ -26,6 +27,7 @@ mod values;
 
 pub use activation::{Activation, activate, gated_gelu};
 pub use attention::{AttentionDims, KvSegment, Turn, attend, attend_biased};
+pub use codec::{Codec, EncodedRows, GROUP, Rows, encode};
 pub use conv2d::{Conv2dMode, conv2d};
 pub use conv3d::{Conv3d, conv3d_causal};
 pub use linear::{LinearDims, linear};

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use draw::{draw, parameter, to_bytes};
-use evanesce_kernels::Dtype;
+use evanesce_kernels::{Dtype, Rows};
 use evanesce_wan::transformer::{
     Branch, CrossKv, CrossKvPage, FrameKv, FramePage, NoCrossKv, TextRows, Transformer, TransformerConfig,
     expected_tensors, official_name,
@@ -258,12 +258,12 @@ impl Frames {
 }
 
 impl FramePage for Page {
-    fn keys(&self) -> &[f32] {
-        &self.0
+    fn keys(&self) -> Rows<'_> {
+        self.0[..].into()
     }
 
-    fn values(&self) -> &[f32] {
-        &self.1
+    fn values(&self) -> Rows<'_> {
+        self.1[..].into()
     }
 }
 
@@ -350,7 +350,8 @@ fn pages_that_do_not_fit_are_refused_in_a_sentence() {
     };
     // 3 x 5 tokens of 24 numbers in a latent frame.
     refuse(&with(3, &[1, 2], 360), "1 pages");
-    refuse(&with(3, &[1], 359), "359");
+    refuse(&with(3, &[1], 359), "None keys");
+    refuse(&with(3, &[1], 336), "Some(14) keys");
     refuse(&with(3, &[3], 360), "position 3");
     let text = case.text(0);
     let frames = Frames::at(0, &[]);

@@ -39,8 +39,8 @@ impl Case {
         for end in cuts.iter().copied().chain([self.keys()]) {
             let span = start * self.width()..end * self.width();
             segments.push(KvSegment {
-                keys: &self.k[span.clone()],
-                values: &self.v[span],
+                keys: self.k[span.clone()].into(),
+                values: self.v[span].into(),
                 logit_bias: 0.0,
                 turn: None,
             });
@@ -94,8 +94,13 @@ fn one_pad_key_with_the_logarithm_of_a_count_stands_for_that_many() {
         whole.v.extend(&pad_value);
     }
     let segments = [
-        KvSegment { keys: &real.k, values: &real.v, logit_bias: 0.0, turn: None },
-        KvSegment { keys: &pad_key, values: &pad_value, logit_bias: (count as f32).ln(), turn: None },
+        KvSegment { keys: real.k[..].into(), values: real.v[..].into(), logit_bias: 0.0, turn: None },
+        KvSegment {
+            keys: pad_key[..].into(),
+            values: pad_value[..].into(),
+            logit_bias: (count as f32).ln(),
+            turn: None,
+        },
     ];
     let mut out = poisoned(real.q.len());
     attend(&real.q, &segments, real.dims, &mut out);
@@ -150,7 +155,7 @@ fn turning_the_query_for_each_page_is_turning_every_key() {
             .zip(case.k.chunks_exact(page_numbers).zip(case.v.chunks_exact(page_numbers)))
             .map(|((cos, sin), (keys, values))| {
                 let turn = Some(Turn { cos, sin, pairs, queries_per_row: frame_queries });
-                KvSegment { keys, values, logit_bias: 0.0, turn }
+                KvSegment { keys: keys.into(), values: values.into(), logit_bias: 0.0, turn }
             })
             .collect();
         let mut out = poisoned(case.q.len());
@@ -167,8 +172,14 @@ fn a_segment_without_a_turn_sees_the_query_as_it_is_wherever_it_stands() {
     let turns = [Some(identity), None, None, Some(identity), None];
     let step = 6 * case.width();
     let pages = case.k.chunks_exact(step).zip(case.v.chunks_exact(step)).zip(turns);
-    let segments: Vec<_> =
-        pages.map(|((keys, values), turn)| KvSegment { keys, values, logit_bias: 0.0, turn }).collect();
+    let segments: Vec<_> = pages
+        .map(|((keys, values), turn)| KvSegment {
+            keys: keys.into(),
+            values: values.into(),
+            logit_bias: 0.0,
+            turn,
+        })
+        .collect();
     let mut out = poisoned(case.q.len());
     attend(&case.q, &segments, case.dims, &mut out);
     assert_eq!(bits(&out), bits(&case.attend(&[6, 12, 18, 24])));
@@ -178,7 +189,8 @@ fn a_segment_without_a_turn_sees_the_query_as_it_is_wherever_it_stands() {
 fn any_number_of_threads_gives_the_same_bits() {
     let case = Case::new(210, 150, 5, 24);
     assert_alike_on_any_threads("attend", case.q.len(), |out| {
-        let segments = [KvSegment { keys: &case.k, values: &case.v, logit_bias: 0.0, turn: None }];
+        let segments =
+            [KvSegment { keys: case.k[..].into(), values: case.v[..].into(), logit_bias: 0.0, turn: None }];
         attend(&case.q, &segments, case.dims, out);
     });
 }

@@ -41,7 +41,8 @@ fn linear_refuses_wrong_lengths() {
 fn attention_refuses_wrong_lengths() {
     let dims = AttentionDims { queries: 2, heads: 2, head_dim: 3, scale: 1.0 };
     let call = |q: usize, k: usize, v: usize, out: usize| {
-        let segments = [KvSegment { keys: &Z[..k], values: &Z[..v], logit_bias: 0.0, turn: None }];
+        let segments =
+            [KvSegment { keys: Z[..k].into(), values: Z[..v].into(), logit_bias: 0.0, turn: None }];
         attend(&Z[..q], &segments, dims, &mut { Z }[..out]);
     };
     call(12, 18, 18, 12);

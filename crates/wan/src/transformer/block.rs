@@ -103,7 +103,13 @@ impl<'a> Block<'a> {
         let dims = self.attention_dims(queries);
         match around.past {
             None => {
-                attend(queries, &[KvSegment { keys, values, logit_bias: 0.0, turn: None }], dims, normed);
+                let all = KvSegment {
+                    keys: keys[..].into(),
+                    values: values[..].into(),
+                    logit_bias: 0.0,
+                    turn: None,
+                };
+                attend(queries, &[all], dims, normed);
             }
             Some(past) => {
                 self.attend_to_past(past, queries, keys, values, normed)?;
@@ -127,14 +133,18 @@ impl<'a> Block<'a> {
         let Past { layer, holder, turns, tokens_per_frame } = past;
         let numbers = tokens_per_frame * self.config.dim();
         let pages = holder.pages(layer)?;
-        check_pages(holder, &pages, layer, numbers)?;
+        check_pages(holder, &pages, layer, [tokens_per_frame, self.config.dim()])?;
         let first = holder.block_position().cast_signed();
         let earlier = pages.iter().zip(holder.positions());
         let mut segments: Vec<_> = earlier
             .map(|(page, at)| turns.segment(first - at.cast_signed(), page.keys(), page.values()))
             .collect();
         let own = keys.chunks_exact(numbers).zip(values.chunks_exact(numbers)).enumerate();
-        segments.extend(own.map(|(frame, (keys, values))| turns.segment(-frame.cast_signed(), keys, values)));
+        segments.extend(
+            own.map(|(frame, (keys, values))| {
+                turns.segment(-frame.cast_signed(), keys.into(), values.into())
+            }),
+        );
         attend(queries, &segments, self.attention_dims(queries), out);
         Ok(())
     }

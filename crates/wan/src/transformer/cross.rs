@@ -85,8 +85,8 @@ impl TextRows<'_> {
         let mut segments = Vec::with_capacity(2);
         if real > 0 {
             segments.push(KvSegment {
-                keys: &keys[..real],
-                values: &values[..real],
+                keys: keys[..real].into(),
+                values: values[..real].into(),
                 logit_bias: 0.0,
                 turn: None,
             });
@@ -94,7 +94,12 @@ impl TextRows<'_> {
         if self.pad_rows > 0 {
             #[expect(clippy::cast_precision_loss, reason = "a prompt has at most some hundred rows")]
             let logit_bias = (self.pad_rows as f32).ln();
-            segments.push(KvSegment { keys: &keys[real..], values: &values[real..], logit_bias, turn: None });
+            segments.push(KvSegment {
+                keys: keys[real..].into(),
+                values: values[real..].into(),
+                logit_bias,
+                turn: None,
+            });
         }
         segments
     }

@@ -4,7 +4,7 @@
 //! time: all of a page's keys sit at one moment, so the query is turned for each page instead. A window then moves by
 //! listing other pages, and what is stored does not depend on where in the window it is read.
 
-use evanesce_kernels::{KvSegment, Turn};
+use evanesce_kernels::{KvSegment, Rows, Turn};
 
 use super::config::TransformerConfig;
 use super::rope::time_angles;
@@ -12,7 +12,7 @@ use crate::error::{Result, WanError};
 
 /// Committed latent frames of one (expert, prompt), by layer, and where they stand in time.
 ///
-/// The implementor must give back exactly the numbers that were committed.
+/// The implementor gives back what was committed, exactly or as its codec has it, and the same in every step.
 pub trait FrameKv {
     /// Positions in time of the pages that a block sees, in the order of [`Self::pages`]; each lies before
     /// [`Self::block_position`]. Only differences count.
@@ -38,9 +38,9 @@ pub trait FrameKv {
 /// One latent frame of one layer; it stays where it is until this is dropped.
 pub trait FramePage {
     /// Normalised keys, rotated in space only, `[tokens of a frame, dim]`.
-    fn keys(&self) -> &[f32];
+    fn keys(&self) -> Rows<'_>;
     /// Values, `[tokens of a frame, dim]`.
-    fn values(&self) -> &[f32];
+    fn values(&self) -> Rows<'_>;
 }
 
 /// Rotations in time by every difference of positions that a block meets.
@@ -87,7 +87,7 @@ impl TimeTurns {
     }
 
     /// The page `back` positions before the block's first frame.
-    pub(crate) fn segment<'a>(&'a self, back: isize, keys: &'a [f32], values: &'a [f32]) -> KvSegment<'a> {
+    pub(crate) fn segment<'a>(&'a self, back: isize, keys: Rows<'a>, values: Rows<'a>) -> KvSegment<'a> {
         KvSegment { keys, values, logit_bias: 0.0, turn: Some(self.turn(back)) }
     }
 }
@@ -97,7 +97,7 @@ pub(crate) fn check_pages(
     holder: &dyn FrameKv,
     pages: &[Box<dyn FramePage + '_>],
     layer: usize,
-    numbers: usize,
+    [tokens, dim]: [usize; 2],
 ) -> Result<()> {
     let what = || format!("key-value pages of layer {layer}");
     let positions = holder.positions();
@@ -105,9 +105,10 @@ pub(crate) fn check_pages(
         return Err(WanError::mismatch(what(), format!("{} pages", pages.len()), positions.len()));
     }
     for page in pages {
-        let [keys, values] = [page.keys().len(), page.values().len()];
-        if [keys, values] != [numbers; 2] {
-            return Err(WanError::mismatch(what(), format!("{keys} and {values} numbers"), numbers));
+        let [keys, values] = [page.keys(), page.values()].map(|rows| rows.count(dim));
+        if [keys, values] != [Some(tokens); 2] {
+            let got = format!("{keys:?} keys and {values:?} values of {dim} numbers");
+            return Err(WanError::mismatch(what(), got, format!("{tokens} of each")));
         }
     }
     match positions.iter().find(|at| **at >= holder.block_position()) {

@@ -15,6 +15,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use config::{PATCH, TransformerConfig};
 pub use cross::{Branch, CrossKv, CrossKvPage, NoCrossKv, TextRows};
+pub use evanesce_kernels::{Codec, EncodedRows, Rows, encode};
 pub use frames::{FrameKv, FramePage};
 pub use names::{expected_tensors, official_name};
 pub use rope::TokenGrid;

@@ -173,7 +173,8 @@ impl Pass<'_> {
                 rows.flat_map(|row| &row[index * channels..(index + 1) * channels]).copied().collect()
             };
             let (keys, values) = (part(1), part(2));
-            let segment = KvSegment { keys: &keys, values: &values, logit_bias: 0.0, turn: None };
+            let segment =
+                KvSegment { keys: keys[..].into(), values: values[..].into(), logit_bias: 0.0, turn: None };
             attend(&part(0), &[segment], dims, out);
         }
         x.add(&self.pointwise(&mixed, &format!("{name}.proj"), channels)?);
