@@ -37,6 +37,24 @@ def check_transformer():
     return relative_error(got, want)
 
 
+def check_rollout(blocks=5):
+    """A block denoised after a rollout's commits against the same block in a teacher-forced sequence."""
+    words = tokenizer.build()
+    model, text = networks.build_transformer(layers=3), networks.build_text_encoder(len(words))
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    rows, bias = networks.encode_prompts(words, text, ["a red ball moving left on a black background", ""])
+    clean, noisy = torch.randn(2, 2, 16, blocks * networks.BLOCK, 8, 8)
+    levels = torch.rand(2, blocks)
+    want = networks.teacher_forced_velocity(model, clean[:, :, : -networks.BLOCK], noisy, levels, rows, bias)
+    context, parts = networks.Context(), []
+    for i in range(blocks):
+        block = slice(i * networks.BLOCK, (i + 1) * networks.BLOCK)
+        parts.append(networks.block_velocity(model, noisy[:, :, block], levels[:, i], rows, bias, context)[0])
+        context.commit(networks.block_velocity(model, clean[:, :, block], torch.zeros(2), rows, bias, context)[1])
+    return relative_error(torch.cat(parts, 2), want)
+
+
 def check_autoencoder():
     """The whole-clip encoder and decoder against diffusers' chunked ones."""
     vae = video_vae.build().eval()
@@ -61,9 +79,10 @@ def check_detector(clips=300, frames=81):
 def main():
     torch.manual_seed(0)
     with torch.no_grad():
-        transformer, (encoder, decoder), detector = check_transformer(), check_autoencoder(), check_detector()
-    print(f"transformer {transformer:.1e}, encoder {encoder:.1e}, decoder {decoder:.1e}, detector {detector:.3f}")
-    if max(transformer, encoder, decoder) > 1e-5 or detector < 0.99:
+        transformer, rollout, detector = check_transformer(), check_rollout(), check_detector()
+        encoder, decoder = check_autoencoder()
+    print(f"transformer {transformer:.1e}, rollout {rollout:.1e}, encoder {encoder:.1e}, decoder {decoder:.1e}, detector {detector:.3f}")
+    if max(transformer, rollout, encoder, decoder) > 1e-5 or detector < 0.99:
         raise SystemExit("a check failed")
 
 

@@ -1,9 +1,9 @@
 """The shapes world: seeded clips of one coloured shape that moves over a background, with captions.
 
 A frame is 64x64 and wraps round at its edges (a torus), so a shape that leaves on the left comes back on the right.
-Clips are drawn from two ranges. `sample_wide` feeds the autoencoder: every shape, motion, speed and start. `sample_clip`
-feeds the transformers: the shapes that survive the autoencoder, one speed, and starts near the middle wherever the
-motion does not carry the shape through the whole frame.
+Every motion repeats after 32 frames, which is 8 latent frames, and starts at one of four phases 8 frames apart. A shape
+that crosses the frame moves 2 pixels a frame, so 8 pixels, one cell of the latent grid, a latent frame: its latents are
+one pattern that shifts by whole cells, which a small autoencoder can hold and a small transformer can learn.
 
 One in ten combinations of (colour, shape, background, motion) is held out of all training by a hash.
 """
@@ -11,7 +11,7 @@ One in ten combinations of (colour, shape, background, motion) is held out of al
 import hashlib
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -27,36 +27,26 @@ BACKGROUNDS = {
     "black": ((8, 8, 8), (8, 8, 8)), "white": ((245, 245, 245), (245, 245, 245)), "gray": ((120, 120, 120), (120, 120, 120)),
     "night": ((4, 4, 10), (45, 50, 90)), "sky": ((135, 175, 215), (235, 242, 250)), "sunset": ((70, 45, 85), (215, 165, 130)),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
-WIDE_SHAPES = SHAPES + ("ring",)
-# pixels per frame, as a multiple of the clip's speed; y grows downwards
-DIRECTIONS = {
-    "left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0),
-    "upleft": (-0.75, -0.75), "upright": (0.75, -0.75), "downleft": (-0.75, 0.75), "downright": (0.75, 0.75),
-}
-MOTIONS = ("left", "right", "up", "down", "cw", "ccw", "bounce", "sway", "pulse", "still")
-WIDE_MOTIONS = tuple(DIRECTIONS) + ("cw", "ccw", "bounce", "pulse", "still")
-RADII = {"small": 11.0, "medium": 14.0, "large": 17.0}
-WIDE_RADII = {"small": 10.0, "medium": 13.0, "large": 17.0}
-SPEED = 1.0
-WIDE_SPEEDS = (0.8, 1.25, 1.25, 1.9)
+SHAPES = ("circle", "square", "triangle", "cross", "bar")
+# whole turns of the frame per period; y grows downwards
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+MOTIONS = (*DIRECTIONS, "cw", "ccw", "bounce", "sway", "pulse", "still")
+RADII = {"small": 11.0, "medium": 14.5, "large": 18.0}
+PERIOD = 32
+PHASES = (0, 8, 16, 24)
 ORBIT_RADIUS = 15.0
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What a clip shows. Lengths are pixels, speed is pixels per frame, phase is radians."""
+    """What a clip shows; `phase` is the frame of the motion's period at which it starts."""
 
     colour: str
     shape: str
     background: str
     motion: str
     size: str
-    radius: float
-    speed: float
-    x: float
-    y: float
-    phase: float
+    phase: int
 
     def as_dict(self):
         """The clip as plain values, for a JSON sidecar; `Clip(**d)` reads it back."""
@@ -69,38 +59,28 @@ def is_held_out(colour, shape, background, motion):
     return int(hashlib.md5(key.encode()).hexdigest(), 16) % 10 == 0
 
 
-def _sample_combination(rng, shapes, motions, held_out):
-    while True:
-        combination = (rng.choice(list(COLOURS)), rng.choice(shapes), rng.choice(list(BACKGROUNDS)), rng.choice(motions))
-        if is_held_out(*combination) == held_out:
-            return combination
-
-
-def sample_wide(rng, held_out=False):
-    """A clip from the autoencoder's range."""
-    combination = _sample_combination(rng, WIDE_SHAPES, WIDE_MOTIONS, held_out)
-    size = rng.choice(["small", "medium", "medium", "large"])
-    return Clip(*combination, size, WIDE_RADII[size], rng.choice(WIDE_SPEEDS),
-                rng.uniform(0, SIDE), rng.uniform(0, SIDE), rng.uniform(0, 2 * math.pi))
-
-
 def sample_clip(rng, held_out=False):
-    """A clip from the transformers' range."""
-    combination = _sample_combination(rng, SHAPES, MOTIONS, held_out)
-    motion = combination[3]
-    size = rng.choice(["small", "medium", "large"])
-    x, y = rng.uniform(24, 40), rng.uniform(24, 40)
-    if motion in ("left", "right"):
-        x = rng.uniform(0, SIDE)
-    if motion in ("up", "down"):
-        y = rng.uniform(0, SIDE)
-    return Clip(*combination, size, RADII[size], SPEED, x, y, rng.uniform(0, 2 * math.pi))
+    """A random clip, from the held-out combinations or from the others."""
+    while True:
+        combination = (rng.choice(list(COLOURS)), rng.choice(SHAPES), rng.choice(list(BACKGROUNDS)), rng.choice(MOTIONS))
+        if is_held_out(*combination) == held_out:
+            return Clip(*combination, rng.choice(list(RADII)), rng.choice(PHASES))
+
+
+def sample_two_shots(rng, held_out=False):
+    """Two clips that differ in shape and colour and share the background, for prompts of two shots."""
+    first = sample_clip(rng, held_out)
+    while True:
+        second = replace(sample_clip(rng, held_out), background=first.background)
+        combination = (second.colour, second.shape, second.background, second.motion)
+        if second.shape != first.shape and second.colour != first.colour and is_held_out(*combination) == held_out:
+            return first, second
 
 
 # ---- captions -------------------------------------------------------------------------------------------------------
 
 SHAPE_WORDS = {"circle": ("circle", "circle", "ball", "disc"), "square": ("square", "square", "box", "block"),
-               "triangle": ("triangle",), "cross": ("cross", "cross", "plus sign"), "ring": ("ring", "hoop")}
+               "triangle": ("triangle",), "cross": ("cross", "cross", "plus sign"), "bar": ("bar", "bar", "beam")}
 COLOUR_WORDS = {"purple": ("purple", "purple", "violet"), "cyan": ("cyan", "cyan", "turquoise")}
 BACKGROUND_WORDS = {
     "black": ("a black background", "a plain black background"), "white": ("a white background", "a plain white background"),
@@ -119,7 +99,7 @@ MOTION_WORDS = {
 SIZE_WORDS = {"small": ("small", "tiny"), "medium": ("", "", "medium-sized"), "large": ("large", "big")}
 TEMPLATES = (("{an} {thing} {motion} on {background}", 0.55), ("on {background}, {an} {thing} {motion}", 0.15),
              ("the video shows {an} {thing} {motion} over {background}", 0.15), ("{thing} {motion}, {background}", 0.15))
-# words that prompts of several shots use; no clip of this world has two shots, so they are known but carry no meaning yet
+# words that prompts of two shots use, and some more that people will try: known to the tokenizer, never trained on
 SHOT_WORDS = ("then", "next", "after", "afterwards", "first", "second", "shot", "cut", "scene", "finally", "and", "becomes",
               "turns", "into", "changes", "camera", "same", "while", "slowly", "quickly", "fast", "slow", "diagonally",
               "toward", "upper", "lower", "star", "ring", "hoop", "it", "is", "one", "two")
@@ -139,8 +119,14 @@ def caption(rng, clip):
     return sentence + ("." if rng.random() < 0.3 else "")
 
 
+def two_shot_caption(rng, first, second):
+    """One sentence for a clip that shows `first` and then `second`."""
+    link = rng.choice((", then ", " and then ", ", next "))
+    return caption(rng, first).rstrip(".") + link + caption(rng, second)
+
+
 def all_words():
-    """Every word a caption or a prompt of several shots may hold, sorted."""
+    """Every word a caption or a prompt of two shots may hold, sorted."""
     tables = [SHAPE_WORDS, COLOUR_WORDS, BACKGROUND_WORDS, MOTION_WORDS, SIZE_WORDS]
     phrases = [phrase for table in tables for row in table.values() for phrase in row]
     phrases += [*COLOURS, *VERBS, *SHOT_WORDS, "an on over the video shows , . - ! ?"]
@@ -156,8 +142,8 @@ def coverage(shape, dx, dy, radius):
         distance = torch.sqrt(dx * dx + dy * dy) - radius
     elif shape == "square":
         distance = torch.maximum(dx.abs(), dy.abs()) - radius * 0.88
-    elif shape == "ring":
-        distance = (torch.sqrt(dx * dx + dy * dy) - radius * 0.78).abs() - radius * 0.26
+    elif shape == "bar":
+        distance = torch.maximum(dx.abs() - radius * 1.1, dy.abs() - radius * 0.42)
     elif shape == "cross":
         arm = radius * 0.34
         upright = torch.maximum(dx.abs() - arm, dy.abs() - radius)
@@ -174,26 +160,24 @@ def coverage(shape, dx, dy, radius):
 
 def trajectory(clip, frames, start=0):
     """Centre x, centre y and radius for each of `frames` frames, from frame number `start`."""
-    t = torch.arange(frames, dtype=torch.float32) + start
-    speed, phase = clip.speed, clip.phase
-    x, y = torch.full((frames,), clip.x), torch.full((frames,), clip.y)
-    radius = torch.full((frames,), clip.radius)
-    inner_x, inner_y = 18 + clip.x / SIDE * 28, 18 + clip.y / SIDE * 28
+    turn = (torch.arange(frames, dtype=torch.float32) + start + clip.phase) / PERIOD
+    middle = torch.full((frames,), SIDE / 2)
+    x, y, radius = middle, middle, torch.full((frames,), RADII[clip.size])
     if clip.motion in DIRECTIONS:
         step_x, step_y = DIRECTIONS[clip.motion]
-        x, y = x + step_x * speed * t, y + step_y * speed * t
+        x, y = x + step_x * SIDE * turn, y + step_y * SIDE * turn
     elif clip.motion in ("cw", "ccw"):
-        turn = speed / ORBIT_RADIUS * 1.25 * (1 if clip.motion == "cw" else -1)
-        x = SIDE / 2 + ORBIT_RADIUS * torch.cos(phase + turn * t)
-        y = SIDE / 2 + ORBIT_RADIUS * torch.sin(phase + turn * t)
+        angle = 2 * math.pi * turn * (1 if clip.motion == "cw" else -1)
+        x, y = x + ORBIT_RADIUS * torch.cos(angle), y + ORBIT_RADIUS * torch.sin(angle)
     elif clip.motion == "bounce":
-        x = torch.full((frames,), inner_x)
-        y = 60 - clip.radius - 26 * torch.sin(math.pi * (t * speed / 25 + phase / (2 * math.pi))).abs()
+        y = 44 - 26 * torch.sin(math.pi * turn).abs()
     elif clip.motion == "sway":
-        x = SIDE / 2 + 15 * torch.sin(math.pi * t * speed / 25 + phase)
+        x = x + 16 * torch.sin(2 * math.pi * turn)
     elif clip.motion == "pulse":
-        x, y = torch.full((frames,), inner_x), torch.full((frames,), inner_y)
-        radius = radius * (1 + 0.3 * torch.sin(2 * math.pi * t * speed / 35 + phase))
+        radius = radius * (1 + 0.3 * torch.sin(2 * math.pi * turn))
+    else:
+        corner = clip.phase // 8
+        x, y = middle + (corner % 2 * 16 - 8), middle + (corner // 2 * 16 - 8)
     return x, y, radius
 
 
@@ -227,6 +211,11 @@ def render(clip, frames, start=0):
     cover = coverage(clip.shape, wrapped(columns[None] - x), wrapped(rows[None] - y), radius)[None]
     paint = colour_value(COLOURS[clip.colour]).view(3, 1, 1, 1)
     return background_picture(clip.background)[:, None] * (1 - cover) + paint * cover
+
+
+def render_two_shots(first, second, frames, cut):
+    """A clip whose frames from number `cut` on show `second`."""
+    return torch.cat([render(first, cut), render(second, frames - cut, cut)], 1)
 
 
 if __name__ == "__main__":

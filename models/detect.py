@@ -11,7 +11,7 @@ from data import SIDE
 
 ATTRIBUTES = ("colour", "shape", "background", "motion", "size")
 TEMPLATE_RADII = [6 + 0.75 * i for i in range(24)]
-COMPASS = ("right", "downright", "down", "downleft", "left", "upleft", "up", "upright")
+COMPASS = ("right", "down", "left", "up")
 
 
 @functools.cache
@@ -72,7 +72,7 @@ def _motion(mask):
         area = mask.sum((1, 2))
         return "pulse" if float(area.std() / area.mean()) > 0.12 else "still"
     if math.hypot(float(dx.sum()), float(dy.sum())) / length > 0.85:
-        return COMPASS[round(math.atan2(float(dy.sum()), float(dx.sum())) / (math.pi / 4)) % 8]
+        return COMPASS[round(math.atan2(float(dy.sum()), float(dx.sum())) / (math.pi / 2)) % 4]
     if float(dx.abs().sum()) < 0.25 * length:
         return "bounce"
     if float(dy.abs().sum()) < 0.25 * length:

@@ -1,7 +1,8 @@
 """Turns rendered clips into normalised latents on disk, in chunks that the trainer picks up as they appear.
 
-Each chunk is `latents-NNNNN.safetensors` (f16, [clips, 16, 21, 8, 8]) with a JSON sidecar that says what each clip shows.
-A chunk depends only on its number, so several processes may share the work and a run can be resumed.
+Each chunk is `latents-NNNNN.safetensors` (f16, [clips, 16, 15, 8, 8]) with a JSON sidecar that says what each clip shows.
+Clips are 57 frames, 15 latent frames: every motion repeats after 8 latent frames and the encoder has forgotten a clip's
+beginning after 7, so a clip of any length follows from these (see `train.LatentPool`). A chunk depends only on its number, so several processes may share the work and a run can be resumed.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def main():
     parser.add_argument("--chunks", type=int, nargs=2, default=(0, 48), metavar=("FIRST", "END"))
     parser.add_argument("--stride", type=int, default=1, help="take every n-th chunk, to share the work")
     parser.add_argument("--clips", type=int, default=64, help="clips in a chunk")
-    parser.add_argument("--frames", type=int, default=81)
+    parser.add_argument("--frames", type=int, default=57)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

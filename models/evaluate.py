@@ -1,4 +1,6 @@
-"""Generates clips with diffusers' WanPipeline from prompts never trained on, and scores what the detector sees in them.
+"""Generates clips from prompts never trained on, through evanesce or diffusers, and scores what the detector sees in them.
+
+Both are given the same noise seeds, so they should make the same clips.
 
 Prints one line per attribute with a 95 % interval (Wilson), the same for wrong prompts (each clip against all other clips'
 descriptions), and writes the scores and a contact sheet if asked.
@@ -9,6 +11,8 @@ import json
 import math
 import multiprocessing
 import random
+import subprocess
+import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,6 +21,7 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline
 from diffusers.utils import logging
 from PIL import Image
+from safetensors.torch import load_file
 
 import data
 import detect
@@ -29,8 +34,8 @@ def draw_prompts(count, seed, held_out):
     return clips, [data.caption(rng, clip) for clip in clips]
 
 
-class Generator:
-    """A pipeline in this process, with the settings to use."""
+class Diffusers:
+    """A WanPipeline in this process, with the settings to use."""
 
     def __init__(self, model, settings, threads):
         torch.set_num_threads(threads)
@@ -52,12 +57,36 @@ class Generator:
         return [video.permute(1, 0, 2, 3).float().numpy() * 2 - 1 for video in out]
 
 
+class Evanesce:
+    """The command, run once for each clip."""
+
+    def __init__(self, model, settings, threads, binary):
+        self.command = [binary, "generate", "--model", model, "--threads", str(threads), "--json"]
+        names = {"steps": "steps", "guidance_high": "guidance-high", "guidance_low": "guidance-low", "shift": "shift"}
+        for name, option in names.items():
+            self.command += [f"--{option}", str(settings[name])]
+
+    def clips(self, prompts, seeds):
+        """One clip [3, T, 64, 64] in [-1, 1] per prompt."""
+        made = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            with tempfile.TemporaryDirectory() as folder:
+                frames = Path(folder) / "frames.safetensors"
+                outputs = ["--seed", str(seed), "-o", f"{folder}/clip.mp4", "--frames-out", str(frames)]
+                done = subprocess.run([*self.command, *outputs, "--", prompt], capture_output=True, text=True)
+                if done.returncode != 0:
+                    raise SystemExit(f"evanesce failed on {prompt!r}: {done.stderr}")
+                made.append(load_file(frames)["frames"].permute(3, 0, 1, 2).numpy() * 2 - 1)
+        return made
+
+
 _generator = None
 
 
-def _start_worker(*arguments):
+def _start_worker(binary, *arguments):
     global _generator
-    _generator = Generator(*arguments)
+    torch.set_num_threads(1)
+    _generator = Evanesce(*arguments, binary) if binary else Diffusers(*arguments)
 
 
 def _work(batch):
@@ -69,7 +98,7 @@ def generate(model, prompts, settings, args):
     seeds = [args.seed * 1_000_000 + i for i in range(len(prompts))]
     batches = [(prompts[i : i + args.batch], seeds[i : i + args.batch]) for i in range(0, len(prompts), args.batch)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, context, _start_worker, (model, settings, args.threads)) as pool:
+    with ProcessPoolExecutor(args.workers, context, _start_worker, (args.evanesce, model, settings, args.threads)) as pool:
         return [torch.from_numpy(video) for videos in pool.map(_work, batches) for video in videos]
 
 
@@ -106,6 +135,7 @@ def contact_sheet(videos, path, columns=11, colours=255):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="checkpoint directory")
+    parser.add_argument("--evanesce", metavar="BINARY", help="generate with this program instead of with diffusers")
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--seed", type=int, default=2024)
     parser.add_argument("--trained", action="store_true", help="ask for combinations that were trained on")

@@ -1,8 +1,8 @@
 """Trains the transformer by flow matching on encoded clips, alone or as one of several ranks.
 
 The base run covers all noise levels and learns the text encoder too; the two expert runs start from it, keep the text
-encoder as it is and each cover one side of the boundary. Most steps use a few latent frames of each clip at their true
-positions, which costs a third of whole clips and teaches the same; the last part of a run uses whole clips.
+encoder as it is and each cover one side of the boundary. A base run begins with the first latent frames of each clip, which
+costs less and teaches most of it, and ends with whole clips.
 
 Resumes from `last.pt` in its directory. Run several ranks with `torchrun --nproc_per_node 2 train.py ...`.
 """
@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch._inductor.config
 import torch.distributed as dist
 from safetensors.torch import load_file
 
@@ -26,6 +25,8 @@ import networks
 import tokenizer
 
 LATENT_FRAMES = 21
+# every motion's period, and the latent frame from which on a clip's latents repeat (the encoder has forgotten the beginning)
+PERIOD, STEADY = data.PERIOD // 4, 7
 
 
 class LatentPool:
@@ -47,21 +48,13 @@ class LatentPool:
             self.latents = torch.cat(parts)
             self.paths += fresh
 
-    def draw(self, generator, rng, count, empty_fraction=0.1):
-        """`count` random clips as latents, with a caption each; some captions are empty, for guidance."""
+    def draw(self, generator, rng, count, frames, empty_fraction=0.1):
+        """The first `frames` latent frames of `count` random clips, with a caption each; some captions are empty, for guidance."""
         picked = torch.randint(len(self.clips), (count,), generator=generator)
         prompts = ["" if rng.random() < empty_fraction else data.caption(rng, self.clips[i]) for i in picked.tolist()]
-        return self.latents[picked].float(), prompts
-
-
-def pick_frames(rng, count):
-    """Indices of `count` latent frames of a clip: a run of neighbours or an even spread, half of the time each.
-
-    The first latent frame stands for one picture, not four, and looks unlike the others: half of the picks start there.
-    """
-    spread = rng.choice([1, (LATENT_FRAMES - 1) // max(count - 1, 1)])
-    start = rng.choice([0, rng.randrange(LATENT_FRAMES - spread * (count - 1))])
-    return torch.arange(count) * spread + start
+        index = torch.arange(frames)
+        index = torch.where(index < STEADY, index, STEADY + (index - STEADY) % PERIOD)
+        return self.latents[picked][:, :, index].float(), prompts
 
 
 def draw_noise_levels(generator, count, low, high, shift):
@@ -83,6 +76,15 @@ def split_parameters(transformer, text_encoder):
     return hidden, [p for _, p in named if id(p) not in chosen]
 
 
+def starting_weights(path):
+    """State of transformer and text encoder, from `last.pt` of another run or from an expert of an exported checkpoint."""
+    if path.is_dir():
+        transformer = networks.WanTransformer3DModel.from_pretrained(path).float().state_dict()
+        return transformer, networks.UMT5EncoderModel.from_pretrained(path.parent / "text_encoder").float().state_dict()
+    average = torch.load(path)["average"]
+    return average["transformer"], average["text"]
+
+
 class Trainer:
     """One run: models, their averages, the optimiser and the clock."""
 
@@ -93,17 +95,16 @@ class Trainer:
         self.transformer = networks.build_transformer(args.dim, args.heads, args.layers, args.ffn)
         self.text = networks.build_text_encoder(len(self.words))
         if args.init:
-            start = torch.load(args.init)
-            self.transformer.load_state_dict(start["average"]["transformer"])
-            self.text.load_state_dict(start["average"]["text"])
+            transformer, text = starting_weights(Path(args.init))
+            self.transformer.load_state_dict(transformer)
+            self.text.load_state_dict(text)
         self.text.requires_grad_(not args.freeze_text)
         self.average = copy.deepcopy(self.transformer), copy.deepcopy(self.text)
         self.optimiser = muon.Muon(*split_parameters(self.transformer, self.text), rank=rank, ranks=ranks)
         self.generator = torch.Generator().manual_seed(args.seed * 64 + rank)
-        self.rng, self.shared_rng = random.Random(args.seed * 64 + rank), random.Random(args.seed)
+        self.rng = random.Random(args.seed * 64 + rank)
         self.step_number, self.seconds = 0, 0.0
         self.path = Path(args.out) / "last.pt"
-        self.block = torch.compile(networks.block_forward, dynamic=False) if args.compile else networks.block_forward
         self.pool = LatentPool(args.latents)
         if self.path.exists():
             self.load()
@@ -116,8 +117,7 @@ class Trainer:
             average.load_state_dict(state["average"][name])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step_number, self.seconds = state["step"], state["seconds"]
-        for stream in (self.rng, self.shared_rng):
-            stream.seed(self.step_number * 64 + (self.rank if stream is self.rng else 0))
+        self.rng.seed(self.step_number * 64 + self.rank)
         self.generator.manual_seed(self.step_number * 64 + self.rank)
 
     def save(self):
@@ -136,20 +136,33 @@ class Trainer:
         return self.seconds / (60 * self.args.minutes)
 
     def loss(self, progress):
-        """The flow-matching loss of one batch: velocity = noise - clean."""
+        """The flow-matching loss of one batch: velocity = noise - clean. Returns errors and noise levels one to one."""
         args = self.args
         count = next(n for until, n in args.stages if progress < until or until >= 1)
         batch = max(1, args.frames_per_step // count // self.ranks)
-        frames = pick_frames(self.shared_rng, count)
-        clean, prompts = self.pool.draw(self.generator, self.rng, batch)
-        clean = clean[:, :, frames]
-        noise = torch.randn(clean.shape, generator=self.generator)
-        level = draw_noise_levels(self.generator, batch, *args.range, args.shift)
-        mix = level.view(-1, 1, 1, 1, 1)
+        clean, prompts = self.pool.draw(self.generator, self.rng, batch, count)
         rows, bias = networks.encode_prompts(self.words, self.text, prompts)
-        got = networks.velocity(self.transformer, (1 - mix) * clean + mix * noise, level, rows, bias, frames, self.block)
-        error = (got - (noise - clean)).pow(2).mean((1, 2, 3, 4))
-        return error.mean(), error.detach(), level
+        noise = torch.randn(clean.shape, generator=self.generator)
+        # a noise level for each clip, or for each block of it
+        parts = count // networks.BLOCK if args.causal else 1
+        level = draw_noise_levels(self.generator, batch * parts, *args.range, args.shift)
+        level = level[torch.randperm(len(level), generator=self.generator)].view(batch, parts)
+        mix = level.repeat_interleave(count // parts, 1)[:, None, :, None, None]
+        noisy = (1 - mix) * clean + mix * noise
+        if args.causal:
+            context = self.disturb(clean[:, :, : -networks.BLOCK])
+            got = networks.teacher_forced_velocity(self.transformer, context, noisy, level, rows, bias)
+        else:
+            got = networks.velocity(self.transformer, noisy, level[:, 0], rows, bias, torch.arange(count))
+        error = (got - (noise - clean)).pow(2).unflatten(2, (parts, -1)).mean((1, 3, 4, 5))
+        return error.mean(), error.detach().flatten(), level.flatten()
+
+    def disturb(self, context):
+        """Clean context with a little noise in most clips, so that a rollout survives what it generated itself."""
+        batch = len(context)
+        most = torch.rand(batch, generator=self.generator) < 0.7
+        amount = (self.args.disturbance * torch.rand(batch, generator=self.generator) * most).view(-1, 1, 1, 1, 1)
+        return (1 - amount) * context + amount * torch.randn(context.shape, generator=self.generator)
 
     def reduce(self, parameters):
         """Averages gradients over ranks and agrees on rank 0's clock."""
@@ -216,13 +229,15 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--latents", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--init", help="checkpoint to start from")
+    parser.add_argument("--init", help="`last.pt` of another run, or an expert's directory in a checkpoint, to start from")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="budget in minutes of training")
     budget.add_argument("--steps", type=int, help="budget in steps")
     parser.add_argument("--range", type=float, nargs=2, default=(0.0, 1.0), help="noise levels to train on")
+    parser.add_argument("--causal", action="store_true", help="block by block, each given the clean blocks before it")
+    parser.add_argument("--disturbance", type=float, default=0.25, help="most noise in the clean context of causal training")
     parser.add_argument("--freeze-text", action="store_true")
-    parser.add_argument("--stages", nargs="+", default=["0.6:7", "1:21"])
+    parser.add_argument("--stages", nargs="+", default=["0.5:9", "1:21"])
     parser.add_argument("--frames-per-step", type=int, default=168, help="latent frames in a step, over all ranks")
     parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--flat", type=float, default=0.3, help="fraction of the budget before the rate falls")
@@ -236,7 +251,6 @@ def parse_arguments():
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--ffn", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--log-every", type=int, default=50)
     parser.add_argument("--save-every", type=int, default=200)
     args = parser.parse_args()
@@ -247,7 +261,6 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    torch._inductor.config.pattern_matcher = False  # it would put the fused attention back
     Path(args.out).mkdir(parents=True, exist_ok=True)
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1:

@@ -1,36 +1,38 @@
 #!/bin/sh
-# Makes models/shapes from nothing: autoencoder, latents, base, two experts, export, scores.
+# Makes models/shapes from nothing: autoencoder, latents, base, two experts, decoder, export, scores.
 # Usage: models/train_all.sh [working directory]. Every stage resumes where it stopped; finished stages are skipped.
-# PYTHON names the interpreter (torch, diffusers, transformers, safetensors, pillow). THREADS is per training process;
-# BASE_STEPS and EXPERT_STEPS set how long the transformers train.
+# PYTHON names the interpreter (torch, diffusers, transformers, safetensors, pillow). Two processes of one thread each.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:-$here/../out/shapes}
 python=${PYTHON:-python3}
-threads=${THREADS:-1}
-# what the shipped checkpoint was given; more is better
-base_steps=${BASE_STEPS:-800}
-expert_steps=${EXPERT_STEPS:-600}
 mkdir -p "$work"
 cd "$here"
 
 # glibc otherwise maps and unmaps every large tensor
 export MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=20000000000
+two="$python -m torch.distributed.run --nproc_per_node 2"
 
 $python check.py
-[ -d "$work/autoencoder/vae" ] || $python vae.py --out "$work/autoencoder" --threads "$((threads * 2))"
-$python evaluate_vae.py --vae "$work/autoencoder/vae" --threads "$threads"
-$python encode.py --vae "$work/autoencoder/vae" --out "$work/latents" --chunks 0 30 --threads "$threads"
+[ -d "$work/autoencoder/vae" ] || $two vae.py --out "$work/autoencoder" --steps "${VAE_STEPS:-3050}" --threads 1
+$python encode.py --vae "$work/autoencoder/vae" --out "$work/latents" --chunks 0 20 --stride 2 &
+other=$!
+$python encode.py --vae "$work/autoencoder/vae" --out "$work/latents" --chunks 1 20 --stride 2
+wait "$other"
 
-common="--latents $work/latents --layers 5 --threads $threads"
-torchrun="$python -m torch.distributed.run --nproc_per_node 2"
-$torchrun train.py $common --out "$work/base" --steps "$base_steps" --stages 1:7 --flat 0.83 --least 0.66
+common="--latents $work/latents --layers 5 --threads 1"
+$two train.py $common --out "$work/base" --steps "${BASE_STEPS:-2800}" --stages 0.6:9 1:21 --flat 0.7 --least 0.5
 
-experts="$common --init $work/base/last.pt --freeze-text --steps $expert_steps --rate 2e-3 --flat 0.3 --warm-up 40 --stages 0.9:7 1:21"
+experts="$common --init $work/base/last.pt --freeze-text --steps ${EXPERT_STEPS:-2500} --rate 1.5e-3 --flat 0.3 --warm-up 40"
+experts="$experts --stages 1:21 --frames-per-step 126"
 $python train.py $experts --out "$work/high" --range 0.875 1 --seed 1 &
-high=$!
+other=$!
 $python train.py $experts --out "$work/low" --range 0 0.875 --seed 2
-wait "$high"
+wait "$other"
 
-$python export.py --high "$work/high/last.pt" --low "$work/low/last.pt" --vae "$work/autoencoder/vae" --out "$work/checkpoint"
-$python evaluate.py --model "$work/checkpoint" --count 128 --threads "$threads" --sheet "$work/contact-sheet.png" --json "$work/scores.json"
+[ -d "$work/decoder/vae" ] || $two vae.py --out "$work/decoder" --init "$work/autoencoder/vae" --decoder-on "$work/latents" \
+  --steps "${DECODER_STEPS:-700}" --rate 1.5e-3 --threads 1
+$python evaluate_vae.py --vae "$work/decoder/vae" --json "$work/vae-scores.json"
+$python export.py --high "$work/high/last.pt" --low "$work/low/last.pt" --vae "$work/decoder/vae" --out "$work/checkpoint" \
+  --steps 20 --guidance 2 2
+$python evaluate.py --model "$work/checkpoint" --count 200 --sheet "$work/contact-sheet.png" --json "$work/scores.json"

@@ -180,14 +180,13 @@ fn pages_slide_out_of_the_window_and_every_entry_leaves_by_itself() {
 #[test]
 fn fewer_bits_hold_fewer_bytes_and_move_the_video_less_the_more_they_are() {
     let checkpoint = causal_checkpoint("window");
-    let model = Model::open(checkpoint.path(), AMPLE).unwrap();
     let with = |name: &str| {
         let codec = Some(KvCodec::from_name(name).unwrap());
         let kept = Kept::default();
         let fresh = Model::open(checkpoint.path(), AMPLE).unwrap();
         let outcome =
             run(&fresh, Request { kv_codec: codec, ..request() }, kept.outputs(), &mut Silent).unwrap();
-        let pages = outcome.memory.kinds.iter().find(|kind| kind.kind == "self_kv").unwrap().clone();
+        let pages = *outcome.memory.kinds.iter().find(|kind| kind.kind == "self_kv").unwrap();
         (kept.take(), pages)
     };
     let (exact, f32_pages) = with("f32");
@@ -203,7 +202,6 @@ fn fewer_bits_hold_fewer_bytes_and_move_the_video_less_the_more_they_are() {
     }
     // Most of the way from noise to nothing: this golden has random weights.
     assert!(last_db > 25.0, "{last_db} dB at four bits");
-    drop(model);
 }
 
 #[test]

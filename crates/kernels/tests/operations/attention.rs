@@ -114,10 +114,15 @@ fn turned(row: &[f32], dims: AttentionDims, pairs: usize, position: f64) -> Vec<
         for (i, pair) in head.chunks_exact_mut(2).take(pairs).enumerate() {
             let (sin, cos) = (position * frequency(i)).sin_cos();
             let (a, b) = (f64::from(pair[0]), f64::from(pair[1]));
-            (pair[0], pair[1]) = ((a * cos - b * sin) as f32, (a * sin + b * cos) as f32);
+            (pair[0], pair[1]) = (rounded(a * cos - b * sin), rounded(a * sin + b * cos));
         }
     }
     row
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the operands are f32")]
+fn rounded(x: f64) -> f32 {
+    x as f32
 }
 
 fn frequency(pair: usize) -> f64 {
@@ -146,8 +151,9 @@ fn turning_the_query_for_each_page_is_turning_every_key() {
             let relative = (0..frames).map(move |frame| at(pages + frame - page));
             relative.flat_map(|n| (0..pairs).map(move |pair| n * frequency(pair))).collect::<Vec<_>>()
         };
-        let wave =
-            |page, wave: fn(f64) -> f64| angles(page).into_iter().map(|x| wave(x) as f32).collect::<Vec<_>>();
+        let wave = |page, wave: fn(f64) -> f64| {
+            angles(page).into_iter().map(|x| rounded(wave(x))).collect::<Vec<_>>()
+        };
         let tables: Vec<_> = (0..pages).map(|page| (wave(page, f64::cos), wave(page, f64::sin))).collect();
         let page_numbers = page_keys * case.width();
         let segments: Vec<_> = tables
