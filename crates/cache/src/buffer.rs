@@ -17,7 +17,7 @@ pub(crate) fn charged_bytes(len_bytes: u64) -> u64 {
 }
 
 /// The bytes that an entry of `len_bytes` costs: one line at least, so that an owner of entries always owns bytes.
-pub(crate) fn entry_bytes(len_bytes: usize) -> u64 {
+pub fn entry_bytes(len_bytes: usize) -> u64 {
     charged_bytes(len_bytes as u64).max(LINE_BYTES)
 }
 

@@ -22,6 +22,7 @@ mod tier;
 mod verify;
 mod writer;
 
+pub use buffer::entry_bytes;
 pub use cache::Cache;
 pub use counters::{Counters, Expired, KindCounters, Overdue, TierCounters, Usage};
 pub use error::{CommitError, CommitRefusal, Held, Inconsistency, OutOfBudget, PutError};

@@ -1,6 +1,6 @@
 //! Whether a job can run at all within the budgets, before anything is computed.
 
-use evanesce_cache::Tier;
+use evanesce_cache::{Tier, entry_bytes};
 use evanesce_wan::weights::Component;
 
 use crate::error::{EngineError, Result};
@@ -52,32 +52,38 @@ impl Needs {
         let group = |component| largest_group_bytes(model, component);
         // Pages of both experts are kept from block to block; in one layer of one branch those of a new block stand beside
         // those that they push out.
-        let page_bytes = |c| spec.kv_codec.page_bytes(frame_tokens, model.expert(c).config().dim());
+        let page_bytes = |c| {
+            let bytes = spec.kv_codec.page_bytes(frame_tokens, model.expert(c).config().dim());
+            usize::try_from(entry_bytes(bytes)).unwrap_or(usize::MAX)
+        };
         let self_kv_bytes = spec.rollout.map_or(0, |rollout| {
-            let frames = rollout.sink_frames + rollout.recent_frames;
+            // The last block leaves no pages.
+            let committed = spec.denoised_frames() - rollout.block_frames;
+            let frames = committed.min(rollout.sink_frames + rollout.recent_frames);
+            let arriving = committed.min(rollout.block_frames);
             let kept = |c| branches * model.expert(c).config().layers * frames * page_bytes(c);
-            sum(experts, kept) + over(experts, |c| rollout.block_frames * page_bytes(c))
+            sum(experts, kept) + over(experts, |c| arriving * page_bytes(c))
         });
         let text = text_workspace_bytes + embedding_bytes + group(Component::TextEncoder);
-        let denoise = step_workspace_bytes
-            + embedding_bytes
-            + over(experts, cross_kv)
-            + LATENTS_AT_ONCE * latent_bytes
-            + over(experts, group);
         // Frames that a slot commits stand beside those they replace.
         let features = 2 * model.decoder.slot_bytes(height, width);
-        let decode = decode_workspace_bytes + latent_bytes + features + group(Component::VaeDecoder);
-        // Between two blocks everything that later ones read stays.
-        let (denoise, decode) = match spec.rollout {
-            None => (denoise, decode),
-            Some(_) => {
-                let all_cross_kv_bytes = sum(experts, cross_kv);
-                (
-                    denoise - over(experts, cross_kv) + all_cross_kv_bytes + self_kv_bytes + features,
-                    decode + embedding_bytes + all_cross_kv_bytes + self_kv_bytes,
-                )
-            }
-        };
+        let cross_kv_bytes =
+            if spec.rollout.is_some() { sum(experts, cross_kv) } else { over(experts, cross_kv) };
+        // What stays from block to block, and so through the other stage: features while a block is denoised, text and
+        // pages while one is decoded.
+        let stays = |bytes: usize| if spec.rollout.is_some() { bytes } else { 0 };
+        let denoise = step_workspace_bytes
+            + embedding_bytes
+            + cross_kv_bytes
+            + self_kv_bytes
+            + stays(features)
+            + LATENTS_AT_ONCE * latent_bytes
+            + over(experts, group);
+        let decode = decode_workspace_bytes
+            + latent_bytes
+            + features
+            + stays(embedding_bytes + cross_kv_bytes + self_kv_bytes)
+            + group(Component::VaeDecoder);
         let device_bytes = text.max(denoise).max(decode);
         Ok(Self { device_bytes })
     }
