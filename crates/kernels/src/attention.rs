@@ -163,7 +163,7 @@ struct Scratch<'a> {
     decay: &'a mut [f32],
     /// Biases of NR queries, turned: `[TILE_KEYS, NR]`.
     bias: &'a mut [f32],
-    /// One value: `[head_dim]`.
+    /// One decoded key or value: `[head_dim]`.
     row: &'a mut [f32],
 }
 
@@ -307,7 +307,8 @@ impl<'a> Call<'a> {
     ) {
         let head_dim = self.dims.head_dim;
         for (i, to) in scratch.keys.chunks_exact_mut(head_dim).take(count).enumerate() {
-            segment.keys.read(self.isa, self.width(), key + i, place.head * head_dim, to);
+            let row = segment.keys.row(self.isa, self.width(), key + i, place.head * head_dim, scratch.row);
+            to.copy_from_slice(row);
         }
     }
 
@@ -320,9 +321,8 @@ impl<'a> Call<'a> {
         scratch: &mut Scratch<'_>,
     ) {
         let head_dim = self.dims.head_dim;
-        let row = &mut *scratch.row;
         for i in 0..count {
-            segment.values.read(self.isa, self.width(), key + i, place.head * head_dim, row);
+            let row = segment.values.row(self.isa, self.width(), key + i, place.head * head_dim, scratch.row);
             let (whole, rest) = row.as_chunks::<NR>();
             let mut panels = scratch.values.chunks_exact_mut(TILE_KEYS * NR);
             for (columns, panel) in whole.iter().zip(&mut panels) {

@@ -10,6 +10,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::isa::{Isa, by_isa};
+use crate::values::{Dtype, Values};
 
 /// Neighbouring numbers of a row that share a minimum and a step.
 pub const GROUP: usize = 64;
@@ -108,11 +109,21 @@ impl Rows<'_> {
         }
     }
 
-    /// Copies or decodes numbers `start..start + out.len()` of row `at`, in rows of `width`.
-    pub(crate) fn read(&self, isa: Isa, width: usize, at: usize, start: usize, out: &mut [f32]) {
+    /// Numbers `start..start + buffer.len()` of row `at`, in rows of `width`: in place, or decoded into `buffer`.
+    pub(crate) fn row<'b>(
+        &'b self,
+        isa: Isa,
+        width: usize,
+        at: usize,
+        start: usize,
+        buffer: &'b mut [f32],
+    ) -> &'b [f32] {
         match self {
-            Self::Plain(numbers) => out.copy_from_slice(&numbers[at * width + start..][..out.len()]),
-            Self::Encoded(rows) => rows.read(isa, at, start, out),
+            Self::Plain(numbers) => &numbers[at * width + start..][..buffer.len()],
+            Self::Encoded(rows) => {
+                rows.read(isa, at, start, buffer);
+                buffer
+            }
         }
     }
 }
@@ -172,8 +183,8 @@ impl<'a> EncodedRows<'a> {
         let row_bytes = self.codec.row_bytes(self.width);
         let row = &self.bytes[at * row_bytes..][..row_bytes];
         match self.codec {
-            Codec::F32 => copy_f32(&row[4 * start..][..4 * out.len()], out),
-            Codec::Bf16 => decode_bf16(isa, &row[2 * start..][..2 * out.len()], out),
+            Codec::F32 => read_values(Dtype::F32, row, start, out),
+            Codec::Bf16 => read_values(Dtype::BF16, row, start, out),
             Codec::Int8 | Codec::Int4 => self.read_grids(isa, row, start, out),
         }
     }
@@ -350,23 +361,6 @@ fn encode_bf16_inner(x: &[f32], out: &mut [u8]) {
     }
 }
 
-by_isa! {
-    fn decode_bf16(bytes: &[u8], out: &mut [f32]) = decode_bf16_inner
-}
-
-#[inline(always)]
-fn decode_bf16_inner(bytes: &[u8], out: &mut [f32]) {
-    for (to, from) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-        *to = f32::from_bits(u32::from(u16::from_le_bytes([from[0], from[1]])) << 16);
-    }
-}
-
-fn copy_f32(bytes: &[u8], out: &mut [f32]) {
-    if cfg!(target_endian = "little") {
-        bytemuck::cast_slice_mut(out).copy_from_slice(bytes);
-        return;
-    }
-    for (to, from) in out.iter_mut().zip(bytes.chunks_exact(4)) {
-        *to = f32::from_le_bytes([from[0], from[1], from[2], from[3]]);
-    }
+fn read_values(dtype: Dtype, row: &[u8], start: usize, out: &mut [f32]) {
+    Values::new(dtype, row).expect("a row holds whole numbers").read(start, out);
 }

@@ -3,7 +3,7 @@
 use evanesce_kernels::{AttentionDims, Codec, EncodedRows, GROUP, KvSegment, Turn, attend, encode};
 use proptest::prelude::*;
 
-use crate::support::{Numbers, assert_alike_on_any_threads, assert_near, bits, poisoned};
+use crate::support::{Numbers, assert_alike_on_any_threads, bits, poisoned};
 
 const GRIDS: [Codec; 2] = [Codec::Int8, Codec::Int4];
 
@@ -176,8 +176,7 @@ fn attention_over_encoded_pages_is_attention_over_what_they_decode_to() {
             .map(|(segment, (k, v))| KvSegment { keys: k[..].into(), values: v[..].into(), ..*segment })
             .collect();
         assert_eq!(bits(&run(&in_place)), bits(&run(&decoded)), "{heads} heads of {head_dim}");
-        let exact: Vec<f64> = run(&decoded).iter().map(|x| f64::from(*x)).collect();
-        assert_near("poisoned nowhere", &run(&in_place), &exact, 1e-9);
+        assert!(run(&in_place).iter().all(|x| x.is_finite()), "{heads} heads of {head_dim}");
     }
 }
 

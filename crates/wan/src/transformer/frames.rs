@@ -54,7 +54,7 @@ pub(crate) struct TimeTurns {
 }
 
 impl TimeTurns {
-    /// For a block of `frames` latent frames at `block_position` that sees pages back to `earliest`.
+    /// For a block of `frames` latent frames that sees pages up to `reach` positions before it.
     pub(crate) fn new(
         config: &TransformerConfig,
         frames: usize,
