@@ -41,6 +41,8 @@ fn numbers_out_of_range_are_refused_with_the_range() {
     refused_flags(&["--frames", "0"], &["frames", "0"]);
     refused_flags(&["--frames", "99999999"], &["frames", "253"]);
     refused_flags(&["--frames", "many"], &["--frames"]);
+    refused_flags(&["--kv-codec", "int3"], &["--kv-codec", "int4, k8v4"]);
+    refused_flags(&["--kv-codec", "int8"], &["block by block"]);
     refused_flags(&["--frames", "5", "--seconds", "2"], &["--frames", "--seconds"]);
     refused_flags(&["--seconds", "nan"], &["seconds"]);
     refused_flags(&["--seconds=-3"], &["seconds", "-3"]);

@@ -7,8 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use evanesce_cache::{Kind, Tier};
 use evanesce_engine::progress::{Event, Observer, Stage};
-use evanesce_engine::{Budgets, CancelToken, EngineError, Fault, JobRun, Model, Outputs, Request, Silent};
-use support::{AMPLE, Kept, open, pictures, request, run};
+use evanesce_engine::{Budgets, CancelToken, EngineError, Fault, JobRun, Model, Outputs, Request};
+use support::{AMPLE, Kept, interleaved, open, pictures, request, run};
 
 /// Everything that a job may own is back, and what is left belongs to the shared pool.
 fn assert_nothing_is_owned(model: &Model, id: evanesce_cache::JobId) {
@@ -157,23 +157,8 @@ fn two_interleaved_jobs_equal_each_alone_bit_for_bit() {
     let other = || Request { seed: 99, prompt: "a blue ball".to_owned(), steps: Some(5), ..request() };
     let alone = [pictures(&open(AMPLE), request()), pictures(&open(AMPLE), other())];
     let model = open(AMPLE);
-    let kept = [Kept::default(), Kept::default()];
-    let [first, second] = [(request(), &kept[0]), (other(), &kept[1])]
-        .map(|(request, kept)| JobRun::admit(&model, request, kept.outputs(), CancelToken::new()).unwrap());
-    let ids = [first.id(), second.id()];
-    let mut jobs = [Some(first), Some(second)];
-    while jobs.iter().any(Option::is_some) {
-        for slot in &mut jobs {
-            if let Some(mut job) = slot.take() {
-                if job.advance(&mut Silent).unwrap().is_more() {
-                    *slot = Some(job);
-                } else {
-                    job.finish().unwrap();
-                }
-            }
-        }
-    }
-    assert_eq!(kept.map(|kept| kept.take()), alone);
+    let (made, ids) = interleaved(&model, [request(), other()]);
+    assert_eq!(made, alone);
     ids.into_iter().for_each(|id| assert_nothing_is_owned(&model, id));
 }
 

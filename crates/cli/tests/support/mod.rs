@@ -1,9 +1,14 @@
 //! Runs the built command over the golden checkpoint of the engine.
 #![allow(dead_code, clippy::allow_attributes, reason = "every test file uses a part")]
 
+#[path = "../../../engine/tests/support/tree.rs"]
+mod tree;
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+pub(crate) use tree::copy_tree;
 
 pub(crate) fn golden_checkpoint() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/goldens/pipeline/checkpoint")
@@ -22,19 +27,6 @@ pub(crate) fn generate(model: &Path, dir: &Path, more: &[impl AsRef<OsStr>]) -> 
 
 /// What the golden checkpoint needs to be quick.
 pub(crate) const SMALL: [&str; 6] = ["--size", "32x32", "--frames", "5", "--steps", "2"];
-
-pub(crate) fn copy_tree(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_tree(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
 
 pub(crate) fn names_in(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).unwrap();

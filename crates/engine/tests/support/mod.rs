@@ -1,13 +1,17 @@
 //! The committed golden checkpoint, requests for it, and a sink that keeps pictures in memory.
 #![allow(dead_code, clippy::allow_attributes, reason = "every test file uses a part")]
 
+pub(crate) mod tree;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use evanesce_cache::JobId;
 use evanesce_engine::progress::{Event, Observer};
 use evanesce_engine::video::{FrameSink, Result as VideoResult, VideoSummary};
 use evanesce_engine::{
-    Budgets, CancelToken, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Result, VideoTarget,
+    Budgets, CancelToken, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Result, Silent,
+    VideoTarget,
 };
 use safetensors::SafeTensors;
 
@@ -49,7 +53,11 @@ pub(crate) fn open(budgets: Budgets) -> Model {
 /// The request of the golden run.
 pub(crate) fn request() -> Request {
     let text = std::fs::read_to_string(golden("request.json")).unwrap();
-    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    request_from(&serde_json::from_str(&text).unwrap())
+}
+
+/// The request that a golden's `request.json` holds.
+pub(crate) fn request_from(json: &serde_json::Value) -> Request {
     let number = |name: &str| usize::try_from(json[name].as_u64().unwrap()).unwrap();
     Request {
         negative: Some(json["negative"].as_str().unwrap().to_owned()),
@@ -110,6 +118,28 @@ pub(crate) fn run(
     let mut job = JobRun::admit(model, request, outputs, CancelToken::new())?;
     while job.advance(observer)?.is_more() {}
     job.finish()
+}
+
+/// Runs two jobs by turns, a unit each; gives their pictures and ids.
+pub(crate) fn interleaved(model: &Model, requests: [Request; 2]) -> ([Vec<f32>; 2], [JobId; 2]) {
+    let kept = [Kept::default(), Kept::default()];
+    let mut outputs = kept.iter().map(Kept::outputs);
+    let admitted = requests
+        .map(|request| JobRun::admit(model, request, outputs.next().unwrap(), CancelToken::new()).unwrap());
+    let ids = admitted.each_ref().map(JobRun::id);
+    let mut jobs = admitted.map(Some);
+    while jobs.iter().any(Option::is_some) {
+        for slot in &mut jobs {
+            if let Some(mut job) = slot.take() {
+                if job.advance(&mut Silent).unwrap().is_more() {
+                    *slot = Some(job);
+                } else {
+                    job.finish().unwrap();
+                }
+            }
+        }
+    }
+    (kept.map(|kept| kept.take()), ids)
 }
 
 /// Runs a job and gives its pictures.
