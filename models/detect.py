@@ -83,16 +83,15 @@ def _motion(mask):
     return "other"
 
 
-def detect(video, shapes=data.SHAPES, radii=None):
+def detect(video):
     """What [3, T, 64, 64] in [-1, 1] shows: the five attributes (None if nothing is seen) and the shape's overlap."""
-    radii = radii or data.RADII
     pictures = video.permute(1, 0, 2, 3).float()
     background, mask, hard = _background_and_mask(pictures)
     seen = dict.fromkeys(ATTRIBUTES) | {"background": background, "overlap": 0.0}
     if hard.sum() < 20 * len(pictures):
         return seen
-    shape, overlap, radius = _shape(mask, shapes)
-    size = min(radii, key=lambda name: abs(radii[name] - radius))
+    shape, overlap, radius = _shape(mask, data.SHAPES)
+    size = min(data.RADII, key=lambda name: abs(data.RADII[name] - radius))
     return seen | {"colour": _colour(pictures, hard), "shape": shape, "motion": _motion(mask), "size": size, "overlap": overlap}
 
 

@@ -2,7 +2,8 @@
 
 Each chunk is `latents-NNNNN.safetensors` (f16, [clips, 16, 15, 8, 8]) with a JSON sidecar that says what each clip shows.
 Clips are 57 frames, 15 latent frames: every motion repeats after 8 latent frames and the encoder has forgotten a clip's
-beginning after 7, so a clip of any length follows from these (see `train.LatentPool`). A chunk depends only on its number, so several processes may share the work and a run can be resumed.
+beginning after 7, so a clip of any length follows from these (see `train.LatentPool`). A chunk depends only on its
+number, so several processes may share the work and a run can be resumed.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Draws clips from training checkpoints with the arithmetic of training, for a look and a score while training goes on.
 
-Needs no export, computes each prompt's padding once and decodes whole clips, so it is several times faster than a pipeline.
+Needs no export, computes each prompt's padding once and decodes whole clips, so it is about twice as fast as a pipeline.
 Euler steps instead of UniPC; the scores of a finished checkpoint are those of `evaluate.py`.
 """
 
