@@ -202,6 +202,25 @@ fn the_least_budget_suffices_and_changes_nothing() {
     }
 }
 
+/// The sum has slack elsewhere, so a run alone would not notice a few bytes missing here.
+#[test]
+fn pages_are_asked_for_in_whole_lines_and_only_as_many_as_there_will_be() {
+    let checkpoint = causal_checkpoint("window");
+    let model = Model::open(checkpoint.path(), Budgets { device_bytes: 1, host_bytes: 0 }).unwrap();
+    let needed = |codec: &str, frames| {
+        let request = Request { kv_codec: KvCodec::from_name(codec), ..of_frames(frames) };
+        match JobRun::admit(&model, request, Kept::default().outputs(), CancelToken::new()) {
+            Err(EngineError::Budget { needed_bytes, .. }) => needed_bytes,
+            _ => panic!("one byte is not enough"),
+        }
+    };
+    // 8 series of 5 pages and 3 that arrive; 6 tokens of 2 x 128 bytes, or of 2 x 36 in seven lines of 64.
+    assert_eq!(needed("f32", 61) - needed("int8", 61), (8 * 5 + 3) * (1536 - 448));
+    // Two blocks: the first leaves 3 pages. One block: none.
+    assert_eq!(needed("f32", 21) - needed("int8", 21), (8 * 3 + 3) * (1536 - 448));
+    assert_eq!(needed("f32", 9), needed("int8", 9));
+}
+
 fn check_least_budget(request: &Request) {
     let checkpoint = causal_checkpoint("window");
     let budget = |device_bytes| Budgets { device_bytes, host_bytes: 0 };
