@@ -1,9 +1,11 @@
 """The shapes world: seeded clips of one coloured shape that moves over a background, with captions.
 
 A frame is 64x64 and wraps round at its edges (a torus), so a shape that leaves on the left comes back on the right.
-Every motion repeats after 32 frames, which is 8 latent frames, and starts at one of four phases 8 frames apart. A shape
-that crosses the frame moves 2 pixels a frame, so 8 pixels, one cell of the latent grid, a latent frame: its latents are
-one pattern that shifts by whole cells, which a small autoencoder can hold and a small transformer can learn.
+Every motion repeats after 32 frames, which is 8 latent frames, and always starts at the same point of its path, so that
+a frame's number and the prompt say where the shape is: with a free start, left and right are equally likely in every
+single frame, and the direction of time was the last thing learned. What the seed decides is the lane, one of four, 8 pixels
+apart. A shape that crosses the frame moves 2 pixels a frame, so 8 pixels, one cell of the latent grid, a latent frame: its
+latents are one pattern that shifts by whole cells, which a small autoencoder can hold and a small transformer can learn.
 
 One in ten combinations of (colour, shape, background, motion) is held out of all training by a hash.
 """
@@ -33,20 +35,20 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "cw", "ccw", "bounce", "sway", "pulse", "still")
 RADII = {"small": 11.0, "medium": 14.5, "large": 18.0}
 PERIOD = 32
-PHASES = (0, 8, 16, 24)
+LANES = (-12, -4, 4, 12)
 ORBIT_RADIUS = 15.0
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What a clip shows; `phase` is the frame of the motion's period at which it starts."""
+    """What a clip shows; `lane` (0..3) moves the path across its direction, or a still shape to one of four places."""
 
     colour: str
     shape: str
     background: str
     motion: str
     size: str
-    phase: int
+    lane: int
 
     def as_dict(self):
         """The clip as plain values, for a JSON sidecar; `Clip(**d)` reads it back."""
@@ -64,7 +66,7 @@ def sample_clip(rng, held_out=False):
     while True:
         combination = (rng.choice(list(COLOURS)), rng.choice(SHAPES), rng.choice(list(BACKGROUNDS)), rng.choice(MOTIONS))
         if is_held_out(*combination) == held_out:
-            return Clip(*combination, rng.choice(list(RADII)), rng.choice(PHASES))
+            return Clip(*combination, rng.choice(list(RADII)), rng.randrange(len(LANES)))
 
 
 def sample_two_shots(rng, held_out=False):
@@ -160,24 +162,23 @@ def coverage(shape, dx, dy, radius):
 
 def trajectory(clip, frames, start=0):
     """Centre x, centre y and radius for each of `frames` frames, from frame number `start`."""
-    turn = (torch.arange(frames, dtype=torch.float32) + start + clip.phase) / PERIOD
-    middle = torch.full((frames,), SIDE / 2)
+    turn = (torch.arange(frames, dtype=torch.float32) + start) / PERIOD
+    middle, aside = torch.full((frames,), SIDE / 2), LANES[clip.lane]
     x, y, radius = middle, middle, torch.full((frames,), RADII[clip.size])
     if clip.motion in DIRECTIONS:
         step_x, step_y = DIRECTIONS[clip.motion]
-        x, y = x + step_x * SIDE * turn, y + step_y * SIDE * turn
+        x, y = x + step_x * SIDE * turn + abs(step_y) * aside, y + step_y * SIDE * turn + abs(step_x) * aside
     elif clip.motion in ("cw", "ccw"):
         angle = 2 * math.pi * turn * (1 if clip.motion == "cw" else -1)
         x, y = x + ORBIT_RADIUS * torch.cos(angle), y + ORBIT_RADIUS * torch.sin(angle)
     elif clip.motion == "bounce":
-        y = 44 - 26 * torch.sin(math.pi * turn).abs()
+        x, y = x + aside, 44 - 26 * torch.sin(math.pi * turn).abs()
     elif clip.motion == "sway":
-        x = x + 16 * torch.sin(2 * math.pi * turn)
+        x, y = x + 16 * torch.sin(2 * math.pi * turn), y + aside
     elif clip.motion == "pulse":
         radius = radius * (1 + 0.3 * torch.sin(2 * math.pi * turn))
     else:
-        corner = clip.phase // 8
-        x, y = middle + (corner % 2 * 16 - 8), middle + (corner // 2 * 16 - 8)
+        x, y = middle + (clip.lane % 2 * 16 - 8), middle + (clip.lane // 2 * 16 - 8)
     return x, y, radius
 
 
