@@ -353,7 +353,12 @@ impl<'a> Call<'a> {
                 let count = scratch.queries.len() / (head_dim * NR);
                 let panels = Panels::F32(scratch.queries);
                 let right = Right { panels, depth: head_dim, from: depth, count };
-                multiply(self.isa, &left, &right, &mut Out { values: &mut *logits, stride: self.stride, keep });
+                multiply(
+                    self.isa,
+                    &left,
+                    &right,
+                    &mut Out { values: &mut *logits, stride: self.stride, keep },
+                );
             }
         }
     }

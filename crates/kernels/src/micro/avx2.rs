@@ -4,9 +4,9 @@
 //! independent chains cover the latency of two multiply-adds a cycle. Fewer rows meet more panels.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm256_add_ps, _mm256_and_si256, _mm256_castsi256_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32,
-    _mm256_storeu_ps,
+    __m256, _mm256_add_ps, _mm256_and_si256, _mm256_castsi256_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_slli_epi32, _mm256_storeu_ps,
 };
 
 use super::{Keep, Left, NR, Out, Panels, Right, sized};
@@ -36,7 +36,15 @@ pub(super) unsafe fn multiply(left: &Left<'_>, right: &Right<'_>, out: &mut Out<
         let count = panels_at_once(rows, right.count - panel);
         for (group, starts) in left.starts.chunks(ROWS).enumerate() {
             let at = group * ROWS * out.stride + panel * NR;
-            let tile = Tile { left, starts, right, panel, out: &mut out.values[at..], stride: out.stride, keep: out.keep };
+            let tile = Tile {
+                left,
+                starts,
+                right,
+                panel,
+                out: &mut out.values[at..],
+                stride: out.stride,
+                keep: out.keep,
+            };
             // SAFETY: the caller's promise covers every group of rows and panels.
             unsafe { tile.run(count) };
         }
@@ -81,7 +89,9 @@ unsafe fn product<const R: usize, const P: usize>(tile: Tile<'_, '_>) {
     // SAFETY: the panels lie in the slice by the caller's promise.
     let sums = unsafe {
         match tile.right.panels {
-            Panels::F32(numbers) => plain::<R, P>(left, rows, numbers.as_ptr().add(first * NR), tile.right.depth),
+            Panels::F32(numbers) => {
+                plain::<R, P>(left, rows, numbers.as_ptr().add(first * NR), tile.right.depth)
+            }
             Panels::Bf16(bytes) => {
                 pairs::<R, P>(left, rows, bytes.as_ptr().add(2 * first * NR), tile.right.depth)
             }
@@ -119,10 +129,11 @@ unsafe fn plain<const R: usize, const P: usize>(
             // SAFETY: `right` advances by NR at most depth times, and `at` stays inside each row, both by the
             // caller's promise. Steps past the last read use wrapping arithmetic and are never read.
             unsafe {
-                let columns: [[__m256; 2]; P] = std::array::from_fn(|i| {
+                let mut columns = [[_mm256_setzero_ps(); 2]; P];
+                for (i, columns) in columns.iter_mut().enumerate() {
                     let panel = right.add(i * depth * NR);
-                    [_mm256_loadu_ps(panel), _mm256_loadu_ps(panel.add(LANES))]
-                });
+                    *columns = [_mm256_loadu_ps(panel), _mm256_loadu_ps(panel.add(LANES))];
+                }
                 step(&mut sums, rows, at, columns);
             }
             right = right.wrapping_add(NR);
@@ -149,15 +160,24 @@ unsafe fn pairs<const R: usize, const P: usize>(
         // SAFETY: a panel is whole pairs, so the last one is there even if its odd number is not used; the rest as in
         // `plain`.
         unsafe {
-            let words: [[__m256i; 2]; P] = std::array::from_fn(|i| {
-                let panel = right.add(i * depth * NR * 2);
-                [_mm256_loadu_si256(panel.cast()), _mm256_loadu_si256(panel.add(4 * LANES).cast())]
-            });
-            let even = |word| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(word));
-            step(&mut sums, rows, at, words.map(|panel| panel.map(even)));
+            // Loops, as a closure inside `map` is not always inlined, and a call would go through memory.
+            let mut words = [[_mm256_setzero_si256(); 2]; P];
+            let mut columns = [[_mm256_setzero_ps(); 2]; P];
+            for (panel, (words, columns)) in words.iter_mut().zip(&mut columns).enumerate() {
+                for (half, (word, column)) in words.iter_mut().zip(columns).enumerate() {
+                    let place = right.add(panel * depth * NR * 2 + half * LANES * 4);
+                    *word = _mm256_loadu_si256(place.cast());
+                    *column = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(*word));
+                }
+            }
+            step(&mut sums, rows, at, columns);
             if 2 * i + 1 < left.span_len {
-                let odd = |word| _mm256_castsi256_ps(_mm256_and_si256(word, upper));
-                step(&mut sums, rows, at + left.stride, words.map(|panel| panel.map(odd)));
+                for (words, columns) in words.iter().zip(&mut columns) {
+                    for (word, column) in words.iter().zip(columns) {
+                        *column = _mm256_castsi256_ps(_mm256_and_si256(*word, upper));
+                    }
+                }
+                step(&mut sums, rows, at + left.stride, columns);
             }
         }
         right = right.wrapping_add(4 * NR);

@@ -5,8 +5,8 @@
 
 use std::arch::x86_64::{
     __m512, _mm512_add_ps, _mm512_and_si512, _mm512_castsi512_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
-    _mm512_storeu_ps,
+    _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_slli_epi32, _mm512_storeu_ps,
 };
 
 use super::{Keep, Left, NR, Out, Panels, Right, sized};
@@ -34,7 +34,15 @@ pub(super) unsafe fn multiply(left: &Left<'_>, right: &Right<'_>, out: &mut Out<
         let count = panels_at_once(rows, right.count - panel);
         for (group, starts) in left.starts.chunks(ROWS).enumerate() {
             let at = group * ROWS * out.stride + panel * NR;
-            let tile = Tile { left, starts, right, panel, out: &mut out.values[at..], stride: out.stride, keep: out.keep };
+            let tile = Tile {
+                left,
+                starts,
+                right,
+                panel,
+                out: &mut out.values[at..],
+                stride: out.stride,
+                keep: out.keep,
+            };
             // SAFETY: the caller's promise covers every group of rows and panels.
             unsafe { tile.run(count) };
         }
@@ -80,7 +88,9 @@ unsafe fn product<const R: usize, const P: usize>(tile: Tile<'_, '_>) {
     // SAFETY: the panels lie in the slice by the caller's promise.
     let sums = unsafe {
         match tile.right.panels {
-            Panels::F32(numbers) => plain::<R, P>(left, rows, numbers.as_ptr().add(first * NR), tile.right.depth),
+            Panels::F32(numbers) => {
+                plain::<R, P>(left, rows, numbers.as_ptr().add(first * NR), tile.right.depth)
+            }
             Panels::Bf16(bytes) => {
                 pairs::<R, P>(left, rows, bytes.as_ptr().add(2 * first * NR), tile.right.depth)
             }
@@ -118,7 +128,10 @@ unsafe fn plain<const R: usize, const P: usize>(
             // SAFETY: `right` advances by NR at most depth times, and `at` stays inside each row, both by the
             // caller's promise. Steps past the last read use wrapping arithmetic and are never read.
             unsafe {
-                let columns: [__m512; P] = std::array::from_fn(|i| _mm512_loadu_ps(right.add(i * depth * NR)));
+                let mut columns = [_mm512_setzero_ps(); P];
+                for (i, columns) in columns.iter_mut().enumerate() {
+                    *columns = _mm512_loadu_ps(right.add(i * depth * NR));
+                }
                 step(&mut sums, rows, at, columns);
             }
             right = right.wrapping_add(NR);
@@ -145,11 +158,19 @@ unsafe fn pairs<const R: usize, const P: usize>(
         // SAFETY: a panel is whole pairs, so the last one is there even if its odd number is not used; the rest as in
         // `plain`.
         unsafe {
-            let words: [_; P] = std::array::from_fn(|i| _mm512_loadu_si512(right.add(i * depth * NR * 2).cast()));
-            step(&mut sums, rows, at, words.map(|word| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(word))));
+            // Loops, as a closure inside `map` is not always inlined, and a call would go through memory.
+            let mut words = [_mm512_setzero_si512(); P];
+            let mut columns = [_mm512_setzero_ps(); P];
+            for (panel, (word, columns)) in words.iter_mut().zip(&mut columns).enumerate() {
+                *word = _mm512_loadu_si512(right.add(panel * depth * NR * 2).cast());
+                *columns = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(*word));
+            }
+            step(&mut sums, rows, at, columns);
             if 2 * i + 1 < left.span_len {
-                let odd = words.map(|word| _mm512_castsi512_ps(_mm512_and_si512(word, upper)));
-                step(&mut sums, rows, at + left.stride, odd);
+                for (word, columns) in words.iter().zip(&mut columns) {
+                    *columns = _mm512_castsi512_ps(_mm512_and_si512(*word, upper));
+                }
+                step(&mut sums, rows, at + left.stride, columns);
             }
         }
         right = right.wrapping_add(4 * NR);

@@ -3,7 +3,10 @@
 //! Each output number is one chain of fused multiply-adds over the inner index, in order, from zero. The chain
 //! does not depend on how many rows or columns are computed beside it, nor on the instruction set, so neither do
 //! the bits.
-#![expect(unsafe_code, reason = "calls the loops of an instruction set, whose bounds are checked once per call")]
+#![expect(
+    unsafe_code,
+    reason = "calls the loops of an instruction set, whose bounds are checked once per call"
+)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

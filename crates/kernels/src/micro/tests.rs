@@ -61,7 +61,9 @@ fn a_chain_begins_at_zero_and_goes_in_order() {
     let left = Left { values: &values, starts: &[0], spans: &[0], span_len: KC, stride: 1 };
     let right = Right { panels: Panels::F32(&panel), depth: KC, from: 0, count: 1 };
     let expected: Vec<f32> = (0..NR)
-        .map(|column| values.iter().enumerate().fold(0.0, |sum, (i, v)| v.mul_add(panel[i * NR + column], sum)))
+        .map(|column| {
+            values.iter().enumerate().fold(0.0, |sum, (i, v)| v.mul_add(panel[i * NR + column], sum))
+        })
         .collect();
     for isa in Isa::present() {
         let mut out = vec![f32::NAN; NR];
