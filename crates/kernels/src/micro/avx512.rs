@@ -65,10 +65,10 @@ impl Tile<'_, '_> {
     /// # Safety
     /// As [`multiply`], for `count` panels.
     #[target_feature(enable = "avx512f")]
-    unsafe fn run(self, count: usize) {
+    unsafe fn run(mut self, count: usize) {
         // SAFETY: the caller's promise is the same.
         unsafe {
-            sized!(product, (self.starts.len(), count), (self), [
+            sized!(product, (self.starts.len(), count), (&mut self), [
                 1 x [1, 2, 3, 4, 8], 2 x [1, 2, 3, 4], 3 x [1, 2, 3], 4 x [1, 2, 3],
                 5 x [1, 2, 3], 6 x [1, 2, 3], 7 x [1, 2, 3], 8 x [1, 2, 3],
             ]);
@@ -79,7 +79,7 @@ impl Tile<'_, '_> {
 /// # Safety
 /// As [`multiply`], for `R` rows and `P` panels.
 #[target_feature(enable = "avx512f")]
-unsafe fn product<const R: usize, const P: usize>(tile: Tile<'_, '_>) {
+unsafe fn product<const R: usize, const P: usize>(tile: &mut Tile<'_, '_>) {
     let left = tile.left;
     let base = left.values.as_ptr();
     // SAFETY: each start lies inside the values by the caller's promise.
