@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use evanesce_engine::KvCodec;
 
+use crate::bench::Bench;
 use crate::quantity::{parse_bytes, parse_frame_size, parse_kv_codec};
 
 /// Makes videos from text with Wan2.2, in memory that comes back.
@@ -21,6 +22,8 @@ pub(crate) enum Command {
     /// Make one video from a prompt.
     #[command(allow_negative_numbers = true)]
     Generate(Box<Generate>),
+    /// Measure this machine's arithmetic.
+    Bench(Bench),
 }
 
 /// The solvers that `--solver` offers.

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 use evanesce_engine::{
-    Budgets, CancelToken, EngineError, Fault, JobRun, Model, Outcome, Outputs, Request, RequestedLength,
-    Solver, VideoTarget,
+    Budgets, CancelToken, EngineError, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Solver,
+    VideoTarget,
 };
 
 use crate::args::{Generate, SolverName};
@@ -18,11 +18,7 @@ use crate::summary::Summary;
 pub(crate) fn run(args: &Generate) -> ExitCode {
     match make_video(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("error: {error:#}"));
-            let fault = error.downcast_ref::<EngineError>().map_or(Fault::Internal, EngineError::fault);
-            ExitCode::from(if fault == Fault::Input { crate::BAD_INPUT } else { 1 })
-        }
+        Err(error) => crate::refuse(&error),
     }
 }
 

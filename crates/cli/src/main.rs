@@ -1,6 +1,7 @@
 //! The `evanesce` command.
 
 mod args;
+mod bench;
 mod generate;
 mod machine;
 mod progress;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use evanesce_engine::{EngineError, Fault};
 
 use crate::args::{Cli, Command};
 
@@ -21,9 +23,22 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse_arguments(&error),
     };
+    // The only variable that is read, and here only: which instruction set arithmetic uses.
+    let isa = std::env::var_os("EVANESCE_ISA").map(|name| name.to_string_lossy().into_owned());
+    if let Err(error) = evanesce_engine::use_isa(isa.as_deref()) {
+        return refuse(&anyhow::Error::new(error).context("EVANESCE_ISA"));
+    }
     match cli.command {
         Command::Generate(args) => generate::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
+}
+
+/// Says what went wrong; 2 when whoever asked can mend it, 1 otherwise.
+fn refuse(error: &anyhow::Error) -> ExitCode {
+    progress::say(&format!("error: {error:#}"));
+    let fault = error.downcast_ref::<EngineError>().map_or(Fault::Internal, EngineError::fault);
+    ExitCode::from(if fault == Fault::Input { BAD_INPUT } else { 1 })
 }
 
 /// Help goes to standard output; a mistake gets its first sentence on standard error, without the page of usage.

@@ -34,6 +34,22 @@ fn json_is_one_object_whose_numbers_add_up() {
     assert_eq!(names_in(dir.path()), ["out.mp4"]);
 }
 
+/// Exactly, not nearly: a stricter bound than any tolerance between instruction sets.
+#[test]
+fn every_instruction_set_makes_the_same_video() {
+    let dir = tempfile::tempdir().unwrap();
+    let videos = evanesce_engine::kernels::Isa::present().into_iter().map(|isa| {
+        let arguments = [&["a red ball", "--seed", "3", "-o", isa.as_str()][..], &SMALL].concat();
+        let mut command = evanesce();
+        command.current_dir(dir.path()).env("EVANESCE_ISA", isa.as_str()).args(["generate", "--model"]);
+        let output = command.arg(golden_checkpoint()).args(&arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        std::fs::read(dir.path().join(isa.as_str())).unwrap()
+    });
+    let videos: Vec<Vec<u8>> = videos.collect();
+    assert!(!videos[0].is_empty() && videos.iter().all(|video| *video == videos[0]));
+}
+
 #[test]
 fn the_same_seed_gives_the_same_file_and_another_seed_another() {
     let dir = tempfile::tempdir().unwrap();

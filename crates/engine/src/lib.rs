@@ -32,7 +32,9 @@ pub mod video;
 pub use cancel::CancelToken;
 pub use error::{EngineError, Fault, Result};
 pub use evanesce_cache::Budgets;
+pub use evanesce_wan::kernels;
 pub use evanesce_wan::schedule::Solver;
+pub use evanesce_wan::transformer::LoneBlock;
 pub use model::Model;
 pub use output::{Outputs, VideoTarget};
 pub use progress::Silent;
@@ -51,6 +53,16 @@ pub fn use_threads(n_threads: Option<usize>) -> Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads);
     pool.build_global()
         .map_err(|error| EngineError::Request(format!("threads cannot be set to {n_threads}: {error}")))
+}
+
+/// Chooses the instruction set of all arithmetic by name, for the whole process and once; `None` leaves the best there is.
+///
+/// # Errors
+/// When this machine has no such set, with those that it has; when another one is in use already.
+pub fn use_isa(name: Option<&str>) -> Result<()> {
+    let Some(name) = name else { return Ok(()) };
+    let isa = name.parse::<kernels::Isa>().map_err(|error| EngineError::Request(error.to_string()))?;
+    isa.install().map_err(|error| EngineError::Request(error.to_string()))
 }
 
 /// A refusal of the cache, as the model's code sees it.

@@ -10,3 +10,4 @@ pub mod vae;
 pub mod weights;
 
 pub use error::{Result, WanError};
+pub use evanesce_kernels as kernels;

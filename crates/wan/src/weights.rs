@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use evanesce_kernels::{Dtype, Values};
+use evanesce_kernels::{Dtype, PackedWeights, Values, Weight};
 
 use crate::error::{Result, WanError};
 
@@ -35,6 +35,15 @@ pub struct GroupId {
     pub index: usize,
 }
 
+/// How a tensor's numbers are ordered in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Row-major, as in the checkpoint.
+    Rows,
+    /// A linear layer's matrix, in the panels that the arithmetic reads. As many bytes as its rows.
+    Panels,
+}
+
 /// Where one tensor lies inside its group's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
@@ -43,8 +52,10 @@ pub struct TensorSpec {
     pub name: String,
     /// Element type in memory, the same as in the checkpoint.
     pub dtype: Dtype,
-    /// Row-major shape.
+    /// Shape, outermost first.
     pub shape: Vec<usize>,
+    /// Order of the numbers.
+    pub order: Order,
     /// First byte inside the group; a multiple of [`TENSOR_ALIGN_BYTES`].
     pub offset_bytes: usize,
 }
@@ -57,6 +68,22 @@ impl TensorSpec {
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.size_bytes()
+    }
+
+    /// Outputs and inputs of the linear layer that the tensor is the matrix of.
+    fn matrix(&self) -> [usize; 2] {
+        match self.shape[..] {
+            [outputs, ref inputs @ ..] => [outputs, inputs.iter().product()],
+            [] => [0, 0],
+        }
+    }
+
+    /// Brings the tensor's `bytes`, row-major as in the checkpoint, into its order.
+    pub fn settle(&self, bytes: &mut [u8]) {
+        if self.order == Order::Panels {
+            let [outputs, inputs] = self.matrix();
+            evanesce_kernels::pack_weights(self.dtype, bytes, outputs, inputs);
+        }
     }
 }
 
@@ -76,11 +103,25 @@ impl GroupSpec {
         let mut packed = BTreeMap::new();
         let mut offset_bytes = 0;
         for (name, dtype, shape) in tensors {
-            let spec = TensorSpec { name: name.clone(), dtype, shape, offset_bytes };
+            let order = Order::Rows;
+            let spec = TensorSpec { name: name.clone(), dtype, shape, order, offset_bytes };
             offset_bytes = (offset_bytes + spec.len_bytes()).next_multiple_of(TENSOR_ALIGN_BYTES);
             packed.insert(name, spec);
         }
         Self { tensors: packed, len_bytes: offset_bytes }
+    }
+
+    /// The same group with the matrices of linear layers packed, as far as they can be in their own bytes; `is_linear` says
+    /// by name which these are. What is filled with the group must then be packed as well, see [`TensorSpec::settle`].
+    #[must_use]
+    pub fn with_packed(mut self, is_linear: impl Fn(&str) -> bool) -> Self {
+        for tensor in self.tensors.values_mut() {
+            let [outputs, inputs] = tensor.matrix();
+            if is_linear(&tensor.name) && PackedWeights::fits(tensor.dtype, outputs, inputs) {
+                tensor.order = Order::Panels;
+            }
+        }
+        self
     }
 }
 
@@ -91,6 +132,17 @@ pub struct Param<'a> {
     pub values: Values<'a>,
     /// Row-major shape.
     pub shape: &'a [usize],
+}
+
+/// The matrix of one linear layer, borrowed from a leased group.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    /// The numbers.
+    pub weight: Weight<'a>,
+    /// Rows of the matrix.
+    pub outputs: usize,
+    /// Columns of the matrix.
+    pub inputs: usize,
 }
 
 /// A leased group: its bytes stay where they are until this is dropped.
@@ -107,14 +159,36 @@ impl dyn WeightGroup + '_ {
     /// # Errors
     /// When the group has no such tensor: a loader admitted a checkpoint that it should have refused.
     pub fn param(&self, name: &str) -> Result<Param<'_>> {
+        let (spec, bytes) = self.tensor(name)?;
+        let rows = spec.order == Order::Rows;
+        let values = if rows { Values::new(spec.dtype, bytes) } else { None };
+        let values = values.ok_or_else(|| WanError::mismatch(name, "packed weights", "rows of numbers"))?;
+        Ok(Param { values, shape: &spec.shape })
+    }
+
+    /// The matrix of a linear layer called `name`, `[outputs, inputs]`, in whatever order the group holds its numbers.
+    ///
+    /// # Errors
+    /// As [`Self::param`].
+    pub fn matrix(&self, name: &str) -> Result<Matrix<'_>> {
+        let (spec, bytes) = self.tensor(name)?;
+        let [outputs, inputs] = spec.matrix();
+        let weight = match spec.order {
+            Order::Rows => Values::new(spec.dtype, bytes).map(Weight::from),
+            Order::Panels => PackedWeights::new(spec.dtype, bytes, outputs, inputs).map(Weight::from),
+        };
+        let weight = weight.ok_or_else(|| WanError::mismatch(name, bytes.len(), spec.len_bytes()))?;
+        Ok(Matrix { weight, outputs, inputs })
+    }
+
+    fn tensor(&self, name: &str) -> Result<(&TensorSpec, &[u8])> {
         let spec = self.spec().tensors.get(name);
         let spec =
             spec.ok_or_else(|| WanError::mismatch("weight group", format!("no tensor {name}"), name))?;
         let bytes = self.bytes().get(spec.offset_bytes..spec.offset_bytes + spec.len_bytes());
-        let values = bytes.and_then(|bytes| Values::new(spec.dtype, bytes));
-        let values =
-            values.ok_or_else(|| WanError::mismatch(name, self.bytes().len(), self.spec().len_bytes))?;
-        Ok(Param { values, shape: &spec.shape })
+        let bytes =
+            bytes.ok_or_else(|| WanError::mismatch(name, self.bytes().len(), self.spec().len_bytes))?;
+        Ok((spec, bytes))
     }
 
     /// Whether the group holds a tensor called `name` (biases and shortcuts that only some layers have).

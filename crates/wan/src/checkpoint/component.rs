@@ -8,6 +8,7 @@ use super::files::{Located, WeightFiles};
 use super::mapping::WeightFile;
 use crate::error::{Result, WanError};
 use crate::weights::{GroupSpec, TENSOR_ALIGN_BYTES};
+use crate::{text, transformer, vae};
 
 /// Tensors by group, as model modules list them: (canonical name, shape).
 pub(crate) type Expected = Vec<Vec<(String, Vec<usize>)>>;
@@ -98,22 +99,34 @@ fn check_shapes(
     }
 }
 
+/// Whether a tensor is the matrix of a linear layer, by its canonical name in any component.
+pub(crate) fn is_linear(name: &str) -> bool {
+    let lists = [transformer::LINEAR_LAYERS, text::LINEAR_LAYERS, vae::LINEAR_LAYERS];
+    name.strip_suffix(".weight").is_some_and(|layer| {
+        lists.into_iter().flatten().any(|known| {
+            layer.strip_suffix(known).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+        })
+    })
+}
+
 fn pack(group: Vec<(String, Vec<usize>)>, found: &BTreeMap<String, Located>) -> GroupSpec {
     let dtype = |name: &str| found.get(name).map_or(Dtype::F32, |located| located.entry.dtype);
     GroupSpec::pack(group.into_iter().map(|(name, shape)| {
         let dtype = dtype(&name);
         (name, dtype, shape)
     }))
+    .with_packed(is_linear)
 }
 
 impl ComponentWeights {
-    /// Fills `out` with group `spec`: tensors at their offsets, zeros between them.
+    /// Fills `out` with group `spec`: tensors at their offsets, each in its order, zeros between them.
     pub(crate) fn read(&self, spec: &GroupSpec, out: &mut [u8]) -> Result<()> {
         for tensor in spec.tensors.values() {
             let start = tensor.offset_bytes;
             let end = start + tensor.len_bytes();
             let Located { file, entry } = &self.tensors[&tensor.name];
             self.files[*file].copy_range(entry.offset_bytes, &mut out[start..end])?;
+            tensor.settle(&mut out[start..end]);
             out[end..end.next_multiple_of(TENSOR_ALIGN_BYTES)].fill(0);
         }
         Ok(())

@@ -24,6 +24,8 @@ pub use pickle::{PickledTensor, parse_pickle};
 pub use settings::{Defaults, Positions, ROLLOUT_LATENT_FRAMES_MAX, Rollout};
 pub use sizes::SizeRule;
 
+pub(crate) use component::is_linear;
+
 use component::ComponentWeights;
 use settings::Settings;
 

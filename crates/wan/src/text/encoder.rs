@@ -4,10 +4,13 @@
 //! (T5 shares the first layer's); logits are not scaled by the head's width; no linear layer has a bias.
 
 use candle_core::{Device, Tensor};
-use evanesce_kernels::{AttentionDims, LinearDims, Values, attend_biased, gated_gelu, linear, rms_norm};
+use evanesce_kernels::{
+    AttentionDims, Epilogue, LinearDims, Values, Weight, attend_biased, gated_gelu, linear, linear_then,
+    rms_norm,
+};
 
 use crate::error::{Result, WanError};
-use crate::weights::{Component, GroupId, WeightGroup, WeightSource};
+use crate::weights::{Component, GroupId, Matrix, WeightGroup, WeightSource};
 
 use super::names::{EMBEDDING, FINAL_NORM};
 use super::{TOKENS_MAX, Umt5Config, bias};
@@ -74,14 +77,14 @@ impl TextEncoder {
         let Umt5Config { d_model, d_ff, num_heads: heads, d_kv, .. } = self.config;
         let inner = self.config.inner_dim();
         let rows = stream.len() / d_model;
-        let Scratch { normed, q, k, v, mixed, update, gate, up, bias, buckets } = scratch;
+        let Scratch { normed, q, k, v, mixed, gate, up, bias, buckets } = scratch;
 
         let table = layer.values("layer.0.SelfAttention.relative_attention_bias.weight")?.to_vec();
         bias::fill(&table, buckets, heads, bias);
         rms_norm(stream, layer.values("layer.0.layer_norm.weight")?, self.epsilon(), normed);
         let project = LinearDims { rows, inputs: d_model, outputs: inner };
         for (name, out) in [("q", &mut *q), ("k", k), ("v", v)] {
-            let weight = layer.values(&format!("layer.0.SelfAttention.{name}.weight"))?;
+            let weight = layer.matrix(&format!("layer.0.SelfAttention.{name}"), project)?;
             linear(normed, weight, None, project, out);
         }
         if rows > 0 {
@@ -89,20 +92,21 @@ impl TextEncoder {
             attend_biased(q, k, v, bias, dims, mixed);
         }
         let back = LinearDims { rows, inputs: inner, outputs: d_model };
-        linear(mixed, layer.values("layer.0.SelfAttention.o.weight")?, None, back, update);
-        add(stream, update);
+        linear_then(mixed, layer.matrix("layer.0.SelfAttention.o", back)?, None, back, ADD, stream);
 
         rms_norm(stream, layer.values("layer.1.layer_norm.weight")?, self.epsilon(), normed);
         let widen = LinearDims { rows, inputs: d_model, outputs: d_ff };
-        linear(normed, layer.values("layer.1.DenseReluDense.wi_0.weight")?, None, widen, gate);
-        linear(normed, layer.values("layer.1.DenseReluDense.wi_1.weight")?, None, widen, up);
+        linear(normed, layer.matrix("layer.1.DenseReluDense.wi_0", widen)?, None, widen, gate);
+        linear(normed, layer.matrix("layer.1.DenseReluDense.wi_1", widen)?, None, widen, up);
         gated_gelu(gate, up);
         let narrow = LinearDims { rows, inputs: d_ff, outputs: d_model };
-        linear(gate, layer.values("layer.1.DenseReluDense.wo.weight")?, None, narrow, update);
-        add(stream, update);
+        linear_then(gate, layer.matrix("layer.1.DenseReluDense.wo", narrow)?, None, narrow, ADD, stream);
         Ok(())
     }
 }
+
+/// A branch ends in the residual stream.
+const ADD: Epilogue<'static> = Epilogue::AddTo { gate: None };
 
 /// A leased layer.
 struct Layer<'a> {
@@ -114,6 +118,17 @@ impl Layer<'_> {
     fn values(&self, name: &str) -> Result<Values<'_>> {
         Ok(self.group.param(&format!("encoder.block.{}.{name}", self.index))?.values)
     }
+
+    /// The matrix of the linear layer `name`, which must be of the sizes of `dims`.
+    fn matrix(&self, name: &str, dims: LinearDims) -> Result<Weight<'_>> {
+        let name = format!("encoder.block.{}.{name}.weight", self.index);
+        let Matrix { weight, outputs, inputs } = self.group.matrix(&name)?;
+        if [outputs, inputs] == [dims.outputs, dims.inputs] {
+            return Ok(weight);
+        }
+        let expected = format!("[{}, {}]", dims.outputs, dims.inputs);
+        Err(WanError::mismatch(name, format!("[{outputs}, {inputs}]"), expected))
+    }
 }
 
 /// What a layer writes between its operations, one allocation for all layers.
@@ -123,7 +138,6 @@ struct Scratch {
     k: Vec<f32>,
     v: Vec<f32>,
     mixed: Vec<f32>,
-    update: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
     bias: Vec<f32>,
@@ -140,17 +154,10 @@ impl Scratch {
             k: rows(inner),
             v: rows(inner),
             mixed: rows(inner),
-            update: rows(config.d_model),
             gate: rows(config.d_ff),
             up: rows(config.d_ff),
             bias: rows(config.num_heads * tokens),
             buckets: bias::buckets(config, tokens),
         }
-    }
-}
-
-fn add(stream: &mut [f32], update: &[f32]) {
-    for (sum, x) in stream.iter_mut().zip(update) {
-        *sum += x;
     }
 }

@@ -19,5 +19,6 @@ mod tokenizer;
 pub use clean::{PROMPT_CHARS_MAX, clean_prompt};
 pub use config::Umt5Config;
 pub use encoder::TextEncoder;
+pub(crate) use names::LINEAR_LAYERS;
 pub use names::{ALIASES, expected_tensors, group_of, official_name};
 pub use tokenizer::{TOKENIZER_BYTES_MAX, TOKENS_MAX, Tokenizer};

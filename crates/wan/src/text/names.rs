@@ -23,6 +23,17 @@ const LAYER: [(&str, &str); 10] = [
     ("layer.1.DenseReluDense.wo.weight", "ffn.fc2.weight"),
 ];
 
+/// The linear layers, by the ends of their names.
+pub(crate) const LINEAR_LAYERS: &[&str] = &[
+    "SelfAttention.q",
+    "SelfAttention.k",
+    "SelfAttention.v",
+    "SelfAttention.o",
+    "DenseReluDense.wi_0",
+    "DenseReluDense.wi_1",
+    "DenseReluDense.wo",
+];
+
 /// Every tensor of an encoder with its shape, group by group in forward order: the embedding table, the layers, the final
 /// norm. Names are canonical.
 #[must_use]

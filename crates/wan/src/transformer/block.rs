@@ -3,13 +3,13 @@
 //! The residual stream and the modulation are f32, as in the official code; weights are read as they are stored.
 
 use evanesce_kernels::{
-    Activation, AttentionDims, KvSegment, Values, activate, attend, gate_add, layer_norm_affine,
-    layer_norm_modulate, rms_norm, rotate,
+    Activation, AttentionDims, Epilogue, KvSegment, Values, attend, layer_norm_affine, layer_norm_modulate,
+    rms_norm, rotate,
 };
 
 use super::config::TransformerConfig;
 use super::frames::{FrameKv, TimeTurns, check_pages};
-use super::params::{linear, table};
+use super::params::{linear, linear_then, table};
 use super::rope::RopeTable;
 use super::workspace::{FFN_CHUNK_ROWS, Scratch};
 use crate::error::Result;
@@ -116,9 +116,7 @@ impl<'a> Block<'a> {
                 past.holder.commit(past.layer, keys, values)?;
             }
         }
-        self.linear("attn1.to_out.0", normed, queries)?;
-        gate_add(x, queries, gate);
-        Ok(())
+        self.linear_then("attn1.to_out.0", normed, Epilogue::AddTo { gate: Some(gate) }, x)
     }
 
     /// Attention to every page in reach and to the frames of the block itself, each with the query turned for it.
@@ -160,26 +158,23 @@ impl<'a> Block<'a> {
         self.linear("attn2.to_q", normed, values)?;
         self.rms("attn2.norm_q", values, queries)?;
         attend(queries, text, self.attention_dims(queries), normed);
-        self.linear("attn2.to_out.0", normed, queries)?;
-        x.iter_mut().zip(queries.iter()).for_each(|(residual, update)| *residual += update);
-        Ok(())
+        self.linear_then("attn2.to_out.0", normed, Epilogue::AddTo { gate: None }, x)
     }
 
     /// In chunks of rows, so that the widest activation does not grow with the video.
     fn feed_forward(&self, x: &mut [f32], scratch: &mut Scratch) -> Result<()> {
         let [shift, scale, gate] = self.rows(3);
         let dim = self.config.dim();
-        let Scratch { normed, queries, .. } = scratch;
+        let Scratch { normed, .. } = scratch;
         layer_norm_modulate(x, scale, shift, self.eps(), normed);
         let mut hidden = Vec::new();
-        let chunks = normed.chunks(FFN_CHUNK_ROWS * dim).zip(queries.chunks_mut(FFN_CHUNK_ROWS * dim));
-        for (input, output) in chunks {
+        let chunks = normed.chunks(FFN_CHUNK_ROWS * dim).zip(x.chunks_mut(FFN_CHUNK_ROWS * dim));
+        for (input, residual) in chunks {
             hidden.resize(input.len() / dim * self.config.ffn_dim, 0.0);
-            self.linear("ffn.net.0.proj", input, &mut hidden)?;
-            activate(&mut hidden, Activation::GeluTanh);
-            self.linear("ffn.net.2", &hidden, output)?;
+            let gelu = Epilogue::Activate(Activation::GeluTanh);
+            self.linear_then("ffn.net.0.proj", input, gelu, &mut hidden)?;
+            self.linear_then("ffn.net.2", &hidden, Epilogue::AddTo { gate: Some(gate) }, residual)?;
         }
-        gate_add(x, queries, gate);
         Ok(())
     }
 
@@ -207,6 +202,10 @@ impl<'a> Block<'a> {
 
     fn linear(&self, name: &str, x: &[f32], out: &mut [f32]) -> Result<()> {
         linear(self.weights, &format!("{}.{name}", self.prefix), x, out)
+    }
+
+    fn linear_then(&self, name: &str, x: &[f32], epilogue: Epilogue<'_>, out: &mut [f32]) -> Result<()> {
+        linear_then(self.weights, &format!("{}.{name}", self.prefix), x, epilogue, out)
     }
 
     /// Norm over the whole width, before heads are split.

@@ -1,9 +1,9 @@
 //! Everything before the blocks: patches, the timestep, the text.
 
-use evanesce_kernels::{Activation, activate};
+use evanesce_kernels::{Activation, Epilogue, activate};
 
 use super::config::{PATCH, PATCH_VALUES, TransformerConfig};
-use super::params::linear;
+use super::params::{linear, linear_then};
 use super::rope::TokenGrid;
 use crate::error::Result;
 use crate::weights::WeightGroup;
@@ -72,8 +72,8 @@ pub(crate) fn embed_timestep(
     let dim = config.dim();
     let (mut hidden, mut embedding, mut projected) = (vec![0.0; dim], vec![0.0; dim], vec![0.0; 6 * dim]);
     let wave = sinusoid(timestep, config.freq_dim);
-    linear(weights, "condition_embedder.time_embedder.linear_1", &wave, &mut hidden)?;
-    activate(&mut hidden, Activation::Silu);
+    let silu = Epilogue::Activate(Activation::Silu);
+    linear_then(weights, "condition_embedder.time_embedder.linear_1", &wave, silu, &mut hidden)?;
     linear(weights, "condition_embedder.time_embedder.linear_2", &hidden, &mut embedding)?;
     hidden.copy_from_slice(&embedding);
     activate(&mut hidden, Activation::Silu);
@@ -89,8 +89,8 @@ pub(crate) fn embed_text(
 ) -> Result<Vec<f32>> {
     let numbers = text.len() / config.text_dim * config.dim();
     let (mut hidden, mut embedded) = (vec![0.0; numbers], vec![0.0; numbers]);
-    linear(weights, "condition_embedder.text_embedder.linear_1", text, &mut hidden)?;
-    activate(&mut hidden, Activation::GeluTanh);
+    let gelu = Epilogue::Activate(Activation::GeluTanh);
+    linear_then(weights, "condition_embedder.text_embedder.linear_1", text, gelu, &mut hidden)?;
     linear(weights, "condition_embedder.text_embedder.linear_2", &hidden, &mut embedded)?;
     Ok(embedded)
 }

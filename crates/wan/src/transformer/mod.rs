@@ -6,6 +6,7 @@ mod cross;
 mod embed;
 mod frames;
 mod head;
+mod lone;
 mod names;
 mod params;
 mod rope;
@@ -17,6 +18,8 @@ pub use config::{PATCH, TransformerConfig};
 pub use cross::{Branch, CrossKv, CrossKvPage, NoCrossKv, TextRows};
 pub use evanesce_kernels::{Codec, EncodedRows, Rows, encode};
 pub use frames::{FrameKv, FramePage};
+pub use lone::LoneBlock;
+pub(crate) use names::LINEAR_LAYERS;
 pub use names::{expected_tensors, official_name};
 pub use rope::TokenGrid;
 

@@ -16,6 +16,21 @@ pub fn expected_tensors(config: &TransformerConfig) -> Vec<Vec<(String, Vec<usiz
     groups
 }
 
+/// The linear layers, by the ends of their names; patches do not overlap, so their embedding is one.
+pub(crate) const LINEAR_LAYERS: &[&str] = &[
+    "patch_embedding",
+    "linear_1",
+    "linear_2",
+    "time_proj",
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "ffn.net.0.proj",
+    "ffn.net.2",
+    "proj_out",
+];
+
 fn linear(name: &str, outputs: usize, inputs: usize) -> Vec<(String, Vec<usize>)> {
     vec![(format!("{name}.weight"), vec![outputs, inputs]), (format!("{name}.bias"), vec![outputs])]
 }

@@ -4,6 +4,10 @@ use super::config::VaeConfig;
 use super::plan::{Layer, Stage, decoder_stages, encoder_stages};
 use crate::weights::Component;
 
+/// The pointwise convolutions, by the ends of their names: linear layers over channels.
+pub(crate) const LINEAR_LAYERS: &[&str] =
+    &["quant_conv", "post_quant_conv", "conv_shortcut", "to_qkv", "proj"];
+
 /// One tensor of a layer.
 pub(super) struct TensorName {
     canonical: String,

@@ -8,7 +8,7 @@ use evanesce_kernels::{
 use super::plan::{Layer, Slot, Stage};
 use super::slots::FeatureSlots;
 use crate::error::{Result, WanError};
-use crate::weights::{Param, WeightGroup};
+use crate::weights::{Matrix, Param, WeightGroup};
 
 /// Activations between two layers, `[frames, height, width, channels]`.
 #[derive(Debug)]
@@ -97,9 +97,14 @@ impl Pass<'_> {
     }
 
     fn pointwise(&self, x: &Features, name: &str, outputs: usize) -> Result<Features> {
-        let Conv3d { weight, bias, .. } = self.conv(name, x.channels, outputs, [1, 1, 1])?;
+        let Matrix { weight, outputs: rows, inputs } = self.group.matrix(&format!("{name}.weight"))?;
+        if [rows, inputs] != [outputs, x.channels] {
+            let expected = format!("[{outputs}, {}]", x.channels);
+            return Err(WanError::mismatch(name, format!("[{rows}, {inputs}]"), expected));
+        }
+        let bias = Some(self.param(&format!("{name}.bias"), outputs)?.values);
         let mut out = Features::zeros(x.frames, x.height, x.width, outputs);
-        let dims = LinearDims { rows: x.pixels(), inputs: x.channels, outputs };
+        let dims = LinearDims { rows: x.pixels(), inputs, outputs };
         linear(&x.values, weight, bias, dims, &mut out.values);
         Ok(out)
     }

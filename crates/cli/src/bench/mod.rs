@@ -1,0 +1,175 @@
+//! `evanesce bench`: what this machine makes of the operations that a video consists of.
+
+mod measure;
+mod operations;
+mod shape;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand, ValueEnum};
+use evanesce_engine::kernels::Isa;
+use serde::Serialize;
+
+use crate::progress::say;
+use measure::{Measured, Timing};
+pub(crate) use shape::LinearShape;
+
+/// Flags of `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    pub(crate) what: What,
+    /// Print one JSON object a line on standard output, and nothing else there.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Threads for arithmetic [default: one per processor].
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// How long to repeat the operation, after one run that is not counted; three runs are made in any case.
+    #[arg(long, global = true, value_name = "S", default_value_t = 2.0)]
+    pub(crate) seconds: f64,
+}
+
+/// What to measure.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum What {
+    /// A linear layer with packed weights.
+    Linear {
+        /// Rows, inputs and outputs, as 1560x5120x5120.
+        #[arg(value_name = "MxKxN")]
+        shape: LinearShape,
+        /// Type of the weights.
+        #[arg(long, value_name = "TYPE", default_value = "bf16")]
+        weights: WeightType,
+    },
+    /// Attention without a mask.
+    Attention {
+        /// Heads.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=512))]
+        heads: u16,
+        /// Queries.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        queries: u32,
+        /// Keys.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        keys: u32,
+        /// Numbers of a head.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+        head_dim: u16,
+    },
+    /// A causal 3x3x3 convolution with both past frames there.
+    Conv3d {
+        /// Channels of the input.
+        #[arg(value_parser = clap::value_parser!(u16).range(1..=4096))]
+        cin: u16,
+        /// Channels of the output.
+        #[arg(value_parser = clap::value_parser!(u16).range(1..=4096))]
+        cout: u16,
+        /// Frames.
+        #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+        frames: u16,
+        /// Rows of pixels.
+        #[arg(value_parser = clap::value_parser!(u16).range(1..=4096))]
+        height: u16,
+        /// Pixels of a row.
+        #[arg(value_parser = clap::value_parser!(u16).range(1..=4096))]
+        width: u16,
+    },
+    /// One transformer block with drawn bfloat16 weights.
+    Block {
+        /// The sizes of which model.
+        #[arg(long, value_name = "NAME")]
+        model: ModelSizes,
+        /// Tokens that pass the block.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        tokens: u32,
+        /// Tokens of earlier frames that they attend to as well.
+        #[arg(long, value_name = "M", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+        context_tokens: u32,
+    },
+    /// The limits of the machine: fused multiply-adds in registers, and copying memory.
+    Peak,
+}
+
+/// Types of weights that can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightType {
+    /// Two bytes each.
+    Bf16,
+    /// Four bytes each.
+    F32,
+}
+
+/// Models whose sizes are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModelSizes {
+    /// Wan2.2-T2V-A14B.
+    #[value(name = "wan2.2-t2v-a14b")]
+    Wan22T2vA14b,
+}
+
+/// One line of results.
+#[derive(Debug, Serialize)]
+struct Line {
+    op: String,
+    isa: &'static str,
+    threads: usize,
+    median_s: f64,
+    min_s: f64,
+    runs: usize,
+    gflops: f64,
+    /// Of the fused multiply-adds that the same threads did just before.
+    fraction_of_peak: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copy_gb_per_s: Option<f64>,
+}
+
+/// Runs the command; a mistake in its flags was refused before.
+pub(crate) fn run(args: &Bench) -> ExitCode {
+    match bench(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => crate::refuse(&error),
+    }
+}
+
+fn bench(args: &Bench) -> anyhow::Result<()> {
+    evanesce_engine::use_threads(args.threads.map(usize::from))?;
+    let timing = Timing { seconds: args.seconds.clamp(0.0, 3600.0) };
+    let peak = operations::peak(timing)?;
+    let (op, measured, copy_gb_per_s) = match &args.what {
+        What::Peak => ("peak".to_owned(), peak.multiply_adds, Some(operations::copy_gb_per_s(timing)?)),
+        what => {
+            let (op, measured) = operations::run(what, timing)?;
+            (op, measured, None)
+        }
+    };
+    let Measured { median_s, min_s, runs, .. } = measured;
+    let line = Line {
+        op,
+        isa: Isa::current().as_str(),
+        threads: evanesce_engine::kernels::threads(),
+        median_s,
+        min_s,
+        runs,
+        gflops: measured.gflops(),
+        fraction_of_peak: measured.gflops() / peak.multiply_adds.best_gflops(),
+        copy_gb_per_s,
+    };
+    print(&line, args.json)
+}
+
+fn print(line: &Line, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        let text = serde_json::to_string(line).context("a result cannot be written as JSON")?;
+        return writeln!(std::io::stdout(), "{text}").context("cannot write to standard output");
+    }
+    let Line { op, isa, threads, median_s, min_s, runs, gflops, fraction_of_peak, copy_gb_per_s } = line;
+    say(&format!("{op}, {isa}, {threads} threads: median {median_s:.6} s, min {min_s:.6} s of {runs} runs"));
+    say(&format!("{gflops:.1} GFLOP/s, {:.0} % of the peak of multiply-adds", 100.0 * fraction_of_peak));
+    if let Some(rate) = copy_gb_per_s {
+        say(&format!("copying memory: {rate:.1} GB/s, reads and writes counted"));
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! The operations to measure, over drawn numbers.
+
+use evanesce_engine::LoneBlock;
+use evanesce_engine::kernels::{
+    AttentionDims, Conv3d, Dtype, KvSegment, LinearDims, PackedWeights, Values, Weight, attend,
+    conv3d_causal, linear, pack_weights, peak,
+};
+
+use super::measure::{Measured, Timing, measure};
+use super::{LinearShape, ModelSizes, WeightType, What};
+
+/// Rounds of multiply-adds in one run.
+const PEAK_ROUNDS: usize = 2_000_000;
+/// Numbers that are copied in one run: far more than caches hold.
+const COPIED_NUMBERS: usize = 32 << 20;
+
+/// What the machine can do at most.
+pub(super) struct Peak {
+    pub(super) multiply_adds: Measured,
+}
+
+pub(super) fn peak(timing: Timing) -> anyhow::Result<Peak> {
+    let short = Timing { seconds: timing.seconds.min(0.5) };
+    let flop = peak::multiply_adds(1) * PEAK_ROUNDS as f64;
+    let multiply_adds = measure(short, flop, || {
+        std::hint::black_box(peak::multiply_adds(PEAK_ROUNDS));
+        Ok(())
+    })?;
+    Ok(Peak { multiply_adds })
+}
+
+/// Bytes read and written a second when memory is copied, in billions.
+pub(super) fn copy_gb_per_s(timing: Timing) -> anyhow::Result<f64> {
+    let (from, mut to) = (drawn(COPIED_NUMBERS), vec![0.0; COPIED_NUMBERS]);
+    let bytes = 2.0 * 4.0 * COPIED_NUMBERS as f64;
+    let measured = measure(timing, bytes, || {
+        peak::copy(&from, &mut to);
+        Ok(())
+    })?;
+    Ok(measured.gflops())
+}
+
+/// Name and times of what was asked for.
+pub(super) fn run(what: &What, timing: Timing) -> anyhow::Result<(String, Measured)> {
+    match *what {
+        What::Linear { shape, weights } => run_linear(shape, weights, timing),
+        What::Attention { heads, queries, keys, head_dim } => {
+            let (heads, head_dim) = (usize::from(heads), usize::from(head_dim));
+            run_attention([heads, queries as usize, keys as usize, head_dim], timing)
+        }
+        What::Conv3d { cin, cout, frames, height, width } => {
+            run_conv3d([cin, cout, frames, height, width].map(usize::from), timing)
+        }
+        What::Block { model: ModelSizes::Wan22T2vA14b, tokens, context_tokens } => {
+            let config = LoneBlock::wan22_t2v_a14b();
+            let mut block = LoneBlock::new(config, tokens as usize, context_tokens as usize);
+            let flop = block.flop();
+            let measured = measure(timing, flop, || block.run().map_err(Into::into))?;
+            Ok((format!("block wan2.2-t2v-a14b tokens={tokens} context_tokens={context_tokens}"), measured))
+        }
+        What::Peak => peak(timing).map(|peak| ("peak".to_owned(), peak.multiply_adds)),
+    }
+}
+
+/// Numbers between -1 and 1.
+fn drawn(count: usize) -> Vec<f32> {
+    let mut state = 1_u32;
+    let draw = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(draw).collect()
+}
+
+fn run_linear(shape: LinearShape, kind: WeightType, timing: Timing) -> anyhow::Result<(String, Measured)> {
+    let LinearShape { rows, inputs, outputs } = shape;
+    let dims = LinearDims { rows, inputs, outputs };
+    let (x, bias) = (drawn(rows * inputs), drawn(outputs));
+    let mut numbers = drawn(outputs * inputs);
+    let mut halves: Vec<u8> = Vec::new();
+    let (dtype, name) = match kind {
+        WeightType::F32 => (Dtype::F32, "f32"),
+        WeightType::Bf16 => {
+            halves = numbers.drain(..).flat_map(|number| upper_half(number).to_le_bytes()).collect();
+            (Dtype::BF16, "bf16")
+        }
+    };
+    let bytes: &mut [u8] =
+        if kind == WeightType::F32 { bytemuck::cast_slice_mut(&mut numbers) } else { &mut halves };
+    let weight: Weight<'_> = if PackedWeights::fits(dtype, outputs, inputs) {
+        pack_weights(dtype, bytes, outputs, inputs);
+        PackedWeights::new(dtype, bytes, outputs, inputs).map(Weight::from)
+    } else {
+        Values::new(dtype, bytes).map(Weight::from)
+    }
+    .ok_or_else(|| anyhow::anyhow!("weights of {outputs} x {inputs} cannot be laid out"))?;
+    let mut out = vec![0.0; rows * outputs];
+    let flop = 2.0 * rows as f64 * inputs as f64 * outputs as f64;
+    let measured = measure(timing, flop, || {
+        linear(&x, weight, Some(Values::from(&bias[..])), dims, &mut out);
+        Ok(())
+    })?;
+    Ok((format!("linear {rows}x{inputs}x{outputs} weights={name}"), measured))
+}
+
+/// The bfloat16 that a number begins with.
+#[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
+fn upper_half(number: f32) -> u16 {
+    (number.to_bits() >> 16) as u16
+}
+
+fn run_attention(sizes: [usize; 4], timing: Timing) -> anyhow::Result<(String, Measured)> {
+    let [heads, queries, keys, head_dim] = sizes;
+    let width = heads * head_dim;
+    let (q, k, v) = (drawn(queries * width), drawn(keys * width), drawn(keys * width));
+    let dims = AttentionDims { queries, heads, head_dim, scale: (head_dim as f32).sqrt().recip() };
+    let segments = [KvSegment { keys: k[..].into(), values: v[..].into(), logit_bias: 0.0, turn: None }];
+    let mut out = vec![0.0; q.len()];
+    let flop = 4.0 * queries as f64 * keys as f64 * width as f64;
+    let measured = measure(timing, flop, || {
+        attend(&q, &segments, dims, &mut out);
+        Ok(())
+    })?;
+    Ok((format!("attention heads={heads} queries={queries} keys={keys} head_dim={head_dim}"), measured))
+}
+
+fn run_conv3d(sizes: [usize; 5], timing: Timing) -> anyhow::Result<(String, Measured)> {
+    let [cin, cout, frames, height, width] = sizes;
+    let pixels = height * width;
+    let (x, past) = (drawn(frames * pixels * cin), drawn(pixels * cin));
+    let (weight, bias) = (drawn(cout * cin * 27), drawn(cout));
+    let bias = Some(Values::from(&bias[..]));
+    let conv = Conv3d { weight: Values::from(&weight[..]), bias, cin, cout, kt: 3, kh: 3, kw: 3 };
+    let mut out = vec![0.0; frames * pixels * cout];
+    let flop = 2.0 * 27.0 * (cin * cout) as f64 * (frames * pixels) as f64;
+    let measured = measure(timing, flop, || {
+        conv3d_causal(&x, &[&past, &past], frames, height, width, conv, 1, &mut out);
+        Ok(())
+    })?;
+    Ok((format!("conv3d {cin} {cout} {frames} {height} {width}"), measured))
+}

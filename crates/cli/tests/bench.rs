@@ -1,0 +1,61 @@
+//! `evanesce bench` measures by the instruction set that is asked for, and says which.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod support;
+
+use std::process::Output;
+
+use serde_json::Value;
+use support::evanesce;
+
+fn bench(isa: &str, arguments: &[&str]) -> Output {
+    let mut command = evanesce();
+    command.env("EVANESCE_ISA", isa).args(["bench", "--json", "--threads", "2", "--seconds", "0"]);
+    command.args(arguments).output().unwrap()
+}
+
+#[test]
+fn every_operation_gives_one_line_of_json() {
+    let operations: [&[&str]; 5] = [
+        &["linear", "3x40x48"],
+        &["linear", "3x41x50", "--weights", "f32"],
+        &["attention", "--heads", "2", "--queries", "5", "--keys", "9", "--head-dim", "16"],
+        &["conv3d", "4", "8", "2", "6", "6"],
+        &["peak"],
+    ];
+    for arguments in operations {
+        let output = bench("scalar", arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stderr.is_empty(), "{arguments:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let line: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&line["isa"], &line["threads"]), (&"scalar".into(), &2.into()), "{text}");
+        assert!(line["op"].as_str().unwrap().starts_with(arguments[0]), "{text}");
+        assert!(line["runs"].as_u64().unwrap() >= 3, "{text}");
+        assert!(line["min_s"].as_f64().unwrap() <= line["median_s"].as_f64().unwrap(), "{text}");
+        assert!(line["gflops"].as_f64().unwrap() > 0.0, "{text}");
+        assert!(line["fraction_of_peak"].as_f64().unwrap() > 0.0, "{text}");
+        assert_eq!(line.get("copy_gb_per_s").is_some(), arguments[0] == "peak", "{text}");
+    }
+}
+
+#[test]
+fn an_instruction_set_that_is_not_there_is_refused_with_those_that_are() {
+    for isa in ["amx", "", "AVX2"] {
+        let output = bench(isa, &["linear", "1x16x16"]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
+        assert!(stderr.contains("EVANESCE_ISA") && stderr.contains("it has scalar"), "{stderr}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_shape_that_is_none_is_refused() {
+    let output = bench("scalar", &["linear", "1x16"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("MxKxN"), "{stderr}");
+}
