@@ -21,6 +21,8 @@ pub(crate) enum Command {
     /// Make one video from a prompt.
     #[command(allow_negative_numbers = true)]
     Generate(Box<Generate>),
+    /// Say how far two videos are from each other: PSNR and SSIM of the first block, of 0 to 2 s, of 2 to 5 s, and of all.
+    Compare(Compare),
 }
 
 /// The solvers that `--solver` offers.
@@ -86,6 +88,10 @@ pub(crate) struct Generate {
     /// Quality of the video file, 0 (best) to 51: the quantizer that H.264 keeps constant.
     #[arg(long, value_name = "QP", default_value_t = 18)]
     pub(crate) quality: u8,
+    /// Let the video be there from its first half second on, to be played while it grows. What the file held before goes at
+    /// once; if the job fails, nothing is left.
+    #[arg(long)]
+    pub(crate) growing: bool,
     /// Memory for weights and everything the job keeps where arithmetic happens, such as 8GiB [default: three quarters of
     /// what is free].
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -108,4 +114,22 @@ pub(crate) struct Generate {
     /// Also write the frames, before video encoding: safetensors, `frames` [T, height, width, 3] f32 in 0..1.
     #[arg(long, value_name = "FILE")]
     pub(crate) frames_out: Option<PathBuf>,
+}
+
+/// Flags of `compare`.
+#[derive(Debug, Args)]
+pub(crate) struct Compare {
+    /// An MP4 video, or the frames that `--frames-out` wrote.
+    pub(crate) a: PathBuf,
+    /// Another one of the same size and length.
+    pub(crate) b: PathBuf,
+    /// Latent frames of the first block.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) block_frames: u16,
+    /// Frames per second [default: what the video says, else 16].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=240))]
+    pub(crate) fps: Option<u16>,
+    /// Print one JSON object on standard output, and nothing else there.
+    #[arg(long)]
+    pub(crate) json: bool,
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use evanesce_engine::{
-    Budgets, CancelToken, EngineError, Fault, JobRun, Model, Outcome, Outputs, Request, RequestedLength,
+    Budgets, CancelToken, EngineError, JobRun, Model, Outcome, Outputs, Request, RequestedLength,
     Solver, VideoTarget,
 };
 
@@ -14,16 +14,9 @@ use crate::machine;
 use crate::progress::{Display, say};
 use crate::summary::Summary;
 
-/// Runs the command and says how it went: 0 done, 2 bad input, 1 anything else.
+/// Runs the command and says how it went.
 pub(crate) fn run(args: &Generate) -> ExitCode {
-    match make_video(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("error: {error:#}"));
-            let fault = error.downcast_ref::<EngineError>().map_or(Fault::Internal, EngineError::fault);
-            ExitCode::from(if fault == Fault::Input { crate::BAD_INPUT } else { 1 })
-        }
-    }
+    crate::exit_code(make_video(args))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the command line may look at the clock")]
@@ -100,7 +93,7 @@ fn request(args: &Generate) -> Request {
 
 fn outputs(args: &Generate) -> Outputs {
     Outputs {
-        video: VideoTarget::Mp4 { path: args.output.clone(), qp: args.quality },
+        video: VideoTarget::Mp4 { path: args.output.clone(), qp: args.quality, growing: args.growing },
         latents: args.latents_out.clone(),
         frames: args.frames_out.clone(),
     }

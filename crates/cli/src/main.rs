@@ -1,6 +1,7 @@
 //! The `evanesce` command.
 
 mod args;
+mod compare;
 mod generate;
 mod machine;
 mod progress;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use evanesce_engine::{EngineError, Fault};
 
 use crate::args::{Cli, Command};
 
@@ -23,7 +25,16 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Generate(args) => generate::run(&args),
+        Command::Compare(args) => compare::run(&args),
     }
+}
+
+/// How a command went: 0 done, 2 bad input with one sentence on standard error, 1 anything else.
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    progress::say(&format!("error: {error:#}"));
+    let fault = error.downcast_ref::<EngineError>().map_or(Fault::Internal, EngineError::fault);
+    ExitCode::from(if fault == Fault::Input { BAD_INPUT } else { 1 })
 }
 
 /// Help goes to standard output; a mistake gets its first sentence on standard error, without the page of usage.

@@ -2,7 +2,7 @@
 //!
 //! Modules in the order in which a job passes them: [`request`] (what was asked becomes a [`JobSpec`]), `admission`
 //! (what cannot fit is refused), [`run`] (one unit at a time: `text`, `denoise`, `decode`), [`video`] (frames into a file),
-//! [`report`] (what was held and given back). `residency` decides nothing: it brings weights where the cache has room.
+//! [`report`] (what was held and given back); [`fidelity`] compares two results. `residency` decides nothing: it brings weights where the cache has room.
 //!
 //! No clock and no randomness: the same request over the same checkpoint gives the same bits.
 
@@ -15,6 +15,7 @@ mod decode;
 mod denoise;
 mod error;
 mod features;
+pub mod fidelity;
 mod itinerary;
 mod keys;
 mod model;
