@@ -105,6 +105,9 @@ pub(crate) struct Generate {
     /// Print one JSON object on standard output, and nothing else there.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Also write a page about the job: what the cache held, what became of it, where the time went, pictures of the video.
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
     /// Start from this noise: a safetensors file with `noise` [16, T, height/8, width/8] in f32.
     #[arg(long, value_name = "FILE")]
     pub(crate) noise_in: Option<PathBuf>,

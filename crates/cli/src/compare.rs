@@ -37,10 +37,15 @@ fn as_json(parts: &[Part]) -> Value {
 }
 
 fn as_table(parts: &[Part]) -> String {
-    let mut table = format!("{:<16} {:>12} {:>12} {:>12} {:>8}\n", "part", "frames", "PSNR", "worst frame", "SSIM");
+    let mut table =
+        format!("{:<16} {:>12} {:>12} {:>12} {:>8}\n", "part", "frames", "PSNR", "worst frame", "SSIM");
     let decibels = |db: f64| if db.is_infinite() { "equal".to_owned() } else { format!("{db:.2} dB") };
     for part in parts {
-        let name = part.name.replace('_', " ").replace("seconds 0 to 2", "0 to 2 s").replace("seconds 2 to 5", "2 to 5 s");
+        let name = part
+            .name
+            .replace('_', " ")
+            .replace("seconds 0 to 2", "0 to 2 s")
+            .replace("seconds 2 to 5", "2 to 5 s");
         let frames = format!("{} to {}", part.frames.start, part.frames.end - 1);
         let (whole, worst) = (decibels(part.psnr_db), decibels(part.psnr_least_db));
         table += &format!("{name:<16} {frames:>12} {whole:>12} {worst:>12} {:>8.4}\n", part.ssim);

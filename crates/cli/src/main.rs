@@ -6,6 +6,7 @@ mod generate;
 mod machine;
 mod progress;
 mod quantity;
+mod report;
 mod summary;
 
 use std::process::ExitCode;

@@ -11,6 +11,7 @@ use evanesce_wan::vae::Decoder;
 use evanesce_wan::weights::Component;
 
 use crate::error::{EngineError, Result};
+use crate::report::MemoryNow;
 use crate::residency::Weights;
 
 /// One model, ready for jobs. Holds no weights of its own: those are entries of its cache.
@@ -64,6 +65,12 @@ impl Model {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.cache.counters()
+    }
+
+    /// What the cache holds at this moment, by tier and kind.
+    #[must_use]
+    pub fn memory_now(&self) -> MemoryNow {
+        MemoryNow::new(&self.cache.counters())
     }
 
     /// The cache that everything of this model lives in.

@@ -68,6 +68,40 @@ impl MemoryReport {
     }
 }
 
+/// What the cache holds at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryNow {
+    /// By tier, nearest to the arithmetic first.
+    pub tiers: Vec<TierNow>,
+}
+
+/// What one tier holds at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TierNow {
+    /// `device`, `host`, and so on.
+    pub tier: &'static str,
+    /// Bytes in use, of which some may be promised and not behind any kind yet.
+    pub used_bytes: u64,
+    /// Bytes promised to the stage under way: its scratch.
+    pub reserved_bytes: u64,
+    /// Bytes by kind, every kind in the same order.
+    pub kinds: Vec<(&'static str, u64)>,
+}
+
+impl MemoryNow {
+    /// Reads the counters.
+    pub(crate) fn new(counters: &Counters) -> Self {
+        let kinds = |tier| Kind::ALL.map(|kind| (kind.as_str(), counters.kind(kind).bytes[tier])).to_vec();
+        let now = Tier::ALL.map(|tier| TierNow {
+            tier: tier.as_str(),
+            used_bytes: counters.tier(tier).used_bytes,
+            reserved_bytes: counters.tier(tier).reserved_bytes,
+            kinds: kinds(tier),
+        });
+        Self { tiers: now.to_vec() }
+    }
+}
+
 impl KindReport {
     fn new(kind: Kind, counters: &Counters) -> Self {
         let counted = counters.kind(kind);

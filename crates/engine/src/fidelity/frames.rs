@@ -76,10 +76,14 @@ impl TensorFrames {
             return Err(neither(path));
         }
         let mut head = header_bytes.to_le_bytes().to_vec();
-        (&mut file).take(header_bytes).read_to_end(&mut head).map_err(|error| EngineError::file(path, error))?;
+        (&mut file)
+            .take(header_bytes)
+            .read_to_end(&mut head)
+            .map_err(|error| EngineError::file(path, error))?;
         let (_, metadata) = SafeTensors::read_metadata(&head).map_err(|_| neither(path))?;
         let info = metadata.info("frames").filter(|info| info.dtype == Dtype::F32);
-        let Some((&[frames, height, width, 3], (0, end))) = info.map(|i| (&i.shape[..], i.data_offsets)) else {
+        let Some((&[frames, height, width, 3], (0, end))) = info.map(|i| (&i.shape[..], i.data_offsets))
+        else {
             let message = "holds no `frames` [T, height, width, 3] in f32, first in the file, as --frames-out writes them";
             return Err(EngineError::file(path, message));
         };
@@ -88,7 +92,12 @@ impl TensorFrames {
             let message = format!("is {held} bytes long; its header says {}", head.len() + end);
             return Err(EngineError::file(path, message));
         }
-        Ok(Self { path: path.to_owned(), file: BufReader::new(file), shape: (frames, height, width), bytes: Vec::new() })
+        Ok(Self {
+            path: path.to_owned(),
+            file: BufReader::new(file),
+            shape: (frames, height, width),
+            bytes: Vec::new(),
+        })
     }
 
     fn next_into(&mut self, frame: &mut Vec<f32>) -> Result<()> {
@@ -102,5 +111,8 @@ impl TensorFrames {
 }
 
 fn neither(path: &Path) -> EngineError {
-    EngineError::file(path, "is neither a video (MP4 with H.264) nor a frames file (safetensors, from --frames-out)")
+    EngineError::file(
+        path,
+        "is neither a video (MP4 with H.264) nor a frames file (safetensors, from --frames-out)",
+    )
 }

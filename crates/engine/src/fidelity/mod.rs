@@ -42,7 +42,8 @@ pub fn compare(a: &Path, b: &Path, block_frames: usize, fps: Option<f64>) -> Res
     let (mut left, mut right) = (Frames::open(a)?, Frames::open(b)?);
     let (shape, other) = (left.shape(), right.shape());
     if shape != other {
-        let said = |(frames, height, width): (usize, usize, usize)| format!("{frames} frames of {width}x{height}");
+        let said =
+            |(frames, height, width): (usize, usize, usize)| format!("{frames} frames of {width}x{height}");
         return Err(EngineError::Request(format!(
             "{} has {}, {} has {}: only videos of one size and length can be compared",
             a.display(),
@@ -54,7 +55,8 @@ pub fn compare(a: &Path, b: &Path, block_frames: usize, fps: Option<f64>) -> Res
     let (frames, height, width) = shape;
     if frames == 0 || height.min(width) < ssim::WINDOW {
         let least = ssim::WINDOW;
-        let message = format!("has {frames} frames of {width}x{height}; comparing takes 1 frame of {least}x{least}");
+        let message =
+            format!("has {frames} frames of {width}x{height}; comparing takes 1 frame of {least}x{least}");
         return Err(EngineError::file(a, message));
     }
     let fps = fps.or(left.fps()).or(right.fps()).unwrap_or(FPS);
@@ -65,12 +67,19 @@ pub fn compare(a: &Path, b: &Path, block_frames: usize, fps: Option<f64>) -> Res
         right.next_into(&mut y)?;
         measured.push((mean_square(&x, &y), similarity(&x, &y, width)));
     }
-    Ok(parts(frames, block_frames, fps).into_iter().map(|(name, range)| part(name, range, &measured)).collect())
+    Ok(parts(frames, block_frames, fps)
+        .into_iter()
+        .map(|(name, range)| part(name, range, &measured))
+        .collect())
 }
 
 /// The parts that a video of so many frames has.
 fn parts(frames: usize, block_frames: usize, fps: f64) -> Vec<(&'static str, Range<usize>)> {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative, and saturates")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "not negative, and saturates"
+    )]
     let at = |seconds: f64| ((seconds * fps).round() as usize).min(frames);
     let first = (block_frames.saturating_sub(1).saturating_mul(4) + 1).min(frames);
     let all = [
@@ -86,7 +95,13 @@ fn part(name: &'static str, frames: Range<usize>, measured: &[(f64, f64)]) -> Pa
     let of_part = &measured[frames.clone()];
     let mean = |value: fn(&(f64, f64)) -> f64| of_part.iter().map(value).sum::<f64>() / of_part.len() as f64;
     let worst = of_part.iter().map(|m| m.0).fold(0.0, f64::max);
-    Part { name, frames, psnr_db: decibels(mean(|m| m.0)), ssim: mean(|m| m.1), psnr_least_db: decibels(worst) }
+    Part {
+        name,
+        frames,
+        psnr_db: decibels(mean(|m| m.0)),
+        ssim: mean(|m| m.1),
+        psnr_least_db: decibels(worst),
+    }
 }
 
 /// PSNR of values in 0..1.
@@ -154,7 +169,8 @@ mod tests {
         let (a, b) = (dir.path().join("frames"), dir.path().join("video"));
         let frames: Vec<_> = (0..20).map(|i| frame(i, 0.0)).collect();
         write_frames(&a, &frames);
-        let settings = VideoSettings { quality: Quality::from_qp(12).unwrap(), ..VideoSettings::new(SIDE, SIDE, 4) };
+        let settings =
+            VideoSettings { quality: Quality::from_qp(12).unwrap(), ..VideoSettings::new(SIDE, SIDE, 4) };
         let mut video = Mp4Writer::create(&b, settings).unwrap();
         for frame in &frames {
             video.push(frame).unwrap();

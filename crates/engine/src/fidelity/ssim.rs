@@ -16,7 +16,8 @@ pub(super) fn ssim(a: &[f64], b: &[f64], width: usize) -> f64 {
     let total: f64 = (0..mean_a.len())
         .map(|i| {
             let (ma, mb) = (mean_a[i], mean_b[i]);
-            let (var_a, var_b, covariance) = (square_a[i] - ma * ma, square_b[i] - mb * mb, both[i] - ma * mb);
+            let (var_a, var_b, covariance) =
+                (square_a[i] - ma * ma, square_b[i] - mb * mb, both[i] - ma * mb);
             ((2.0 * ma * mb + C1) * (2.0 * covariance + C2))
                 / ((ma * ma + mb * mb + C1) * (var_a + var_b + C2))
         })
@@ -30,7 +31,9 @@ fn blurred(plane: &[f64], width: usize) -> Vec<f64> {
     let narrow = width + 1 - WINDOW;
     let rows: Vec<f64> = plane
         .chunks_exact(width)
-        .flat_map(|row| row.windows(WINDOW).map(|window| window.iter().zip(weights).map(|(x, w)| x * w).sum::<f64>()))
+        .flat_map(|row| {
+            row.windows(WINDOW).map(|window| window.iter().zip(weights).map(|(x, w)| x * w).sum::<f64>())
+        })
         .collect();
     let height = rows.len() / narrow + 1 - WINDOW;
     (0..height * narrow)
@@ -65,17 +68,16 @@ mod tests {
     fn by_definition(a: &[f64], b: &[f64], width: usize) -> f64 {
         let (w, height) = (weights(), a.len() / width);
         let mut sum = 0.0;
-        for (row, column) in
-            (0..=height - WINDOW).flat_map(|r| (0..=width - WINDOW).map(move |c| (r, c)))
-        {
+        for (row, column) in (0..=height - WINDOW).flat_map(|r| (0..=width - WINDOW).map(move |c| (r, c))) {
             let at = |k: usize| (row + k / WINDOW) * width + column + k % WINDOW;
             let weight = |k: usize| w[k / WINDOW] * w[k % WINDOW];
-            let mean = |f: &dyn Fn(usize) -> f64| (0..WINDOW * WINDOW).map(|k| weight(k) * f(at(k))).sum::<f64>();
+            let mean =
+                |f: &dyn Fn(usize) -> f64| (0..WINDOW * WINDOW).map(|k| weight(k) * f(at(k))).sum::<f64>();
             let (ma, mb) = (mean(&|i| a[i]), mean(&|i| b[i]));
             let (va, vb) = (mean(&|i| (a[i] - ma).powi(2)), mean(&|i| (b[i] - mb).powi(2)));
             let covariance = mean(&|i| (a[i] - ma) * (b[i] - mb));
-            sum += (2.0 * ma * mb + C1) * (2.0 * covariance + C2)
-                / ((ma * ma + mb * mb + C1) * (va + vb + C2));
+            sum +=
+                (2.0 * ma * mb + C1) * (2.0 * covariance + C2) / ((ma * ma + mb * mb + C1) * (va + vb + C2));
         }
         sum / ((height - WINDOW + 1) * (width - WINDOW + 1)) as f64
     }
@@ -84,7 +86,8 @@ mod tests {
     fn it_is_the_definition_for_every_shape() {
         for (width, height) in [(11, 11), (16, 12), (13, 29)] {
             let a = plane(width * height, 1);
-            let b: Vec<f64> = a.iter().zip(plane(width * height, 2)).map(|(x, y)| 0.8 * x + 0.2 * y).collect();
+            let b: Vec<f64> =
+                a.iter().zip(plane(width * height, 2)).map(|(x, y)| 0.8 * x + 0.2 * y).collect();
             let (got, want) = (ssim(&a, &b, width), by_definition(&a, &b, width));
             assert!((got - want).abs() < 1e-12, "{width}x{height}: {got} {want}");
             assert!((0.5..0.999).contains(&got), "{got}");

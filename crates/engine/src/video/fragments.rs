@@ -7,9 +7,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use mp4_atom::{
-    Encode, Mfhd, Moof, Moov, Mvex, Tfdt, Tfhd, Traf, Trex, Trun, TrunEntry, TrunSamples,
-};
+use mp4_atom::{Encode, Mfhd, Moof, Moov, Mvex, Tfdt, Tfhd, Traf, Trex, Trun, TrunEntry, TrunSamples};
 
 use super::encoder::{AccessUnit, ParameterSets};
 use super::error::{Result, VideoError};

@@ -67,7 +67,12 @@ impl SampleTable {
     }
 
     /// The index of the frames there are; those of a video without any go before fragments.
-    pub(super) fn movie(&self, first_frame_at: u32, settings: &VideoSettings, sets: &ParameterSets) -> Result<Moov> {
+    pub(super) fn movie(
+        &self,
+        first_frame_at: u32,
+        settings: &VideoSettings,
+        sets: &ParameterSets,
+    ) -> Result<Moov> {
         let timescale = settings.timescale();
         let duration = self.sizes_bytes.len() as u64 * u64::from(settings.ticks_per_frame());
         let (width, height) = edges(settings)?;

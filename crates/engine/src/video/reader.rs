@@ -33,7 +33,10 @@ pub(crate) struct Mp4Reader {
 
 impl std::fmt::Debug for Mp4Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mp4Reader").field("path", &self.path).field("next", &self.next).finish_non_exhaustive()
+        f.debug_struct("Mp4Reader")
+            .field("path", &self.path)
+            .field("next", &self.next)
+            .finish_non_exhaustive()
     }
 }
 
@@ -116,7 +119,8 @@ impl Mp4Reader {
         self.file.seek(SeekFrom::Start(place)).map_err(|error| wrong(&error))?;
         self.file.read_exact(&mut sample).map_err(|error| wrong(&error))?;
         let mut stream = std::mem::take(&mut self.parameter_sets);
-        append_units(&mut stream, &sample, self.length_bytes).ok_or_else(|| wrong(&"its units are cut short"))?;
+        append_units(&mut stream, &sample, self.length_bytes)
+            .ok_or_else(|| wrong(&"its units are cut short"))?;
         let picture = self.decoder.decode(&stream).map_err(|error| wrong(&error))?;
         let picture = picture.ok_or_else(|| wrong(&"it is no whole picture, or not in order"))?;
         if picture.dimensions() != (self.width, self.height) {
@@ -133,7 +137,8 @@ fn find_movie(file: &mut File) -> std::result::Result<Moov, String> {
     loop {
         let header = Header::read_from(file).map_err(|error| format!("it has no index ({error})"))?;
         if header.kind == Moov::KIND {
-            return Moov::read_atom(&header, file).map_err(|error| format!("its index cannot be read ({error})"));
+            return Moov::read_atom(&header, file)
+                .map_err(|error| format!("its index cannot be read ({error})"));
         }
         let size = header.size.and_then(|size| i64::try_from(size).ok()).ok_or("it has no index")?;
         file.seek(SeekFrom::Current(size)).map_err(|error| error.to_string())?;

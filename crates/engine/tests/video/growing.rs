@@ -30,10 +30,15 @@ fn fragments(file: &[u8]) -> Vec<Fragment<'_>> {
                 _ => boxes::u64_at(tfdt, 4),
             };
             let trun = boxes::find(moof, "traf/trun");
-            assert_eq!(boxes::u32_at(trun, 0) & 0xff_ffff, 0x601, "an offset, then size and flags of each frame");
+            assert_eq!(
+                boxes::u32_at(trun, 0) & 0xff_ffff,
+                0x601,
+                "an offset, then size and flags of each frame"
+            );
             let mut at = start + boxes::u32_at(trun, 8) as usize;
             let frame = |i: usize| {
-                let (size, flags) = (boxes::u32_at(trun, 12 + 8 * i) as usize, boxes::u32_at(trun, 16 + 8 * i));
+                let (size, flags) =
+                    (boxes::u32_at(trun, 12 + 8 * i) as usize, boxes::u32_at(trun, 16 + 8 * i));
                 at += size;
                 (flags, &file[at - size..at])
             };
@@ -64,7 +69,8 @@ fn what_is_there_at_any_moment_decodes_to_the_frames_pushed_so_far() {
             assert_eq!(kinds[..4], ["ftyp", "moov", "moof", "mdat"]);
             assert_eq!(boxes::u32_at(boxes::find(&file, "moov/mvex/trex"), 12), 1000 * 16 / 16);
         }
-        let expected: Vec<u32> = (0..frames.len()).map(|i| if i % 32 == 0 { KEYFRAME } else { BETWEEN }).collect();
+        let expected: Vec<u32> =
+            (0..frames.len()).map(|i| if i % 32 == 0 { KEYFRAME } else { BETWEEN }).collect();
         assert_eq!(frames.iter().map(|frame| frame.0).collect::<Vec<_>>(), expected);
         for (i, fragment) in fragments.iter().enumerate() {
             assert_eq!((fragment.number as usize, fragment.begins), (i + 1, 8 * i as u64 * 1000));
