@@ -5,6 +5,7 @@ mod generate;
 mod machine;
 mod progress;
 mod quantity;
+mod serve;
 mod summary;
 
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Generate(args) => generate::run(&args),
+        Command::Serve(args) => serve::run(args),
     }
 }
 
