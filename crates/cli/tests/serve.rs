@@ -1,10 +1,10 @@
 //! `evanesce serve` as a user runs it, and as a power cut ends it.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
-mod support;
 #[path = "../../server/tests/support/client.rs"]
 #[expect(dead_code, reason = "the service's own tests use all of it")]
 mod client;
+mod support;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -29,10 +29,13 @@ impl Drop for Serving {
 
 fn serve(data: &Path) -> Serving {
     let mut command = evanesce();
-    command.args(["serve", "--listen", "127.0.0.1:0", "--threads", "2", "--device-memory", "1GiB", "--data"]).arg(data);
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--threads", "2", "--device-memory", "1GiB", "--data"])
+        .arg(data);
     let mut child = command.arg("--model").arg(golden_checkpoint()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(|line| line.unwrap());
-    let address = lines.find_map(|line| line.strip_prefix("listening on http://").map(|at| at.parse().unwrap()));
+    let address =
+        lines.find_map(|line| line.strip_prefix("listening on http://").map(|at| at.parse().unwrap()));
     // The log must keep flowing, or the service would wait for its reader.
     std::thread::spawn(move || lines.for_each(drop));
     Serving { child, client: Client::new(address.unwrap()) }
@@ -45,7 +48,15 @@ fn request(seed: u64, steps: usize, priority: &str) -> Value {
 
 fn jobs() -> Vec<Value> {
     let classes = ["background", "standard", "interactive"];
-    (0..6).map(|seed| request(seed, 20 + 10 * usize::try_from(seed).unwrap(), classes[usize::try_from(seed % 3).unwrap()])).collect()
+    (0..6)
+        .map(|seed| {
+            request(
+                seed,
+                20 + 10 * usize::try_from(seed).unwrap(),
+                classes[usize::try_from(seed % 3).unwrap()],
+            )
+        })
+        .collect()
 }
 
 /// Kills the process at moments that events decide, starts it again each time, and compares with what nobody disturbed.
@@ -85,7 +96,8 @@ fn kill_9_loses_no_job_doubles_none_and_changes_no_bit() {
         assert!(serving.client.video(id) == *expected, "{id} differs from its undisturbed run");
     }
     let listed = serving.client.get("/v1/videos?order=asc").json();
-    let listed: Vec<_> = listed["data"].as_array().unwrap().iter().map(|video| video["id"].as_str().unwrap()).collect();
+    let listed: Vec<_> =
+        listed["data"].as_array().unwrap().iter().map(|video| video["id"].as_str().unwrap()).collect();
     assert_eq!(listed, ids);
     // Nothing is left but six videos: no draft, no orphan.
     let names = |inner: &str| support::names_in(&dir.path().join(inner));
@@ -116,7 +128,13 @@ fn the_printed_configuration_starts_a_service_and_mistakes_are_named() {
     let refused = |text: &str, flags: &[&str]| {
         std::fs::write(&file, text).unwrap();
         let mut command = evanesce();
-        let output = command.current_dir(dir.path()).args(["serve", "--config"]).arg(&file).args(flags).output().unwrap();
+        let output = command
+            .current_dir(dir.path())
+            .args(["serve", "--config"])
+            .arg(&file)
+            .args(flags)
+            .output()
+            .unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), stderr.trim_end().lines().count()), (Some(2), 1), "{stderr}");
         stderr

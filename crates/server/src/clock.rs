@@ -47,8 +47,4 @@ impl Stopwatch {
     pub(crate) fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }
-
-    pub(crate) fn seconds(&self) -> f64 {
-        self.elapsed().as_secs_f64()
-    }
 }

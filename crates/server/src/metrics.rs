@@ -54,7 +54,7 @@ struct Counted {
 
 /// What the service has counted since it started.
 #[derive(Debug, Default)]
-pub struct Metrics(Mutex<Counted>);
+pub(crate) struct Metrics(Mutex<Counted>);
 
 impl Metrics {
     /// Every change is one statement, so a panic elsewhere cannot spoil it.
@@ -91,8 +91,7 @@ impl Metrics {
     }
 
     /// All of it as Prometheus reads it.
-    #[must_use]
-    pub fn text(&self, cache: &Counters, board: &Board) -> String {
+    pub(crate) fn text(&self, cache: &Counters, board: &Board) -> String {
         let mut out = Text(String::new());
         write_cache(&mut out, cache);
         let counted = self.counted();
@@ -141,11 +140,11 @@ struct Text(String);
 impl Text {
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a string cannot fail.
-        drop(writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}"));
+        _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
     fn line(&mut self, name: &str, value: impl std::fmt::Display) {
-        drop(writeln!(self.0, "{name} {value}"));
+        _ = writeln!(self.0, "{name} {value}");
     }
 }
 

@@ -102,13 +102,25 @@ fn bad_bodies_paths_and_methods_are_refused() {
     assert_refused(&post(json_type, b"[1]"), 400, "invalid_body", "not an object");
     assert_refused(&post(json_type, b"\xff\xfe"), 400, "invalid_body", "not JSON");
     assert_refused(&post(json_type, "[".repeat(10_000).as_bytes()), 400, "invalid_body", "not JSON");
-    assert_refused(&post(("content-type", "text/plain"), b"x"), 415, "unsupported_media_type", "application/json");
+    assert_refused(
+        &post(("content-type", "text/plain"), b"x"),
+        415,
+        "unsupported_media_type",
+        "application/json",
+    );
     assert_refused(&post(("content-type", "multipart/form-data"), b"x"), 400, "invalid_body", "form");
     let cut_off = b"--b\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\nx";
-    assert_refused(&post(("content-type", "multipart/form-data; boundary=b"), cut_off), 400, "invalid_body", "form");
+    assert_refused(
+        &post(("content-type", "multipart/form-data; boundary=b"), cut_off),
+        400,
+        "invalid_body",
+        "form",
+    );
     let huge = json!({"prompt": "x".repeat(30_000)}).to_string();
     assert_refused(&post(json_type, huge.as_bytes()), 413, "body_too_large", "20000");
-    for id in ["x", "..", "..%2f..%2fjobs.sqlite", "video_", "video_%00", "VIDEO_00000000000000000000000000000000"] {
+    for id in
+        ["x", "..", "..%2f..%2fjobs.sqlite", "video_", "video_%00", "VIDEO_00000000000000000000000000000000"]
+    {
         for path in ["", "/content", "/events"] {
             assert_refused(&client.get(&format!("/v1/videos/{id}{path}")), 404, "not_found", "");
         }
@@ -141,14 +153,16 @@ fn bad_bodies_paths_and_methods_are_refused() {
 #[test]
 fn a_job_that_can_never_fit_is_told_what_would() {
     let dir = tempfile::tempdir().unwrap();
-    let large = json!({"prompt": "a ball", "size": "128x128", "num_frames": 81, "num_inference_steps": 2, "seed": 1});
+    let large =
+        json!({"prompt": "a ball", "size": "128x128", "num_frames": 81, "num_inference_steps": 2, "seed": 1});
     let budgets = Budgets { device_bytes: 24 << 20, host_bytes: 0 };
     let running = start_with(config(dir.path()), budgets).unwrap();
     let client = running.client();
     let answer = client.post("/v1/videos", &large);
     assert_refused(&answer, 400, "does_not_fit", "at this size at most");
     let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
-    let frames: usize = message.split(" at most ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let frames: usize =
+        message.split(" at most ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     // What is said to fit does fit, and the next length does not.
     let sized = |frames: usize| json!({"prompt": "a ball", "size": "128x128", "num_frames": frames, "num_inference_steps": 1, "seed": 1});
     assert_refused(&client.post("/v1/videos", &sized(frames + 4)), 400, "does_not_fit", "at most");
@@ -177,7 +191,8 @@ fn a_full_queue_answers_429_and_says_when_to_come_back() {
 #[test]
 fn tenants_see_their_own_videos_and_nothing_of_others() {
     let dir = tempfile::tempdir().unwrap();
-    let key = |tenant: &str, class| KeyConfig { tenant: tenant.to_owned(), blake3: key_digest(tenant), class };
+    let key =
+        |tenant: &str, class| KeyConfig { tenant: tenant.to_owned(), blake3: key_digest(tenant), class };
     let keys = vec![key("alice", Class::Interactive), key("bob", Class::Standard)];
     let running = start_with(Config { keys, ..config(dir.path()) }, AMPLE).unwrap();
     let nobody = running.client();
@@ -193,11 +208,21 @@ fn tenants_see_their_own_videos_and_nothing_of_others() {
     for path in [String::new(), "/content".to_owned(), "/events".to_owned()] {
         assert_refused(&bob.get(&format!("/v1/videos/{id}{path}")), 404, "not_found", "no such video");
     }
-    assert_refused(&bob.send("POST", &format!("/v1/videos/{id}/cancel"), &[], b""), 404, "not_found", "no such video");
+    assert_refused(
+        &bob.send("POST", &format!("/v1/videos/{id}/cancel"), &[], b""),
+        404,
+        "not_found",
+        "no such video",
+    );
     assert_refused(&bob.delete(&format!("/v1/videos/{id}")), 404, "not_found", "no such video");
     assert_refused(&bob.get(&format!("/v1/videos?after={id}")), 404, "not_found", "no such video");
     assert_eq!(bob.get("/v1/videos").json()["data"], json!([]));
-    assert_refused(&bob.post("/v1/videos", &with("priority", json!("interactive"))), 400, "invalid_value", "standard");
+    assert_refused(
+        &bob.post("/v1/videos", &with("priority", json!("interactive"))),
+        400,
+        "invalid_value",
+        "standard",
+    );
     let own = bob.create(&small(2));
     let seen = bobs_events.find(|(name, _)| name == "video").unwrap().1;
     assert_eq!(seen["id"], json!(own));
@@ -213,7 +238,10 @@ fn a_service_that_cannot_start_says_why() {
     assert!(refused(config(dir.path())).contains("used by another service"));
     let other = tempfile::tempdir().unwrap();
     assert!(refused(Config { listen: running.address, ..config(other.path()) }).contains("cannot listen on"));
-    assert!(refused(Config { listen: "0.0.0.0:0".parse().unwrap(), ..config(other.path()) }).contains("needs keys"));
+    assert!(
+        refused(Config { listen: "0.0.0.0:0".parse().unwrap(), ..config(other.path()) })
+            .contains("needs keys")
+    );
     std::fs::write(other.path().join("jobs.sqlite"), b"this is no database, whatever its name says").unwrap();
     assert!(refused(config(other.path())).contains("job store"));
 }

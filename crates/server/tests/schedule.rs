@@ -52,7 +52,7 @@ fn run(
     out: &mut String,
 ) {
     let mut same = (None, 0);
-    let mut flush = |same: (Option<Seq>, u64), out: &mut String| {
+    let flush = |same: (Option<Seq>, u64), out: &mut String| {
         if let (Some(seq), n) = same {
             writeln!(out, "    {} x{n}", names[&seq]).unwrap();
         }

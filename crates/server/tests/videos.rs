@@ -33,7 +33,10 @@ fn a_video_is_asked_for_watched_downloaded_listed_and_deleted() {
     }
     let id = video["id"].as_str().unwrap();
     let done = client.wait(id);
-    assert_eq!((&done["status"], &done["progress"], &done["step"]), (&json!("completed"), &json!(100), &json!(2)));
+    assert_eq!(
+        (&done["status"], &done["progress"], &done["step"]),
+        (&json!("completed"), &json!(100), &json!(2))
+    );
     assert_eq!(done["memory"]["device"]["owned_bytes"], 0);
     assert!(done["memory"]["device"]["peak_bytes"].as_u64().unwrap() > 0);
     assert!(done["expires_at"].as_i64() > done["completed_at"].as_i64());
@@ -46,12 +49,18 @@ fn a_video_is_asked_for_watched_downloaded_listed_and_deleted() {
     for variant in ["thumbnail", "spritesheet"] {
         let picture = client.get(&format!("{path}?variant={variant}"));
         assert_eq!((picture.status, picture.header("content-type")), (200, Some("image/jpeg")));
-        assert_eq!((&picture.body[..2], &picture.body[picture.body.len() - 2..]), (&[0xff, 0xd8][..], &[0xff, 0xd9][..]));
+        assert_eq!(
+            (&picture.body[..2], &picture.body[picture.body.len() - 2..]),
+            (&[0xff, 0xd8][..], &[0xff, 0xd9][..])
+        );
     }
     assert_eq!(client.get(&format!("{path}?variant=poster")).status, 400);
 
     let list = client.get("/v1/videos").json();
-    assert_eq!((&list["object"], &list["data"], &list["has_more"]), (&json!("list"), &json!([done]), &json!(false)));
+    assert_eq!(
+        (&list["object"], &list["data"], &list["has_more"]),
+        (&json!("list"), &json!([done]), &json!(false))
+    );
     let deleted = client.delete(&format!("/v1/videos/{id}")).json();
     assert_eq!(deleted, json!({"id": id, "object": "video.deleted", "deleted": true}));
     assert_eq!(client.get(&format!("/v1/videos/{id}")).status, 404);
@@ -75,7 +84,10 @@ fn ranges_and_validators_give_parts_and_nothing_twice() {
     assert_eq!(middle.header("content-range"), Some(format!("bytes 10-19/{}", whole.len()).as_str()));
     assert_eq!(part("bytes=-5", &[]).body, whole[whole.len() - 5..]);
     let beyond = part("bytes=999999999-", &[]);
-    assert_eq!((beyond.status, beyond.header("content-range").unwrap()), (416, format!("bytes */{}", whole.len()).as_str()));
+    assert_eq!(
+        (beyond.status, beyond.header("content-range").unwrap()),
+        (416, format!("bytes */{}", whole.len()).as_str())
+    );
     let tag = middle.header("etag").unwrap();
     assert_eq!(part("bytes=0-0", &[("if-range", tag)]).status, 206);
     assert_eq!(part("bytes=0-0", &[("if-range", "\"other\"")]).body, whole);
@@ -220,9 +232,20 @@ fn forms_say_the_same_as_json() {
             format!("--xyz\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
         });
         let body = parts.chain(["--xyz--\r\n".to_owned()]).collect::<String>();
-        client.send("POST", "/v1/videos", &[("content-type", "multipart/form-data; boundary=xyz")], body.as_bytes())
+        client.send(
+            "POST",
+            "/v1/videos",
+            &[("content-type", "multipart/form-data; boundary=xyz")],
+            body.as_bytes(),
+        )
     };
-    let made = form(&[("prompt", "a red ball"), ("size", "32x32"), ("num_frames", "5"), ("num_inference_steps", "2"), ("seed", "9")]);
+    let made = form(&[
+        ("prompt", "a red ball"),
+        ("size", "32x32"),
+        ("num_frames", "5"),
+        ("num_inference_steps", "2"),
+        ("seed", "9"),
+    ]);
     assert_eq!(made.status, 200, "{}", made.text());
     let by_json = client.create(&small(9));
     let by_form = made.json()["id"].as_str().unwrap().to_owned();
@@ -231,7 +254,10 @@ fn forms_say_the_same_as_json() {
     assert_eq!(client.video(&by_form), client.video(&by_json));
     assert_eq!(form(&[("prompt", "x"), ("seed", "many")]).json()["error"]["param"], "seed");
     assert_eq!(form(&[("prompt", "x"), ("prompt", "y")]).status, 400);
-    assert_eq!(form(&[("prompt", "x"), ("input_reference", "...")]).json()["error"]["code"], "unsupported_parameter");
+    assert_eq!(
+        form(&[("prompt", "x"), ("input_reference", "...")]).json()["error"]["code"],
+        "unsupported_parameter"
+    );
 }
 
 #[test]
@@ -239,11 +265,16 @@ fn lists_come_in_pages_in_both_orders() {
     let (_running, client, _dir) = service();
     let ids: Vec<_> = (0..5).map(|seed| client.create(&small(seed))).collect();
     let page = client.get("/v1/videos?limit=2&order=asc").json();
-    assert_eq!((&page["first_id"], &page["last_id"], &page["has_more"]), (&json!(ids[0]), &json!(ids[1]), &json!(true)));
+    assert_eq!(
+        (&page["first_id"], &page["last_id"], &page["has_more"]),
+        (&json!(ids[0]), &json!(ids[1]), &json!(true))
+    );
     let next = client.get(&format!("/v1/videos?limit=100&order=asc&after={}", ids[1])).json();
     assert_eq!((next["data"].as_array().unwrap().len(), &next["has_more"]), (3, &json!(false)));
     assert_eq!(client.get("/v1/videos?limit=1").json()["first_id"], json!(ids[4]));
-    for (query, status) in [("limit=101", 400), ("limit=-1", 400), ("order=up", 400), ("page=2", 400), ("after=x", 404)] {
+    for (query, status) in
+        [("limit=101", 400), ("limit=-1", 400), ("order=up", 400), ("page=2", 400), ("after=x", 404)]
+    {
         assert_eq!(client.get(&format!("/v1/videos?{query}")).status, status, "{query}");
     }
     for id in ids {

@@ -25,6 +25,9 @@ use crate::worker::Report;
 const POLL_AFTER: HeaderName = HeaderName::from_static("openai-poll-after-ms");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
+const POLL_AFTER_MIN: Duration = Duration::from_millis(250);
+const POLL_AFTER_MAX: Duration = Duration::from_secs(10);
+const POLL_AFTER_UNKNOWN: Duration = Duration::from_secs(1);
 const LIST_LIMIT: u32 = 20;
 const LIST_LIMIT_MAX: u32 = 100;
 
@@ -231,7 +234,11 @@ fn show(app: &App, job: &Job) -> Response {
     let mut response = Json(&video).into_response();
     if !job.status.is_over() {
         // A tenth of what is left, so that waiting clients neither flood nor sleep through the end.
-        let poll_ms = video.eta_s.map_or(1000, |eta_s| (eta_s * 100.0).clamp(250.0, 10_000.0).round() as i64);
+        let tenth = |eta_s: f64| Duration::try_from_secs_f64(eta_s / 10.0).unwrap_or(POLL_AFTER_MAX);
+        let delay = video
+            .eta_s
+            .map_or(POLL_AFTER_UNKNOWN, |eta_s| tenth(eta_s).clamp(POLL_AFTER_MIN, POLL_AFTER_MAX));
+        let poll_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         response.headers_mut().insert(POLL_AFTER, HeaderValue::from(poll_ms));
     }
     response

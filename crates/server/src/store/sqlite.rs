@@ -243,10 +243,6 @@ async fn full(
     })
 }
 
-fn fenced(changed: Option<Job>) -> Fenced {
-    if changed.is_some() { Fenced::No } else { Fenced::Yes }
-}
-
 impl JobStore for SqliteStore {
     fn insert(&self, new: NewJob, limits: QueueLimits) -> Answer<'_, Inserted> {
         Box::pin(self.insert_job(new, limits))
@@ -317,7 +313,8 @@ impl JobStore for SqliteStore {
                      lease_until_ms = NULL
                  WHERE id = ? AND epoch = ? AND status = 'in_progress' RETURNING {COLUMNS}"
             );
-            Ok(fenced(self.change(&sql, vec![Value::Text(id.as_str()), Value::Integer(epoch)]).await?))
+            let released = self.change(&sql, vec![Value::Text(id.as_str()), Value::Integer(epoch)]).await?;
+            Ok(if released.is_some() { Fenced::No } else { Fenced::Yes })
         })
     }
 

@@ -218,7 +218,8 @@ impl<'m> Worker<'m> {
     /// Claims a job and admits it. Costs no unit of work.
     fn start(&mut self, seq: Seq) {
         let Some(task) = self.tasks.get_mut(&seq) else { return self.schedule.leave(seq) };
-        let claim = self.means.store.claim(&task.job.id, &self.terms.lease(), UnixMs::now());
+        let lease = self.terms.lease();
+        let claim = self.means.store.claim(&task.job.id, &lease, UnixMs::now());
         let claimed = match self.runtime.block_on(claim) {
             Ok(Some(claimed)) => claimed,
             // Cancelled or deleted a moment ago; the report is on its way.

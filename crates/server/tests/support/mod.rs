@@ -1,5 +1,5 @@
 //! A service over the engine's golden checkpoint, and a client that knows just enough HTTP.
-#![allow(dead_code, clippy::allow_attributes, reason = "every test file uses a part")]
+#![allow(dead_code, unused_imports, clippy::allow_attributes, reason = "every test file uses a part")]
 
 pub(crate) mod client;
 
@@ -38,7 +38,8 @@ pub(crate) fn start(config: Config) -> Running {
 pub(crate) fn start_with(config: Config, budgets: Budgets) -> Result<Running, String> {
     let (told, address) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
             match Service::start(config, &checkpoint(), budgets).await {
                 Ok(service) => {
