@@ -6,6 +6,7 @@
 mod client;
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -78,19 +79,30 @@ fn kill_9_loses_no_job_doubles_none_and_changes_no_bit() {
     let mut serving = serve(dir.path());
     let ids: Vec<_> = jobs().iter().map(|job| serving.client.create(job)).collect();
     let mut state = 99_u64;
+    let mut n_under_way = 0;
     for _ in 0..8 {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let n_events = usize::try_from(state >> 33).unwrap() % 12;
-        let mut events = serving.client.events("/v1/events").filter(|(name, _)| name == "video");
+        // Listening begins before looking, so no end is missed.
+        let events = serving.client.events("/v1/events").filter(|(name, _)| name == "video");
         let listed = serving.client.get("/v1/videos").json();
-        let open = listed["data"].as_array().unwrap().iter().any(|v| v["status"] != "completed");
-        if open {
-            events.by_ref().take(n_events).for_each(drop);
+        let is_open = |video: &Value| video["status"] != "completed";
+        let id = |video: &Value| video["id"].as_str().unwrap().to_owned();
+        let mut open: BTreeSet<_> =
+            listed["data"].as_array().unwrap().iter().filter(|v| is_open(v)).map(id).collect();
+        n_under_way += usize::from(!open.is_empty());
+        let mut events = events.take(n_events);
+        while !open.is_empty() {
+            let Some((_, video)) = events.next() else { break };
+            if !is_open(&video) {
+                open.remove(&id(&video));
+            }
         }
         serving.child.kill().unwrap();
         serving.child.wait().unwrap();
         serving = serve(dir.path());
     }
+    assert!(n_under_way >= 2, "the jobs were done before they could be disturbed");
     for (id, expected) in ids.iter().zip(&expected) {
         assert_eq!(serving.client.wait(id)["status"], "completed");
         assert!(serving.client.video(id) == *expected, "{id} differs from its undisturbed run");

@@ -78,8 +78,8 @@ impl Metrics {
         self.counted().queue_wait.entry(class).or_default().observe(waited);
     }
 
-    pub(crate) fn unit(&self, phase: &'static str, took: Duration) {
-        self.counted().unit_time.entry(phase).or_default().observe(took);
+    pub(crate) fn unit(&self, stage: &'static str, took: Duration) {
+        self.counted().unit_time.entry(stage).or_default().observe(took);
     }
 
     pub(crate) fn ended(&self, class: Class, how: &'static str, took: Duration) {
@@ -128,8 +128,8 @@ impl Metrics {
             }
         }
         out.head("evanesce_unit_seconds", "histogram", "One unit of work: a prompt, a step, a latent frame.");
-        for (phase, histogram) in &counted.unit_time {
-            histogram.write(&mut out, "evanesce_unit_seconds", &format!("phase=\"{phase}\""));
+        for (stage, histogram) in &counted.unit_time {
+            histogram.write(&mut out, "evanesce_unit_seconds", &format!("stage=\"{stage}\""));
         }
         out.0
     }

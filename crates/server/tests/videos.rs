@@ -216,7 +216,6 @@ fn idempotency_keys_give_one_job_however_often_they_come() {
     let first = send(&small(1), "k1").json();
     let again = send(&small(1), "k1");
     assert_eq!((again.status, &again.json()["id"]), (200, &first["id"]));
-    // The same fields in a form are another body's bytes, but the key still finds the first job or refuses; another seed is refused.
     let other = send(&small(2), "k1");
     assert_eq!((other.status, &other.json()["error"]["code"]), (422, &json!("idempotency_key_reused")));
     assert_ne!(send(&small(1), "k2").json()["id"], first["id"]);
@@ -295,7 +294,8 @@ fn models_health_metrics_page_and_description_are_there() {
         "evanesce_jobs{class=\"standard\",status=\"queued\"} 0",
         "evanesce_job_seconds_count{class=\"standard\"} 1",
         "evanesce_cache_kind_bytes{kind=\"latent\",tier=\"device\"} 0",
-        "evanesce_unit_seconds_count{phase=\"denoise\"} 3",
+        "evanesce_unit_seconds_count{stage=\"denoise\"} 2",
+        "evanesce_unit_seconds_count{stage=\"decode\"} 2",
     ] {
         assert!(metrics.lines().any(|l| l == line), "{line} is not in:\n{metrics}");
     }

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::{HeaderMap, StatusCode, header};
+use futures_util::StreamExt;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -13,29 +14,38 @@ use crate::job::{Class, Quality};
 use crate::nearest::nearest;
 use crate::wire::CreateVideo;
 
+/// What is read of a body that is too long before it is refused, so that its client hears why.
+const DRAINED_BYTES_MAX: usize = 1 << 20;
+
 /// Reads a body of at most `bytes_max` that arrives within `patience`.
-pub(super) async fn read_body(body: Body, bytes_max: usize, patience: Duration) -> Result<Bytes, ApiError> {
-    match tokio::time::timeout(patience, axum::body::to_bytes(body, bytes_max)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => {
-            let too_long = std::error::Error::source(&error)
-                .is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
-            Err(if too_long {
-                let sentence = format!("the body is longer than {bytes_max} bytes");
-                ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", sentence)
-            } else {
-                ApiError::body("the body ended before its end")
-            })
+pub(super) async fn read_body(body: Body, bytes_max: usize, patience: Duration) -> Result<Vec<u8>, ApiError> {
+    let whole = async {
+        let (mut chunks, mut bytes, mut drained_bytes) = (body.into_data_stream(), Vec::new(), 0);
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|_| ApiError::body("the body ended before its end"))?;
+            if drained_bytes == 0 && bytes.len() + chunk.len() <= bytes_max {
+                bytes.extend_from_slice(&chunk);
+                continue;
+            }
+            drained_bytes += chunk.len();
+            if drained_bytes > DRAINED_BYTES_MAX {
+                break;
+            }
         }
-        Err(_elapsed) => {
-            let sentence = format!("the body did not arrive within {} s", patience.as_secs());
-            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", sentence))
+        if drained_bytes == 0 {
+            return Ok(bytes);
         }
-    }
+        let sentence = format!("the body is longer than {bytes_max} bytes");
+        Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", sentence))
+    };
+    tokio::time::timeout(patience, whole).await.unwrap_or_else(|_elapsed| {
+        let sentence = format!("the body did not arrive within {} s", patience.as_secs_f64());
+        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", sentence))
+    })
 }
 
 /// The fields of a body, by name. Fields of a form are all text.
-pub(super) async fn fields(headers: &HeaderMap, body: Bytes) -> Result<Map<String, Value>, ApiError> {
+pub(super) async fn fields(headers: &HeaderMap, body: Vec<u8>) -> Result<Map<String, Value>, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
@@ -52,7 +62,7 @@ pub(super) async fn fields(headers: &HeaderMap, body: Bytes) -> Result<Map<Strin
     }
 }
 
-async fn form_fields(headers: &HeaderMap, body: Bytes) -> Result<Map<String, Value>, ApiError> {
+async fn form_fields(headers: &HeaderMap, body: Vec<u8>) -> Result<Map<String, Value>, ApiError> {
     let wrong = |error: String| ApiError::body(format!("the form cannot be read: {error}"));
     let mut request = Request::new(Body::from(body));
     *request.headers_mut() = headers.clone();

@@ -172,7 +172,7 @@ fn length_field(length: Option<RequestedLength>) -> &'static str {
 fn check_shape(request: &Request, app: &App) -> Result<(), ApiError> {
     let checkpoint = app.model.checkpoint();
     if let Some((width, height)) = request.size {
-        if width.max(height) > app.limits.pixels_max {
+        if width.saturating_mul(height) > app.limits.pixels_max {
             let sentence = format!(
                 "{width}x{height} is too large; a frame has at most {} pixels",
                 app.limits.pixels_max

@@ -18,6 +18,8 @@ pub(super) struct Meter {
     latent_frames: usize,
     decoded_frames: usize,
     pub(super) phase: Phase,
+    /// The stage that the last unit belonged to; drawing noise belongs to none.
+    unit: Option<Stage>,
 }
 
 impl Meter {
@@ -30,7 +32,13 @@ impl Meter {
             latent_frames: (order.frames - 1) / 4 + 1,
             decoded_frames: 0,
             phase: Phase::Text,
+            unit: None,
         }
+    }
+
+    /// The stage that the last unit belonged to, since this was asked last.
+    pub(super) fn take_unit(&mut self) -> Option<Stage> {
+        self.unit.take()
     }
 
     /// Steps done, of the order's steps: for a video made block by block, the mean over its blocks.
@@ -59,6 +67,9 @@ impl Meter {
 
 impl Observer for Meter {
     fn on_event(&mut self, event: Event<'_>) {
+        if let Event::Advanced { stage, .. } = event {
+            self.unit = Some(stage);
+        }
         match event {
             Event::Block { at, n_blocks } => {
                 (self.block, self.n_blocks, self.step_of_block) = (at, n_blocks.max(1), 0);

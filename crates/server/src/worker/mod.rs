@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evanesce_engine::Model;
+use evanesce_engine::progress::Stage;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
@@ -253,14 +254,14 @@ impl<'m> Worker<'m> {
         let Some(Task { job, run: Some(run) }) = self.tasks.get_mut(&seq) else { return self.stop(seq) };
         let watch = Stopwatch::start();
         let unit = run.advance();
-        let (phase, took) = (run.meter.phase, watch.elapsed());
-        self.pace.learn(phase, &job.order, took);
-        self.means.metrics.unit(run.phase_name(), took);
+        let (stage, took) = (run.meter.take_unit(), watch.elapsed());
+        self.pace.learn(stage, &job.order, took);
+        self.means.metrics.unit(stage.map_or("noise", Stage::as_str), took);
         self.schedule.served(seq);
         let ending = match unit {
             Unit::More => {
                 let live = Live {
-                    phase,
+                    phase: run.meter.phase,
                     step: run.meter.step(),
                     progress: run.meter.progress(),
                     eta_s: self.pace.seconds_left(&job.order, &run.meter),

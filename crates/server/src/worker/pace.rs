@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use evanesce_engine::progress::Stage;
+
 use super::meter::Meter;
-use crate::board::Phase;
 use crate::job::Order;
 
 /// How much the newest unit counts.
@@ -18,11 +19,11 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Learns from one unit.
-    pub(super) fn learn(&mut self, phase: Phase, order: &Order, took: Duration) {
-        let (rate, pixels) = match phase {
-            Phase::Denoise => (&mut self.step_s_per_pixel, step_pixels(order)),
-            Phase::Decode => (&mut self.frame_s_per_pixel, frame_pixels(order)),
-            Phase::Queued | Phase::Text | Phase::Encode | Phase::Ended => return,
+    pub(super) fn learn(&mut self, unit: Option<Stage>, order: &Order, took: Duration) {
+        let (rate, pixels) = match unit {
+            Some(Stage::Denoise) => (&mut self.step_s_per_pixel, step_pixels(order)),
+            Some(Stage::Decode) => (&mut self.frame_s_per_pixel, frame_pixels(order)),
+            Some(Stage::Text | Stage::Encode) | None => return,
         };
         let now = took.as_secs_f64() / pixels;
         *rate = Some(rate.map_or(now, |before| before + NEWEST * (now - before)));

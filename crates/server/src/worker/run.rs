@@ -10,7 +10,6 @@ use evanesce_engine::{
 
 use super::internal;
 use super::meter::Meter;
-use crate::board::Phase;
 use crate::job::{Failure, Job, JobMemory, Order, TierBytes};
 use crate::journal::note;
 use crate::pictures::IllustratedVideo;
@@ -96,16 +95,6 @@ impl<'m> Run<'m> {
     pub(super) fn memory(&self, model: &Model) -> JobMemory {
         let held = model.cache().owned_by(self.id);
         memory(&held, &held)
-    }
-
-    pub(super) fn phase_name(&self) -> &'static str {
-        match self.meter.phase {
-            Phase::Queued | Phase::Ended => "other",
-            Phase::Text => "text",
-            Phase::Denoise => "denoise",
-            Phase::Decode => "decode",
-            Phase::Encode => "encode",
-        }
     }
 }
 
