@@ -43,7 +43,7 @@ fn serve(data: &Path) -> Serving {
 }
 
 fn request(seed: u64, steps: usize, priority: &str) -> Value {
-    json!({"prompt": "a red ball", "size": "32x32", "num_frames": 9, "num_inference_steps": steps, "seed": seed,
+    json!({"prompt": "a red ball", "size": "64x64", "num_frames": 41, "num_inference_steps": steps, "seed": seed,
         "priority": priority})
 }
 

@@ -37,6 +37,7 @@ pub(crate) async fn serve(
     http.timer(TokioTimer::new())
         .header_read_timeout(patience)
         .max_headers(HEADERS_MAX)
+        .max_header_size(limits.header_bytes_max)
         .max_buf_size(limits.header_bytes_max);
     let mut connections = JoinSet::new();
     let mut stop = stopping.clone();

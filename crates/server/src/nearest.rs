@@ -1,8 +1,11 @@
 //! The name that somebody probably meant.
 
-/// Of `known`, the name that takes the fewest edits from `given`; the first of several.
+use std::cmp::Reverse;
+
+/// Of `known`, the name that takes the fewest edits from `given`; of several, the one that begins most like it.
 pub(crate) fn nearest<'a>(given: &str, known: &[&'a str]) -> &'a str {
-    known.iter().copied().min_by_key(|name| distance(given, name)).unwrap_or_default()
+    let alike = |name: &str| given.chars().zip(name.chars()).take_while(|(a, b)| a == b).count();
+    known.iter().copied().min_by_key(|name| (distance(given, name), Reverse(alike(name)))).unwrap_or_default()
 }
 
 /// Levenshtein's distance in characters; a name that begins like what was given counts as near.
@@ -29,8 +32,8 @@ mod tests {
 
     #[test]
     fn the_fewest_edits_win_and_a_beginning_counts() {
-        let known = ["seed", "seconds", "num_inference_steps", "num_frames", "guidance_scale"];
-        assert_eq!(nearest("sed", &known), "seed");
+        let known = ["size", "seed", "seconds", "num_inference_steps", "num_frames", "guidance_scale"];
+        assert_eq!((nearest("sed", &known), nearest("sede", &known)), ("seed", "seed"));
         assert_eq!(nearest("num_steps", &known), "num_frames");
         assert_eq!(nearest("guidance", &known), "guidance_scale");
         assert_eq!(nearest("num_infrence_steps", &known), "num_inference_steps");

@@ -189,7 +189,7 @@ fn an_interactive_job_passes_a_long_one_that_then_goes_on_where_it_was() {
 #[test]
 fn a_restart_makes_the_video_that_an_undisturbed_run_makes() {
     let (running, client, dir) = service();
-    let request = json!({"prompt": "a red ball", "size": "32x32", "num_frames": 9, "num_inference_steps": 60, "seed": 5});
+    let request = long(5);
     let undisturbed = client.create(&request);
     client.wait(&undisturbed);
     let expected = client.video(&undisturbed);

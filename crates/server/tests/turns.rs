@@ -105,6 +105,8 @@ fn choices_are_those_of_the_golden_traces() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// Whatever comes, every job ends, the budget and the places hold, and no unit is wasted while there is a job.
     #[test]
     fn every_job_ends_within_the_budget(
