@@ -23,6 +23,41 @@ pub(crate) enum Command {
     Generate(Box<Generate>),
     /// Say how far two videos are from each other: PSNR and SSIM of the first block, of 0 to 2 s, of 2 to 5 s, and of all.
     Compare(Compare),
+    /// Make videos for whoever asks over HTTP, with a queue that survives the process and a page to watch it.
+    Serve(Serve),
+}
+
+/// Flags of `serve`; each overrides the configuration file.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The configuration; `--print-config` prints one with every key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Address and port [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Where jobs and videos are kept [default: evanesce-data].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// A checkpoint in diffusers layout or in the official Wan layout [default: the small one that ships with evanesce].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Memory for weights and everything that jobs keep where arithmetic happens, such as 8GiB [default: three quarters of
+    /// what is free].
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) device_memory: Option<String>,
+    /// Memory for what has to make room there but is needed again [default: an eighth of what is free].
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) host_memory: Option<String>,
+    /// Threads for arithmetic [default: one per processor].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Print a configuration with every key and its default, and exit.
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// Draw a key for a tenant, print it and its section of the configuration, and exit.
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) new_key: Option<String>,
 }
 
 /// The solvers that `--solver` offers.

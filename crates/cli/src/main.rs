@@ -7,6 +7,7 @@ mod machine;
 mod progress;
 mod quantity;
 mod report;
+mod serve;
 mod summary;
 
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Generate(args) => generate::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Serve(args) => serve::run(args),
     }
 }
 

@@ -88,6 +88,11 @@ impl Needs {
         Ok(Self { device_bytes })
     }
 
+    /// The least Device tier in which the job finishes.
+    pub(crate) fn device_bytes(&self) -> u64 {
+        self.device_bytes as u64
+    }
+
     /// Refuses a job that could not finish.
     ///
     /// # Errors

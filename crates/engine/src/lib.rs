@@ -32,7 +32,7 @@ pub mod video;
 
 pub use cancel::CancelToken;
 pub use error::{EngineError, Fault, Result};
-pub use evanesce_cache::Budgets;
+pub use evanesce_cache::{Budgets, Counters, JobId, Kind, Tier, Usage};
 pub use evanesce_wan::schedule::Solver;
 pub use model::Model;
 pub use output::{Outputs, VideoTarget};

@@ -10,8 +10,10 @@ use evanesce_wan::transformer::Transformer;
 use evanesce_wan::vae::Decoder;
 use evanesce_wan::weights::Component;
 
+use crate::admission::Needs;
 use crate::error::{EngineError, Result};
 use crate::report::MemoryNow;
+use crate::request::JobSpec;
 use crate::residency::Weights;
 
 /// One model, ready for jobs. Holds no weights of its own: those are entries of its cache.
@@ -77,6 +79,14 @@ impl Model {
     #[must_use]
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// The least bytes of the Device tier in which the job finishes: what to plan for before it starts.
+    ///
+    /// # Errors
+    /// When a prompt cannot be tokenized.
+    pub fn device_bytes_needed(&self, spec: &JobSpec) -> Result<u64> {
+        Ok(Needs::new(self, spec)?.device_bytes())
     }
 
     /// The expert for a component; a checkpoint with one transformer uses it for everything.
