@@ -155,6 +155,8 @@ impl Service {
             stopping,
             started: UnixMs::now(),
         };
+        // What expired while no service ran is gone before anybody can ask for it.
+        sweep(&app).await?;
         Ok(Self { address, app: Arc::new(app), listener, stop, engine_ended, store, _lock: lock })
     }
 

@@ -3,6 +3,7 @@
 
 mod support;
 
+use evanesce_server::Config;
 use serde_json::{Value, json};
 use support::{Client, Running, config, long, small, start};
 
@@ -204,6 +205,25 @@ fn a_restart_makes_the_video_that_an_undisturbed_run_makes() {
     assert_eq!(client.video(&disturbed), expected);
     assert_eq!(client.wait(&waits)["status"], "completed");
     assert_eq!(client.get("/v1/videos").json()["data"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn what_has_expired_is_gone_with_its_files_and_so_are_leftovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(Config { retention_hours: 0.0, ..config(dir.path()) });
+    let id = running.client().create(&small(1));
+    assert_eq!(running.client().wait(&id)["status"], "completed");
+    running.stop();
+    assert_eq!(files_under(&dir.path().join("videos")), 3);
+    // What a process leaves that dies between publishing a video and saying so, or while it makes one.
+    let leftovers = [format!("videos/video_{}", "0".repeat(32)), "drafts/video_x.1".to_owned()];
+    for leftover in leftovers.map(|name| dir.path().join(name)) {
+        std::fs::create_dir_all(&leftover).unwrap();
+        std::fs::write(leftover.join("video.mp4"), b"half").unwrap();
+    }
+    let again = start(config(dir.path()));
+    assert_eq!(again.client().get(&format!("/v1/videos/{id}")).status, 404);
+    assert_eq!(files_under(&dir.path().join("videos")) + files_under(&dir.path().join("drafts")), 0);
 }
 
 #[test]

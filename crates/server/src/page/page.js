@@ -66,8 +66,13 @@ $("key").addEventListener("submit", (event) => {
   begin();
 });
 
+// The answer is drawn at once: the events of a job under way come only when its step has ended.
 async function act(path, method) {
-  try { await call(path, { method }); show("make-error", ""); } catch (error) { show("make-error", error.message); }
+  try {
+    const answer = await (await call(path, { method })).json();
+    show("make-error", "");
+    handlers[answer.object](answer);
+  } catch (error) { show("make-error", error.message); }
 }
 
 // Queue
