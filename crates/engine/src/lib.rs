@@ -7,6 +7,7 @@
 //! No clock and no randomness: the same request over the same checkpoint gives the same bits.
 
 mod admission;
+mod ahead;
 mod blocks;
 mod bytes;
 mod cancel;
@@ -31,7 +32,7 @@ pub mod video;
 
 pub use cancel::CancelToken;
 pub use error::{EngineError, Fault, Result};
-pub use evanesce_cache::Budgets;
+pub use evanesce_cache::{Budgets, Disk};
 pub use evanesce_wan::schedule::Solver;
 pub use model::Model;
 pub use output::{Outputs, VideoTarget};
