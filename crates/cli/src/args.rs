@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use evanesce_engine::KvCodec;
 
-use crate::quantity::{parse_bytes, parse_frame_size, parse_kv_codec};
+use crate::quantity::{DiskCache, parse_bytes, parse_disk_cache, parse_frame_size, parse_kv_codec};
 
 /// Makes videos from text with Wan2.2, in memory that comes back.
 #[derive(Debug, Parser)]
@@ -134,6 +134,10 @@ pub(crate) struct Generate {
     /// Memory for what has to make room there but is needed again [default: an eighth of what is free].
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) host_memory: Option<usize>,
+    /// A directory and how much of it may be used for what finds no room in memory, such as /fast/ssd:64GiB: one file, set
+    /// aside at the start and removed at the end [default: none].
+    #[arg(long, value_name = "DIR:BYTES", value_parser = parse_disk_cache)]
+    pub(crate) disk_cache: Option<DiskCache>,
     /// Threads for arithmetic [default: one per processor].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,

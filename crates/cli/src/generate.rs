@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use anyhow::Context;
 use evanesce_engine::{
-    Budgets, CancelToken, EngineError, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Solver,
-    VideoTarget,
+    Budgets, CancelToken, Disk, EngineError, JobRun, Model, Outcome, Outputs, Request, RequestedLength,
+    Solver, VideoTarget,
 };
 
 use crate::args::{Generate, SolverName};
 use crate::machine;
 use crate::progress::{Display, say};
+use crate::quantity::DiskCache;
 use crate::report::{Page, Recorder};
 use crate::summary::Summary;
 
@@ -39,7 +40,14 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
             EngineError::Request("no checkpoint: the one that ships with evanesce was not found beside this program; name one with --model DIR".to_owned())
         })?,
     };
-    let model = Model::open(&directory, budgets(args))?;
+    let model = match &args.disk_cache {
+        None => Model::open(&directory, budgets(args))?,
+        Some(DiskCache { directory: disk, bytes }) => {
+            let disk = Disk::open(disk, *bytes as u64)
+                .map_err(|error| EngineError::Request(format!("--disk-cache cannot be used: {error}")))?;
+            Model::open_with_disk(&directory, budgets(args), disk)?
+        }
+    };
     let load_s = started.elapsed().as_secs_f64();
 
     let mut display = Display::new();

@@ -7,6 +7,7 @@
 //! No clock and no randomness: the same request over the same checkpoint gives the same bits.
 
 mod admission;
+mod ahead;
 mod blocks;
 mod bytes;
 mod cancel;
@@ -32,7 +33,7 @@ pub mod video;
 
 pub use cancel::CancelToken;
 pub use error::{EngineError, Fault, Result};
-pub use evanesce_cache::{Budgets, Counters, JobId, Kind, Tier, Usage};
+pub use evanesce_cache::{Budgets, Counters, Disk, JobId, Kind, Tier, Usage};
 pub use evanesce_wan::schedule::Solver;
 pub use model::Model;
 pub use output::{Outputs, VideoTarget};

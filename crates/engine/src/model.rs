@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use evanesce_cache::{Budgets, Cache, Counters};
+use evanesce_cache::{Budgets, Cache, Counters, Disk};
 use evanesce_wan::checkpoint::Checkpoint;
 use evanesce_wan::text::{TextEncoder, Tokenizer};
 use evanesce_wan::transformer::Transformer;
@@ -11,6 +11,7 @@ use evanesce_wan::vae::Decoder;
 use evanesce_wan::weights::Component;
 
 use crate::admission::Needs;
+use crate::ahead::Porter;
 use crate::error::{EngineError, Result};
 use crate::report::MemoryNow;
 use crate::request::JobSpec;
@@ -22,6 +23,7 @@ pub struct Model {
     pub(crate) checkpoint: Arc<Checkpoint>,
     pub(crate) cache: Cache,
     pub(crate) weights: Weights,
+    pub(crate) porter: Porter,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) text: TextEncoder,
     pub(crate) decoder: Decoder,
@@ -35,8 +37,19 @@ impl Model {
     /// # Errors
     /// What is missing, misshapen or unknown in the checkpoint, in one sentence.
     pub fn open(directory: &Path, budgets: Budgets) -> Result<Self> {
+        Self::open_over(directory, Cache::new(budgets))
+    }
+
+    /// As [`Self::open`] with a disk under the tiers in memory: [`Disk::open`] makes one.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with_disk(directory: &Path, budgets: Budgets, disk: Disk) -> Result<Self> {
+        Self::open_over(directory, Cache::with_disk(budgets, disk))
+    }
+
+    fn open_over(directory: &Path, cache: Cache) -> Result<Self> {
         let checkpoint = Arc::new(Checkpoint::open(directory)?);
-        let cache = Cache::new(budgets);
         let weights = Weights::new(Arc::clone(&checkpoint), cache.clone())?;
         let expert = |component| {
             let config = checkpoint.transformer(component)?;
@@ -52,6 +65,7 @@ impl Model {
             high,
             low: expert(Component::LowNoise),
             weights,
+            porter: Porter::new()?,
             cache,
             checkpoint,
         })

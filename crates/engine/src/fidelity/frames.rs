@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 
 use crate::error::{EngineError, Result};
 use crate::video::Mp4Reader;
@@ -75,12 +76,10 @@ impl TensorFrames {
         if header_bytes > HEADER_BYTES_MAX {
             return Err(neither(path));
         }
-        let mut head = header_bytes.to_le_bytes().to_vec();
-        (&mut file)
-            .take(header_bytes)
-            .read_to_end(&mut head)
-            .map_err(|error| EngineError::file(path, error))?;
-        let (_, metadata) = SafeTensors::read_metadata(&head).map_err(|_| neither(path))?;
+        let mut head = Vec::new();
+        let read = (&mut file).take(header_bytes).read_to_end(&mut head);
+        read.map_err(|error| EngineError::file(path, error))?;
+        let metadata: Metadata = serde_json::from_slice(&head).map_err(|_| neither(path))?;
         let info = metadata.info("frames").filter(|info| info.dtype == Dtype::F32);
         let Some((&[frames, height, width, 3], (0, end))) = info.map(|i| (&i.shape[..], i.data_offsets))
         else {
@@ -88,8 +87,10 @@ impl TensorFrames {
             return Err(EngineError::file(path, message));
         };
         let held = file.metadata().map_err(|error| EngineError::file(path, error))?.len();
-        if held != head.len() as u64 + end as u64 {
-            let message = format!("is {held} bytes long; its header says {}", head.len() + end);
+        let sizes = [frames, height, width, 3 * size_of::<f32>()];
+        let needed = sizes.into_iter().try_fold(1, usize::checked_mul);
+        if needed != Some(end) || held != 8 + header_bytes + end as u64 {
+            let message = format!("is {held} bytes long; its header says {}", 8 + header_bytes + end as u64);
             return Err(EngineError::file(path, message));
         }
         Ok(Self {
