@@ -91,9 +91,9 @@ impl Needs {
         Ok(Self { text_bytes: text, stage_bytes: denoise.max(decode), pages })
     }
 
-    /// The least Device tier in which the job finishes.
+    /// The least Device tier in which the job finishes without help from the tiers below.
     pub(crate) fn device_bytes(&self) -> u64 {
-        self.device_bytes as u64
+        self.text_bytes.max(self.stage_bytes + self.pages.all_bytes) as u64
     }
 
     /// Refuses a job that could not finish.
