@@ -17,7 +17,7 @@ pub enum Activation {
 
 /// Applies `act` to every number in place.
 pub fn activate(x: &mut [f32], act: Activation) {
-    let isa = Isa::detect();
+    let isa = Isa::current();
     let share = Share::from_work(x.len(), 2 * CHUNK);
     tasks::each(x, CHUNK, share, |_, chunk| apply(isa, chunk, act));
 }
@@ -28,7 +28,7 @@ pub fn activate(x: &mut [f32], act: Activation) {
 /// When the lengths differ.
 pub fn gated_gelu(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "gated_gelu: gate and up must be of one length");
-    let isa = Isa::detect();
+    let isa = Isa::current();
     let share = Share::from_work(gate.len(), 2 * CHUNK);
     tasks::each(gate, CHUNK, share, |i, chunk| gated(isa, chunk, &up[i * CHUNK..]));
 }

@@ -10,7 +10,7 @@ use std::f32::consts::LOG2_E;
 use crate::codec::Rows;
 use crate::isa::{Isa, by_isa};
 use crate::math::exp2_of_negative;
-use crate::micro::{KC, Keep, Left, MR, NR, multiply};
+use crate::micro::{KC, Keep, Left, MR, NR, Out, Panels, Right, multiply};
 use crate::panel;
 use crate::rope::turn_head;
 use crate::shared::Shared;
@@ -221,7 +221,7 @@ impl<'a> Call<'a> {
         let keys = segments.iter().filter_map(|segment| segment.keys.count(heads * head_dim)).sum();
         let tile = if queries < 4 * TILE_QUERIES { SMALL_TILE_QUERIES } else { TILE_QUERIES };
         let tile = tile.min(queries.next_multiple_of(NR));
-        let (isa, stride, out) = (Isa::detect(), logits_stride(tile), Shared::new(out));
+        let (isa, stride, out) = (Isa::current(), logits_stride(tile), Shared::new(out));
         let call = Self { isa, q, segments, bias, keys, dims, stride, out };
         let tiles = queries.div_ceil(tile);
         let share = Share::from_work(q.len().saturating_mul(keys), ALONE);
@@ -337,7 +337,7 @@ impl<'a> Call<'a> {
     fn logits(&self, count: usize, scratch: &mut Scratch<'_>) {
         let head_dim = self.dims.head_dim;
         let starts: [usize; TILE_KEYS] = std::array::from_fn(|i| i * head_dim);
-        let near = (NEAR / head_dim).clamp(4 * MR, TILE_KEYS) / MR * MR;
+        let near = (NEAR / head_dim).clamp(MR, TILE_KEYS) / MR * MR;
         // A few keys meet all queries before the next few are read, so that each key is fetched once.
         let groups = starts[..count].chunks(near).zip(scratch.logits.chunks_mut(near * self.stride));
         for (starts, logits) in groups {
@@ -350,9 +350,15 @@ impl<'a> Call<'a> {
                     stride: 1,
                 };
                 let keep = if depth == 0 { Keep::Nothing } else { Keep::Sum };
-                for (i, panel) in scratch.queries.chunks_exact(head_dim * NR).enumerate() {
-                    multiply(self.isa, &left, &panel[depth * NR..], &mut logits[i * NR..], self.stride, keep);
-                }
+                let count = scratch.queries.len() / (head_dim * NR);
+                let panels = Panels::F32(scratch.queries);
+                let right = Right { panels, depth: head_dim, from: depth, count };
+                multiply(
+                    self.isa,
+                    &left,
+                    &right,
+                    &mut Out { values: &mut *logits, stride: self.stride, keep },
+                );
             }
         }
     }
@@ -385,9 +391,10 @@ impl<'a> Call<'a> {
             span_len: count,
             stride: self.stride,
         };
-        for (i, panel) in scratch.values.chunks_exact(TILE_KEYS * NR).enumerate() {
-            multiply(self.isa, &left, panel, &mut scratch.sums[i * NR..], depth, Keep::Sum);
-        }
+        let panels = Panels::F32(scratch.values);
+        let right = Right { panels, depth: TILE_KEYS, from: 0, count: depth / NR };
+        let sums = &mut Out { values: &mut *scratch.sums, stride: depth, keep: Keep::Sum };
+        multiply(self.isa, &left, &right, sums);
     }
 
     fn store(&self, place: Place, scratch: &Scratch<'_>) {

@@ -171,9 +171,9 @@ impl<'a> EncodedRows<'a> {
     /// Decodes all rows, `[len, width]`.
     #[must_use]
     pub fn to_vec(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.len() * self.width];
+        let (isa, mut out) = (Isa::current(), vec![0.0; self.len() * self.width]);
         for (at, row) in out.chunks_exact_mut(self.width).enumerate() {
-            self.read(Isa::detect(), at, 0, row);
+            self.read(isa, at, 0, row);
         }
         out
     }
@@ -183,8 +183,8 @@ impl<'a> EncodedRows<'a> {
         let row_bytes = self.codec.row_bytes(self.width);
         let row = &self.bytes[at * row_bytes..][..row_bytes];
         match self.codec {
-            Codec::F32 => read_values(Dtype::F32, row, start, out),
-            Codec::Bf16 => read_values(Dtype::BF16, row, start, out),
+            Codec::F32 => read_values(isa, Dtype::F32, row, start, out),
+            Codec::Bf16 => read_values(isa, Dtype::BF16, row, start, out),
             Codec::Int8 | Codec::Int4 => self.read_grids(isa, row, start, out),
         }
     }
@@ -215,7 +215,7 @@ pub fn encode(codec: Codec, x: &[f32], width: usize, out: &mut [u8]) {
     assert!(width > 0 && x.len().is_multiple_of(width), "encode: x must be whole rows of width");
     let row_bytes = codec.row_bytes(width);
     assert_eq!(out.len(), x.len() / width * row_bytes, "encode: out must hold the encoded rows");
-    let isa = Isa::detect();
+    let isa = Isa::current();
     let rows_per_task = TASK_NUMBERS.div_ceil(width);
     let parts = x.par_chunks(rows_per_task * width).zip(out.par_chunks_mut(rows_per_task * row_bytes));
     parts.for_each(|(x, out)| {
@@ -361,6 +361,6 @@ fn encode_bf16_inner(x: &[f32], out: &mut [u8]) {
     }
 }
 
-fn read_values(dtype: Dtype, row: &[u8], start: usize, out: &mut [f32]) {
-    Values::new(dtype, row).expect("a row holds whole numbers").read(start, out);
+fn read_values(isa: Isa, dtype: Dtype, row: &[u8], start: usize, out: &mut [f32]) {
+    Values::new(dtype, row).expect("a row holds whole numbers").read_with(isa, start, out);
 }

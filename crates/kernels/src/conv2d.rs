@@ -44,7 +44,7 @@ pub fn conv2d(
     if out.is_empty() {
         return;
     }
-    let isa = Isa::detect();
+    let isa = Isa::current();
     let sources = x.chunks(h * w * conv.cin).map(Some).collect();
     let phases = match mode {
         Conv2dMode::Same | Conv2dMode::Down2 => vec![conv.taps(isa)],

@@ -127,7 +127,7 @@ pub fn conv3d_causal(
     let mut sources = vec![None; if stride_t == 1 { padding } else { 0 }];
     sources.extend(past.iter().copied().map(Some));
     sources.extend((0..frames).map(|t| Some(&x[t * frame..(t + 1) * frame])));
-    let isa = Isa::detect();
+    let isa = Isa::current();
     let mut plan = conv.plan(isa, sources, [h, w], vec![conv.taps(isa)]);
     plan.stride_t = stride_t;
     plan.run(out);

@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "tasks write tiles of one output picture")]
 
 use crate::isa::Isa;
-use crate::micro::{KC, Keep, Left, NR, multiply};
+use crate::micro::{KC, Keep, Left, NR, Out, Panels, Right, multiply};
 use crate::panel;
 use crate::shared::Shared;
 use crate::tasks::{self, Share};
@@ -180,9 +180,8 @@ impl Plan<'_> {
                 let values = &input[channel..];
                 let left = Left { values, starts: &starts[..cells], spans, span_len, stride: 1 };
                 let keep = if at == 0 { Keep::Nothing } else { Keep::Sum };
-                for (i, panel) in panels.chunks_exact(depth * NR).enumerate() {
-                    multiply(self.isa, &left, &panel[at * NR..], &mut sums[i * NR..], stride, keep);
-                }
+                let right = Right { panels: Panels::F32(panels), depth, from: at, count: stride / NR };
+                multiply(self.isa, &left, &right, &mut Out { values: &mut *sums, stride, keep });
                 at += span_len * spans.len();
             }
         }

@@ -37,7 +37,7 @@ pub fn layer_norm_affine(x: &[f32], weight: Values<'_>, bias: Values<'_>, eps: f
 /// When lengths differ or `x` is not whole rows.
 pub fn rms_norm(x: &[f32], weight: Values<'_>, eps: f32, out: &mut [f32]) {
     check_rows("rms_norm", x, out, weight.len());
-    let (isa, weight) = (Isa::detect(), weight.to_vec());
+    let (isa, weight) = (Isa::current(), weight.to_vec());
     tasks::rows(out, weight.len(), |at, out| rms_rows(isa, &x[at..], &weight, f64::from(eps), out));
 }
 
@@ -48,7 +48,7 @@ pub fn rms_norm(x: &[f32], weight: Values<'_>, eps: f32, out: &mut [f32]) {
 /// When lengths differ or `x` is not whole rows.
 pub fn channel_norm(x: &[f32], gamma: Values<'_>, act: Activation, out: &mut [f32]) {
     check_rows("channel_norm", x, out, gamma.len());
-    let (isa, gamma) = (Isa::detect(), gamma.to_vec());
+    let (isa, gamma) = (Isa::current(), gamma.to_vec());
     tasks::rows(out, gamma.len(), |at, out| channel_rows(isa, &x[at..], &gamma, act, out));
 }
 
@@ -61,7 +61,7 @@ fn check_rows(name: &str, x: &[f32], out: &[f32], width: usize) {
 }
 
 fn layer_norm(x: &[f32], factor: &[f32], shift: &[f32], eps: f32, out: &mut [f32]) {
-    let isa = Isa::detect();
+    let isa = Isa::current();
     tasks::rows(out, factor.len(), |at, out| layer_rows(isa, &x[at..], factor, shift, f64::from(eps), out));
 }
 

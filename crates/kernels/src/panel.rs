@@ -46,7 +46,7 @@ pub(crate) fn from_values(
     for (start, panel) in columns.clone().step_by(STRIP).zip(panel.chunks_mut(STRIP * NR)) {
         let count = STRIP.min(columns.end - start);
         for (strip, row) in strips.iter_mut().zip(rows.clone()) {
-            values.read(row * length + start, &mut strip[..count]);
+            values.read_with(isa, row * length + start, &mut strip[..count]);
         }
         turn(isa, std::array::from_fn(|i| &strips[i][..count]), &mut panel[..count * NR]);
     }
@@ -72,16 +72,16 @@ pub(crate) fn from_values_in_order(
     }
 }
 
-/// Turns whole rows, all as long as `panel` has columns.
-fn turn(isa: Isa, rows: [&[f32]; NR], panel: &mut [f32]) {
+/// Turns whole rows, all as long as `panel` has columns. Numbers are moved, never computed with: any 32 bits will do.
+pub(crate) fn turn(isa: Isa, rows: [&[f32]; NR], panel: &mut [f32]) {
     let columns = panel.len() / NR;
     assert!(rows.iter().all(|row| row.len() == columns), "rows and panel are of one length");
     let done = match isa.kind() {
-        Kind::Portable => 0,
+        Kind::Scalar => 0,
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => {
-            // SAFETY: `Kind::Avx2` exists only after its features were detected; rows and panel are long enough by
-            // the assertion above.
+        Kind::Avx2 | Kind::Avx512 => {
+            // SAFETY: both kinds exist only after AVX2 was detected; rows and panel are long enough by the assertion
+            // above.
             unsafe { turn_avx2(rows, panel, columns / 8) };
             columns / 8 * 8
         }

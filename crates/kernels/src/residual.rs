@@ -13,7 +13,7 @@ pub fn gate_add(residual: &mut [f32], update: &[f32], gate: &[f32]) {
         residual.is_empty() || (!gate.is_empty() && residual.len().is_multiple_of(gate.len())),
         "gate_add: residual must be whole rows of gate's length"
     );
-    let isa = Isa::detect();
+    let isa = Isa::current();
     tasks::rows(residual, gate.len(), |at, chunk| add(isa, chunk, &update[at..], gate));
 }
 

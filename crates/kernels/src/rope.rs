@@ -17,7 +17,7 @@ pub fn rotate(x: &mut [f32], heads: usize, head_dim: usize, cos: &[f32], sin: &[
     }
     let pairs = head_dim / 2;
     assert!(pairs > 0 && cos.len().is_multiple_of(pairs), "rotate: cos must be whole rows of head_dim / 2");
-    let isa = Isa::detect();
+    let isa = Isa::current();
     tasks::rows(x, heads * head_dim, |at, chunk| {
         let angle = at / heads / 2;
         turn(isa, chunk, heads, pairs, &cos[angle..], &sin[angle..]);

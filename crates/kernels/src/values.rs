@@ -70,6 +70,10 @@ impl<'a> Values<'a> {
     /// # Panics
     /// When the range passes the end.
     pub fn read(&self, start: usize, out: &mut [f32]) {
+        self.read_with(Isa::current(), start, out);
+    }
+
+    pub(crate) fn read_with(&self, isa: Isa, start: usize, out: &mut [f32]) {
         let size = self.dtype.size_bytes();
         let bytes = &self.bytes[start * size..(start + out.len()) * size];
         match self.dtype {
@@ -81,8 +85,8 @@ impl<'a> Values<'a> {
                     *to = f32::from_le_bytes([from[0], from[1], from[2], from[3]]);
                 }
             }
-            Dtype::F16 => widen_f16(Isa::detect(), bytes, out),
-            Dtype::BF16 => widen_bf16(Isa::detect(), bytes, out),
+            Dtype::F16 => widen_f16(isa, bytes, out),
+            Dtype::BF16 => widen_bf16(isa, bytes, out),
         }
     }
 

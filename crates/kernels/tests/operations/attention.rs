@@ -2,7 +2,7 @@ use evanesce_kernels::{AttentionDims, KvSegment, Turn, attend, attend_biased};
 use proptest::prelude::*;
 
 use crate::reference;
-use crate::support::{Numbers, assert_alike_on_any_threads, assert_near, bits, poisoned};
+use crate::support::{Numbers, assert_alike_on_any_threads, assert_near, bits, on_every_isa, poisoned};
 
 struct Case {
     q: Vec<f32>,
@@ -46,9 +46,11 @@ impl Case {
             });
             start = end;
         }
-        let mut out = poisoned(self.q.len());
-        attend(&self.q, &segments, self.dims, &mut out);
-        out
+        on_every_isa(&format!("{:?} with {} keys", self.dims, self.keys()), || {
+            let mut out = poisoned(self.q.len());
+            attend(&self.q, &segments, self.dims, &mut out);
+            out
+        })
     }
 
     fn expected(&self) -> Vec<f64> {
@@ -164,8 +166,11 @@ fn turning_the_query_for_each_page_is_turning_every_key() {
                 KvSegment { keys: keys.into(), values: values.into(), logit_bias: 0.0, turn }
             })
             .collect();
-        let mut out = poisoned(case.q.len());
-        attend(&case.q, &segments, case.dims, &mut out);
+        let out = on_every_isa("turned pages", || {
+            let mut out = poisoned(case.q.len());
+            attend(&case.q, &segments, case.dims, &mut out);
+            out
+        });
         assert_near(&format!("{pages} pages, head of {head_dim}"), &out, &whole.expected(), 3e-6);
     }
 }
@@ -235,9 +240,11 @@ fn later_tiles_with_larger_logits_take_over() {
 }
 
 fn biased(case: &Case, bias: &[f32]) -> Vec<f32> {
-    let mut out = poisoned(case.q.len());
-    attend_biased(&case.q, &case.k, &case.v, bias, case.dims, &mut out);
-    out
+    on_every_isa("biased", || {
+        let mut out = poisoned(case.q.len());
+        attend_biased(&case.q, &case.k, &case.v, bias, case.dims, &mut out);
+        out
+    })
 }
 
 #[test]
@@ -249,6 +256,19 @@ fn a_bias_for_every_logit_is_added() {
             f64::from(bias[(h * queries + q) * keys + k])
         });
         assert_near("biased", &biased(&case, &bias), &expected, 2e-6);
+    }
+}
+
+/// Queries and keys that are denormal, or so large that products of a few nearly overflow.
+#[test]
+fn extreme_magnitudes_keep_their_precision() {
+    for (query, key, bound) in
+        [(1e-40, 1.0, 2e-6), (1e19, 1e-19, 2e-6), (1.0, 1e-42, 2e-6), (3e4, 3e-3, 2e-4)]
+    {
+        let mut case = Case::new(25, 130, 2, 24);
+        case.q.iter_mut().enumerate().for_each(|(i, v)| *v *= if i % 89 == 0 { 10.0 * query } else { query });
+        case.k.iter_mut().for_each(|v| *v *= key);
+        assert_near(&format!("{query:e} x {key:e}"), &case.attend(&[50]), &case.expected(), bound);
     }
 }
 

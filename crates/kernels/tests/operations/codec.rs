@@ -1,20 +1,27 @@
 //! Codecs of pages, and attention that reads them where they lie.
 
-use evanesce_kernels::{AttentionDims, Codec, EncodedRows, GROUP, KvSegment, Turn, attend, encode};
+use evanesce_kernels::{AttentionDims, Codec, EncodedRows, GROUP, Isa, KvSegment, Turn, attend, encode};
 use proptest::prelude::*;
 
-use crate::support::{Numbers, assert_alike_on_any_threads, bits, poisoned};
+use crate::support::{Numbers, assert_alike_on_any_threads, bits, on_every_isa, poisoned};
 
 const GRIDS: [Codec; 2] = [Codec::Int8, Codec::Int4];
 
 fn encoded(codec: Codec, x: &[f32], width: usize) -> Vec<u8> {
-    let mut out = vec![0xA5; x.len() / width * codec.row_bytes(width)];
-    encode(codec, x, width, &mut out);
-    out
+    let by = |isa: Isa| {
+        let mut out = vec![0xA5; x.len() / width * codec.row_bytes(width)];
+        isa.run(|| encode(codec, x, width, &mut out));
+        out
+    };
+    let scalar = by(Isa::SCALAR);
+    Isa::present().into_iter().for_each(|isa| assert!(by(isa) == scalar, "{isa} encodes otherwise"));
+    scalar
 }
 
 fn round_trip(codec: Codec, x: &[f32], width: usize) -> Vec<f32> {
-    EncodedRows::new(codec, &encoded(codec, x, width), width).expect("whole rows").to_vec()
+    let bytes = encoded(codec, x, width);
+    let rows = EncodedRows::new(codec, &bytes, width).expect("whole rows");
+    on_every_isa("decoding", || rows.to_vec())
 }
 
 /// Nearly normal numbers: sums of twelve uniform ones.
@@ -148,9 +155,11 @@ fn attention_over_encoded_pages_is_attention_over_what_they_decode_to() {
             .each_ref()
             .map(|((k_codec, v_codec), k, v)| (encoded(*k_codec, k, width), encoded(*v_codec, v, width)));
         let run = |segments: &[KvSegment<'_>]| {
-            let mut out = poisoned(q.len());
-            attend(&q, segments, dims, &mut out);
-            out
+            on_every_isa("attention over pages", || {
+                let mut out = poisoned(q.len());
+                attend(&q, segments, dims, &mut out);
+                out
+            })
         };
         let rows = |codec, bytes| EncodedRows::new(codec, bytes, width).expect("whole rows");
         let in_place: Vec<_> = pages

@@ -1,7 +1,7 @@
 use evanesce_kernels::{Activation, Values, channel_norm, layer_norm_affine, layer_norm_modulate, rms_norm};
 
 use crate::reference;
-use crate::support::{Numbers, as_bf16, assert_alike_on_any_threads, assert_near, poisoned};
+use crate::support::{Numbers, as_bf16, assert_alike_on_any_threads, assert_near, on_every_isa, poisoned};
 
 const WIDTHS: [usize; 12] = [1, 2, 3, 15, 16, 17, 31, 96, 192, 384, 1536, 5120];
 const EPS: f32 = 1e-6;
@@ -35,20 +35,26 @@ fn assert_rows(what: &str, width: usize, out: &[f32], expected: &[Vec<f64>]) {
     }
 }
 
+fn by_every_isa(count: usize, norm: impl Fn(&mut [f32])) -> Vec<f32> {
+    on_every_isa(&format!("a norm of {count} numbers"), || {
+        let mut out = poisoned(count);
+        norm(&mut out);
+        out
+    })
+}
+
 #[test]
 fn layer_norms_agree_with_their_definition() {
     for width in WIDTHS {
         let x = rows(width);
         let (scale, shift) = (Numbers::new(1).many(width), Numbers::new(2).many(width));
         let normal = per_row(&x, width, |row| reference::layer_norm(row, f64::from(EPS)));
-        let mut out = poisoned(x.len());
-        layer_norm_modulate(&x, &scale, &shift, EPS, &mut out);
+        let out = by_every_isa(x.len(), |out| layer_norm_modulate(&x, &scale, &shift, EPS, out));
         let factor: Vec<f32> = scale.iter().map(|v| v + 1.0).collect();
         assert_rows("layer_norm_modulate", width, &out, &affine(normal.clone(), &factor, &shift));
-        out.fill(f32::NAN);
         let ((weight, weight_values), (bias, bias_values)) = (as_bf16(&scale), as_bf16(&shift));
         let half = |bytes| Values::new(evanesce_kernels::Dtype::BF16, bytes).unwrap();
-        layer_norm_affine(&x, half(&weight), half(&bias), EPS, &mut out);
+        let out = by_every_isa(x.len(), |out| layer_norm_affine(&x, half(&weight), half(&bias), EPS, out));
         assert_rows("layer_norm_affine", width, &out, &affine(normal, &weight_values, &bias_values));
     }
 }
@@ -59,14 +65,12 @@ fn rms_and_channel_norms_agree_with_their_definition() {
         let x = rows(width);
         let (weight, zero) = (Numbers::new(3).many(width), vec![0.0; width]);
         let values = Values::from(&weight[..]);
-        let mut out = poisoned(x.len());
-        rms_norm(&x, values, EPS, &mut out);
+        let out = by_every_isa(x.len(), |out| rms_norm(&x, values, EPS, out));
         let expected =
             affine(per_row(&x, width, |row| reference::rms_norm(row, f64::from(EPS))), &weight, &zero);
         assert_rows("rms_norm", width, &out, &expected);
         for act in [Activation::None, Activation::Silu, Activation::GeluTanh] {
-            out.fill(f32::NAN);
-            channel_norm(&x, values, act, &mut out);
+            let out = by_every_isa(x.len(), |out| channel_norm(&x, values, act, out));
             let mut expected = affine(per_row(&x, width, reference::channel_norm), &weight, &zero);
             expected.iter_mut().flatten().for_each(|v| *v = reference::activation(*v, act));
             assert_rows(&format!("channel_norm {act:?}"), width, &out, &expected);

@@ -1,7 +1,7 @@
 use evanesce_kernels::{Activation, activate, gate_add, gated_gelu, rotate};
 
 use crate::reference;
-use crate::support::{Numbers, assert_alike_on_any_threads, assert_near, bits};
+use crate::support::{Numbers, assert_alike_on_any_threads, assert_near, bits, on_every_isa};
 
 /// Where an exponential overflows in `f32`, its reciprocal is flushed to zero.
 const TINY: f64 = 4e-37;
@@ -18,8 +18,11 @@ fn everywhere() -> Vec<f32> {
 fn activations_agree_with_their_definition_everywhere() {
     let x = everywhere();
     for (act, slope) in [(Activation::None, 0.0), (Activation::Silu, 0.0), (Activation::GeluTanh, 2.5e-7)] {
-        let mut out = x.clone();
-        activate(&mut out, act);
+        let out = on_every_isa("activate", || {
+            let mut out = x.clone();
+            activate(&mut out, act);
+            out
+        });
         for (x, out) in x.iter().zip(&out) {
             let wide = f64::from(*x);
             let expected = reference::activation(wide, act);
@@ -70,8 +73,11 @@ fn a_gated_gelu_multiplies() {
             .zip(&up)
             .map(|(g, u)| reference::activation(f64::from(*g), Activation::GeluTanh) * f64::from(*u))
             .collect();
-        let mut out = gate;
-        gated_gelu(&mut out, &up);
+        let out = on_every_isa("gated_gelu", || {
+            let mut out = gate.clone();
+            gated_gelu(&mut out, &up);
+            out
+        });
         assert_near("gated_gelu", &out, &expected, 3e-7);
     }
 }
@@ -81,8 +87,11 @@ fn a_gate_scales_each_update_before_it_is_added() {
     for (rows, width) in [(1, 1), (3, 7), (5, 192), (40, 1536), (1, 40_000)] {
         let (residual, update) = (Numbers::new(4).many(rows * width), Numbers::new(5).many(rows * width));
         let gate = Numbers::new(6).many(width);
-        let mut out = residual.clone();
-        gate_add(&mut out, &update, &gate);
+        let out = on_every_isa("gate_add", || {
+            let mut out = residual.clone();
+            gate_add(&mut out, &update, &gate);
+            out
+        });
         for (i, out) in out.iter().enumerate() {
             assert_eq!(*out, update[i].mul_add(gate[i % width], residual[i]), "number {i}");
         }

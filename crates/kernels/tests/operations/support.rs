@@ -1,5 +1,7 @@
 //! Numbers to compute with, and what to demand of results.
 
+use evanesce_kernels::Isa;
+
 /// A small generator (xorshift64*), so that tests need no seed from outside.
 pub(crate) struct Numbers(u64);
 
@@ -44,19 +46,35 @@ pub(crate) fn bits(numbers: &[f32]) -> Vec<u32> {
     numbers.iter().map(|v| v.to_bits()).collect()
 }
 
-/// Runs `work`, which fills its argument of `count` numbers, in pools of several sizes and demands equal bits.
+/// Runs `work` by every instruction set that is there and demands the bits of the scalar reference; NaNs are alike.
+/// Gives that result.
+pub(crate) fn on_every_isa(what: &str, work: impl Fn() -> Vec<f32>) -> Vec<f32> {
+    let plain = |numbers: &[f32]| -> Vec<u32> {
+        numbers.iter().map(|v| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).collect()
+    };
+    let scalar = Isa::SCALAR.run(&work);
+    for isa in Isa::present() {
+        assert!(plain(&isa.run(&work)) == plain(&scalar), "{what}: {isa} gives other bits than scalar");
+    }
+    scalar
+}
+
+/// Runs `work`, which fills its argument of `count` numbers, in pools of several sizes and by every instruction set, and
+/// demands equal bits of all.
 pub(crate) fn assert_alike_on_any_threads(what: &str, count: usize, work: impl Fn(&mut [f32]) + Sync) {
-    let run = |threads: usize| {
+    let run = |isa: Isa, threads: usize| {
         let pool =
             rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
         let mut out = poisoned(count);
-        pool.install(|| work(&mut out));
+        pool.install(|| isa.run(|| work(&mut out)));
         bits(&out)
     };
-    let alone = run(1);
+    let alone = run(Isa::SCALAR, 1);
     assert!(alone.iter().all(|v| !f32::from_bits(*v).is_nan()), "{what}: a number was not written");
-    for threads in [2, 3, 7] {
-        assert!(run(threads) == alone, "{what}: {threads} threads give other bits than one");
+    for isa in Isa::present() {
+        for threads in [1, 2, 3, 7] {
+            assert!(run(isa, threads) == alone, "{what}: {isa} with {threads} threads gives other bits");
+        }
     }
 }
 
