@@ -3,7 +3,7 @@
 A frame is 64x64 and wraps round at its edges (a torus), so a shape that leaves on the left comes back on the right.
 Every motion repeats after 32 frames, which is 8 latent frames, and always starts at the same point of its path, so that
 a frame's number and the prompt say where the shape is: with a free start, left and right are equally likely in every
-single frame, and the direction of time was the last thing learned. What the seed decides is the lane, one of four, 8 pixels
+single frame, and the direction of time was the last thing learned. What the seed decides is the lane, one of two, 8 pixels
 apart. A shape that crosses the frame moves 2 pixels a frame, so 8 pixels, one cell of the latent grid, a latent frame: its
 latents are one pattern that shifts by whole cells, which a small autoencoder can hold and a small transformer can learn.
 
@@ -35,13 +35,13 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "cw", "ccw", "bounce", "sway", "pulse", "still")
 RADII = {"small": 11.0, "medium": 14.5, "large": 18.0}
 PERIOD = 32
-LANES = (-12, -4, 4, 12)
+LANES = (-4, 4)
 ORBIT_RADIUS = 15.0
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What a clip shows; `lane` (0..3) moves the path across its direction, or a still shape to one of four places."""
+    """What a clip shows; `lane` moves the path across its direction, or a still shape to one of two places."""
 
     colour: str
     shape: str
@@ -178,7 +178,7 @@ def trajectory(clip, frames, start=0):
     elif clip.motion == "pulse":
         radius = radius * (1 + 0.3 * torch.sin(2 * math.pi * turn))
     else:
-        x, y = middle + (clip.lane % 2 * 16 - 8), middle + (clip.lane // 2 * 16 - 8)
+        x, y = middle + 2 * aside, middle + 2 * aside
     return x, y, radius
 
 

@@ -3,7 +3,8 @@
 Both are given the same noise seeds, so they should make the same clips.
 
 Prints one line per attribute with a 95 % interval (Wilson), the same for wrong prompts (each clip against all other clips'
-descriptions), and writes the scores and a contact sheet if asked.
+descriptions), and writes the scores and a contact sheet if asked. Of a clip longer than 81 frames the first 81 and the last 81
+are scored, and the last ones' sharpness is compared with the first ones'.
 """
 
 import argparse
@@ -62,7 +63,7 @@ class Evanesce:
 
     def __init__(self, model, settings, threads, binary):
         self.command = [binary, "generate", "--model", model, "--threads", str(threads), "--json"]
-        names = {"steps": "steps", "guidance_high": "guidance-high", "guidance_low": "guidance-low", "shift": "shift"}
+        names = {"frames": "frames", "steps": "steps", "guidance_high": "guidance-high", "guidance_low": "guidance-low", "shift": "shift"}
         for name, option in names.items():
             self.command += [f"--{option}", str(settings[name])]
 
@@ -80,6 +81,17 @@ class Evanesce:
         return made
 
 
+WINDOW = 81
+
+
+def windows(video):
+    """What of [3, T, H, W] is scored: all of it, or the first 81 frames and the last 81 that begin at the same point of the motion."""
+    if video.shape[1] <= WINDOW:
+        return [video]
+    start = (video.shape[1] - WINDOW) // data.PERIOD * data.PERIOD
+    return [video[:, :WINDOW], video[:, start : start + WINDOW]]
+
+
 _generator = None
 
 
@@ -90,16 +102,17 @@ def _start_worker(binary, *arguments):
 
 
 def _work(batch):
-    return _generator.clips(*batch)
+    return [windows(video) for video in _generator.clips(*batch)]
 
 
 def generate(model, prompts, settings, args):
-    """Clips for all prompts, by several worker processes."""
+    """The windows of a clip for each prompt, by several worker processes."""
     seeds = [args.seed * 1_000_000 + i for i in range(len(prompts))]
     batches = [(prompts[i : i + args.batch], seeds[i : i + args.batch]) for i in range(0, len(prompts), args.batch)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, context, _start_worker, (args.evanesce, model, settings, args.threads)) as pool:
-        return [torch.from_numpy(video) for videos in pool.map(_work, batches) for video in videos]
+        made = [parts for batch in pool.map(_work, batches) for parts in batch]
+    return [[torch.from_numpy(part) for part in parts] for parts in made]
 
 
 def wilson(right, count):
@@ -123,6 +136,45 @@ def score(clips, seen):
     return {"count": len(clips), "right": right, "chance": chance, "overlap": overlap, "mistakes": mistakes.most_common(15)}
 
 
+def sharpness(video):
+    """The mean difference between neighbouring pixels of [3, T, H, W]."""
+    return (video.diff(dim=2).abs().mean() + video.diff(dim=3).abs().mean()).item()
+
+
+def is_plausible(video):
+    """Whether a clip that nobody described shows one thing of this world all the time, moving in one of its ways."""
+    halves = [detect.detect(half) for half in video.chunk(2, 1)]
+    whole = detect.detect(video)
+    steady = all(halves[0][name] == halves[1][name] for name in ("colour", "shape", "background"))
+    return steady and whole["motion"] in data.MOTIONS and min(half["overlap"] for half in halves) > 0.8
+
+
+def print_score(result):
+    """One line per attribute, then the commonest mistakes."""
+    count = result["count"]
+    for name, right in result["right"].items():
+        low, high = wilson(right, count)
+        wrong = f", wrong prompts {result['chance'][name]:.2f}" if name in result["chance"] else ""
+        print(f"{name:>10} {right}/{count} = {right / count:.3f} [{low:.2f}, {high:.2f}]{wrong}")
+    print(f"mean overlap with the best shape {result['overlap']:.2f}; {result['mistakes']}")
+
+
+def score_windows(clips, videos):
+    """Prints and returns the scores of the first frames, and if there are later ones, of those and of their sharpness."""
+    columns = list(zip(*videos, strict=True))
+    results = [score(clips, [detect.detect(part) for part in column]) for column in columns]
+    for result, title in zip(results, ("first frames:", "last frames:"), strict=False):
+        if len(results) > 1:
+            print(title)
+        print_score(result)
+    if len(results) == 1:
+        return results[0]
+    kept = [sharpness(last) / sharpness(first) for first, last in videos]
+    mean = sum(kept) / len(kept)
+    print(f"sharpness of the last frames, the first ones' being 1: {mean:.3f} on average, {min(kept):.3f} at least")
+    return results[0] | {"last": results[1], "sharpness": mean, "sharpness_least": min(kept)}
+
+
 def contact_sheet(videos, path, columns=11, colours=255):
     """One row per clip, `columns` frames spread over it."""
     rows = []
@@ -139,6 +191,8 @@ def main():
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--seed", type=int, default=2024)
     parser.add_argument("--trained", action="store_true", help="ask for combinations that were trained on")
+    parser.add_argument("--empty", action="store_true", help="give empty prompts and count the clips that show something plausible")
+    parser.add_argument("--frames", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float, nargs=2, metavar=("HIGH", "LOW"))
     parser.add_argument("--shift", type=float)
@@ -150,19 +204,22 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = json.loads((Path(args.model) / "model_index.json").read_text())["evanesce"]["defaults"]
+    settings["frames"] = args.frames or settings["frames"]
     settings["steps"] = args.steps or settings["steps"]
     settings["shift"] = args.shift or settings["shift"]
     settings["guidance_high"], settings["guidance_low"] = args.guidance or (settings["guidance_high"], settings["guidance_low"])
     clips, prompts = draw_prompts(args.count, args.seed, held_out=not args.trained)
+    if args.empty:
+        prompts = [""] * args.count
     videos = generate(args.model, prompts, settings, args)
-    result = score(clips, [detect.detect(video) for video in videos]) | {"settings": settings, "held_out": not args.trained}
-    for name, right in result["right"].items():
-        low, high = wilson(right, args.count)
-        wrong = f", wrong prompts {result['chance'][name]:.2f}" if name in result["chance"] else ""
-        print(f"{name:>10} {right}/{args.count} = {right / args.count:.2f} [{low:.2f}, {high:.2f}]{wrong}")
-    print(f"mean overlap with the best shape {result['overlap']:.2f}; {result['mistakes']}")
+    if args.empty:
+        result = {"count": args.count, "plausible": sum(is_plausible(parts[0]) for parts in videos)}
+        print(f"plausible {result['plausible']}/{args.count}")
+    else:
+        result = score_windows(clips, videos) | {"held_out": not args.trained}
+    result["settings"] = settings
     if args.sheet:
-        contact_sheet(videos[:24], args.sheet)
+        contact_sheet([part for video in videos[:24] for part in video], args.sheet)
         Path(args.sheet).with_suffix(".txt").write_text("\n".join(prompts[:24]) + "\n")
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")

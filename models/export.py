@@ -26,7 +26,7 @@ def load_networks(path, words):
     return transformer.bfloat16().eval(), text.eval()
 
 
-def export(high, low, vae, out, defaults):
+def export(high, low, vae, out, defaults, causal):
     """Writes everything to `out`; `defaults` become the recommended settings in model_index.json."""
     words = tokenizer.build()
     transformer, text = load_networks(high, words)
@@ -43,7 +43,11 @@ def export(high, low, vae, out, defaults):
     edit_json(Path(out) / "tokenizer" / "tokenizer_config.json", {"tokenizer_class": TOKENIZER_CLASS})
     edit_json(Path(out) / "vae" / "config.json", {}, drop="_name_or_path")
     # recommended settings, which other loaders ignore
-    edit_json(Path(out) / "model_index.json", {"tokenizer": ["transformers", TOKENIZER_CLASS], "evanesce": {"defaults": defaults}})
+    section = {"defaults": defaults}
+    if causal:
+        section["causal"] = {"block_frames": networks.BLOCK, "sink_frames": networks.SINK, "recent_frames": networks.RECENT,
+                             "positions": "window"}
+    edit_json(Path(out) / "model_index.json", {"tokenizer": ["transformers", TOKENIZER_CLASS], "evanesce": section})
 
 
 def edit_json(path, changes, drop=None):
@@ -62,10 +66,11 @@ def main():
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, nargs=2, default=(3.0, 2.0), metavar=("HIGH", "LOW"))
     parser.add_argument("--shift", type=float, default=3.0)
+    parser.add_argument("--causal", action="store_true", help="the experts were trained block by block")
     args = parser.parse_args()
     export(args.high, args.low, args.vae, args.out, {
         "size": [data.SIDE, data.SIDE], "frames": 81, "fps": data.FPS, "steps": args.steps, "guidance_high": args.guidance[0],
-        "guidance_low": args.guidance[1], "shift": args.shift, "negative_prompt": ""})
+        "guidance_low": args.guidance[1], "shift": args.shift, "negative_prompt": ""}, args.causal)
 
 
 if __name__ == "__main__":

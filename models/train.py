@@ -141,7 +141,6 @@ class Trainer:
         count = next(n for until, n in args.stages if progress < until or until >= 1)
         batch = max(1, args.frames_per_step // count // self.ranks)
         clean, prompts = self.pool.draw(self.generator, self.rng, batch, count)
-        rows, bias = networks.encode_prompts(self.words, self.text, prompts)
         noise = torch.randn(clean.shape, generator=self.generator)
         # a noise level for each clip, or for each block of it
         parts = count // networks.BLOCK if args.causal else 1
@@ -149,12 +148,14 @@ class Trainer:
         level = level[torch.randperm(len(level), generator=self.generator)].view(batch, parts)
         mix = level.repeat_interleave(count // parts, 1)[:, None, :, None, None]
         noisy = (1 - mix) * clean + mix * noise
-        if args.causal:
-            context = self.disturb(clean[:, :, : -networks.BLOCK])
-            got = networks.teacher_forced_velocity(self.transformer, context, noisy, level, rows, bias)
-        else:
-            got = networks.velocity(self.transformer, noisy, level[:, 0], rows, bias, torch.arange(count))
-        error = (got - (noise - clean)).pow(2).unflatten(2, (parts, -1)).mean((1, 3, 4, 5))
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
+            rows, bias = networks.encode_prompts(self.words, self.text, prompts)
+            if args.causal:
+                context = self.disturb(clean[:, :, : -networks.BLOCK])
+                got = networks.teacher_forced_velocity(self.transformer, context, noisy, level, rows, bias)
+            else:
+                got = networks.velocity(self.transformer, noisy, level[:, 0], rows, bias, torch.arange(count))
+        error = (got.float() - (noise - clean)).pow(2).unflatten(2, (parts, -1)).mean((1, 3, 4, 5))
         return error.mean(), error.detach().flatten(), level.flatten()
 
     def disturb(self, context):
@@ -250,6 +251,7 @@ def parse_arguments():
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--ffn", type=int, default=512)
+    parser.add_argument("--bfloat16", action="store_true", help="for CPUs and GPUs that multiply bfloat16 in hardware")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--log-every", type=int, default=50)
     parser.add_argument("--save-every", type=int, default=200)

@@ -1,38 +1,57 @@
 #!/bin/sh
-# Makes models/shapes from nothing: autoencoder, latents, base, two experts, decoder, export, scores.
+# Makes models/shapes and models/shapes-causal from nothing: autoencoder, latents, base, two experts, two causal experts,
+# decoder, export, scores.
 # Usage: models/train_all.sh [working directory]. Every stage resumes where it stopped; finished stages are skipped.
-# PYTHON names the interpreter (torch, diffusers, transformers, safetensors, pillow). Two processes of one thread each.
+# PYTHON names the interpreter (torch, diffusers, transformers, safetensors, pillow); EVANESCE names the built program, which
+# scores shapes-causal. Two processes of one thread each.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:-$here/../out/shapes}
 python=${PYTHON:-python3}
+evanesce=${EVANESCE:-$here/../target/release/evanesce}
 mkdir -p "$work"
 cd "$here"
 
 # glibc otherwise maps and unmaps every large tensor
-export MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=20000000000
+export MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=20000000000 OMP_NUM_THREADS=1
 two="$python -m torch.distributed.run --nproc_per_node 2"
+# half the time where the processor multiplies bfloat16 itself
+mixed=$(grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --bfloat16 || true)
+
+# both experts at once: the first arguments are for both, OUT and INIT are completed with the expert's name
+experts() {
+  out=$1 init_high=$2 init_low=$3
+  shift 3
+  $python train.py "$@" --init "$init_high" --out "$out/high" --range 0.875 1 --seed 1 &
+  other=$!
+  $python train.py "$@" --init "$init_low" --out "$out/low" --range 0 0.875 --seed 2
+  wait "$other"
+}
 
 $python check.py
-[ -d "$work/autoencoder/vae" ] || $two vae.py --out "$work/autoencoder" --steps "${VAE_STEPS:-3050}" --threads 1
+[ -d "$work/autoencoder/vae" ] || $two vae.py --out "$work/autoencoder" --steps "${VAE_STEPS:-4000}" --threads 1 $mixed
 $python encode.py --vae "$work/autoencoder/vae" --out "$work/latents" --chunks 0 20 --stride 2 &
 other=$!
 $python encode.py --vae "$work/autoencoder/vae" --out "$work/latents" --chunks 1 20 --stride 2
 wait "$other"
 
-common="--latents $work/latents --layers 5 --threads 1"
-$two train.py $common --out "$work/base" --steps "${BASE_STEPS:-2800}" --stages 0.6:9 1:21 --flat 0.7 --least 0.5
+common="--latents $work/latents --layers 5 --threads 1 $mixed"
+$two train.py $common --out "$work/base" --steps "${BASE_STEPS:-4000}" --stages 0.5:9 1:21 --flat 0.7 --least 0.5
 
-experts="$common --init $work/base/last.pt --freeze-text --steps ${EXPERT_STEPS:-2500} --rate 1.5e-3 --flat 0.3 --warm-up 40"
-experts="$experts --stages 1:21 --frames-per-step 126"
-$python train.py $experts --out "$work/high" --range 0.875 1 --seed 1 &
-other=$!
-$python train.py $experts --out "$work/low" --range 0 0.875 --seed 2
-wait "$other"
+tuned="$common --freeze-text --stages 1:21 --frames-per-step 126 --rate 1.5e-3 --flat 0.3 --warm-up 40"
+experts "$work" "$work/base/last.pt" "$work/base/last.pt" $tuned --steps "${EXPERT_STEPS:-3000}"
+experts "$work/causal" "$work/high/last.pt" "$work/low/last.pt" $tuned --steps "${CAUSAL_STEPS:-1500}" --causal --shift 5
 
 [ -d "$work/decoder/vae" ] || $two vae.py --out "$work/decoder" --init "$work/autoencoder/vae" --decoder-on "$work/latents" \
-  --steps "${DECODER_STEPS:-700}" --rate 1.5e-3 --threads 1
+  --steps "${DECODER_STEPS:-1500}" --rate 1.5e-3 --threads 1 $mixed
 $python evaluate_vae.py --vae "$work/decoder/vae" --json "$work/vae-scores.json"
-$python export.py --high "$work/high/last.pt" --low "$work/low/last.pt" --vae "$work/decoder/vae" --out "$work/checkpoint" \
+
+$python export.py --high "$work/high/last.pt" --low "$work/low/last.pt" --vae "$work/decoder/vae" --out "$work/shapes" \
   --steps 20 --guidance 2 2
-$python evaluate.py --model "$work/checkpoint" --count 200 --sheet "$work/contact-sheet.png" --json "$work/scores.json"
+$python export.py --high "$work/causal/high/last.pt" --low "$work/causal/low/last.pt" --vae "$work/decoder/vae" \
+  --out "$work/shapes-causal" --causal --steps 8 --shift 5 --guidance 2 2
+$python evaluate.py --model "$work/shapes" --count 200 --sheet "$work/shapes.png" --json "$work/scores.json"
+$python evaluate.py --model "$work/shapes-causal" --evanesce "$evanesce" --count 200 --sheet "$work/shapes-causal.png" \
+  --json "$work/causal-scores.json"
+$python evaluate.py --model "$work/shapes-causal" --evanesce "$evanesce" --count 40 --frames 961 --batch 1 \
+  --sheet "$work/long.png" --json "$work/long-scores.json"

@@ -17,7 +17,8 @@ const ROOMS: &[Room] = &[
     Room { name: "kernels", may_use: &[], never: &["candle-core", "tokio", "axum", "serde_json"] },
     Room { name: "wan", may_use: &["kernels"], never: &["tokio", "axum", "clap"] },
     Room { name: "engine", may_use: &["cache", "wan"], never: &["tokio", "axum", "clap"] },
-    Room { name: "cli", may_use: &["engine"], never: &[] },
+    Room { name: "server", may_use: &["engine"], never: &["clap"] },
+    Room { name: "cli", may_use: &["engine", "server"], never: &[] },
 ];
 
 /// One sentence for each arrow that should not be there.

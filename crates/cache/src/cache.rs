@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use crate::draft::Draft;
 use crate::entries::Cause;
+use crate::fetch::get;
 use crate::job::Job;
 use crate::lease::Lease;
 use crate::reservation::Reservation;
 use crate::room::Shared;
-use crate::slots::SlotId;
-use crate::store::Store;
-use crate::{Budgets, ContentKey, Counters, EntryKey, Inconsistency, JobId, OutOfBudget, Overdue, Owner};
+use crate::{
+    Budgets, ContentKey, Counters, Disk, EntryKey, Inconsistency, JobId, OutOfBudget, Overdue, Owner,
+};
 use crate::{PutError, PutSpec, Tier, Usage, Writer};
 
 /// Cached blocks of all jobs of one machine. Clones are handles to the same cache; it lives as long as any handle,
@@ -22,9 +23,19 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// An empty cache. Memory is allocated as entries are put, never beyond the budgets.
+    /// An empty cache in memory alone. Memory is allocated as entries are put, never beyond the budgets.
     pub fn new(budgets: Budgets) -> Self {
-        Self { shared: Arc::new(Shared::new(Store::new(budgets))) }
+        Self { shared: Arc::new(Shared::new(budgets, None)) }
+    }
+
+    /// An empty cache whose host tier sinks to a disk. The disk's file goes with the last handle of the cache.
+    pub fn with_disk(budgets: Budgets, disk: Disk) -> Self {
+        Self { shared: Arc::new(Shared::new(budgets, Some(disk))) }
+    }
+
+    /// The disk under the tiers in memory, if there is one.
+    pub fn disk(&self) -> Option<&Disk> {
+        self.shared.disk()
     }
 
     /// Opens a job. Everything it owns is freed when the guard is dropped (law 1).
@@ -53,7 +64,7 @@ impl Cache {
     /// Leases a shared entry on nobody's schedule. A job that announced its reads uses
     /// [`Job::shared_get`](crate::Job::shared_get).
     pub fn shared_get(&self, key: &ContentKey) -> Option<Lease> {
-        get(&self.shared, Owner::Shared, None, &EntryKey::Shared(*key))
+        get(&self.shared, Owner::Shared, None, &EntryKey::Shared(*key)).ok()
     }
 
     /// Whether a shared entry is there. Not counted as a read.
@@ -125,33 +136,6 @@ impl fmt::Debug for Cache {
         }
         debug.finish_non_exhaustive()
     }
-}
-
-/// Reads an entry: counts a hit or miss, takes the read off the reader's schedule, brings a demoted entry home if it
-/// can, and leases it.
-pub(crate) fn get(
-    shared: &Arc<Shared>,
-    owner: Owner,
-    reader: Option<JobId>,
-    key: &EntryKey,
-) -> Option<Lease> {
-    let mut store = shared.lock();
-    if let Some(reader) = reader.and_then(|job| store.jobs.get_mut(&job)) {
-        reader.consume(key);
-    }
-    let away = |store: &Store, id: SlotId| store.slots[id].tier != store.slots[id].home;
-    let mut found = store.find(owner, key);
-    if let Some(id) = found.filter(|id| away(&store, *id)) {
-        store = shared.promote(store, id);
-        // The lock was open meanwhile.
-        found = store.find(owner, key);
-    }
-    let Some(id) = found else {
-        store.kinds[key.kind() as usize].misses += 1;
-        return None;
-    };
-    store.lease(id);
-    Some(Lease::adopt(shared, &store, id))
 }
 
 pub(crate) fn remove(shared: &Arc<Shared>, owner: Owner, key: &EntryKey) -> bool {

@@ -34,6 +34,25 @@ pub struct TierCounters {
     pub quarantined_bytes: u64,
     /// Freed buffers kept for reuse; not in use, and given up as soon as room is wanted.
     pub free_listed_bytes: u64,
+    /// What went in and out by moves.
+    pub traffic: TierTraffic,
+}
+
+/// Moves between a tier and those above it, and the moves that failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TierTraffic {
+    /// Entries that came down into this tier.
+    pub demoted: u64,
+    /// Their bytes, as this tier counts them.
+    pub demoted_bytes: u64,
+    /// Entries that left this tier upwards.
+    pub promoted: u64,
+    /// Their bytes, as this tier counts them.
+    pub promoted_bytes: u64,
+    /// Writes that failed: the entry stayed above, and the tier takes no more.
+    pub write_faults: u64,
+    /// Reads that failed or brought back something else: the entry is lost.
+    pub read_faults: u64,
 }
 
 /// What happened to entries of one kind.
@@ -59,10 +78,16 @@ pub struct KindCounters {
     pub removed: u64,
     /// Entries that were dropped to make room.
     pub evicted: u64,
+    /// Entries that did not come back from disk.
+    pub lost: u64,
     /// Moves to the tier below.
     pub demoted: u64,
-    /// Moves back home.
+    /// Moves back home, or towards it.
     pub promoted: u64,
+    /// Reads of an entry that had left its home and was prefetched back before the read.
+    pub arrived_before_use: u64,
+    /// Reads of an entry that was not home yet: they waited, or read it where it was.
+    pub arrived_late: u64,
     /// Bytes that came back, from entries and from writers that were given up.
     pub returned_bytes: u64,
     /// Bytes that were committed.

@@ -7,6 +7,7 @@ use crate::arena::Account;
 use crate::buffer::{Buffer, entry_bytes};
 use crate::draft::Draft;
 use crate::job_state::{JobState, StageId};
+use crate::place::Place;
 use crate::policy::GroupId;
 use crate::slots::{Expiry, Slot, SlotId, State};
 use crate::store::Store;
@@ -23,6 +24,8 @@ pub(crate) enum Cause {
     Removed,
     /// Its room was wanted.
     Evicted,
+    /// It did not come back from disk.
+    Lost,
 }
 
 impl Store {
@@ -59,6 +62,9 @@ impl Store {
         }
         if self.find(owner, key).is_some() {
             return Err(PutError::Exists { key: *key });
+        }
+        if spec.tier == Tier::Disk {
+            return Err(PutError::NotInMemory { key: *key });
         }
         let Owner::Job(job) = owner else {
             let persistent = spec.lifetime == Lifetime::Persistent;
@@ -114,12 +120,15 @@ impl Store {
             flights: 0,
             moves: 0,
             flight_lost: false,
+            relocating: false,
+            prefetched: false,
             last_use: self.reads,
-            buffer: Arc::new(buffer),
+            place: Place::Memory(Arc::new(buffer)),
         });
         match (owner, key) {
             (Owner::Job(job), EntryKey::Own(key)) => {
                 if let Some(job) = self.jobs.get_mut(&job) {
+                    job.lost.remove(&key);
                     job.index.insert(key, id);
                     self.slots[id].expiry = enlist(job, id, key, spec.lifetime, stage);
                 }
@@ -179,6 +188,7 @@ impl Store {
             Cause::Expired => kind.expired += 1,
             Cause::Removed => kind.removed += 1,
             Cause::Evicted => kind.evicted += 1,
+            Cause::Lost => kind.lost += 1,
         }
         self.quiescing.insert(id);
         self.settle(id)
@@ -232,12 +242,22 @@ impl Store {
         self.quiescing.remove(&id);
         let slot = self.slots.remove(id);
         let bytes = slot.charged_bytes();
-        if let Some(buffer) = Arc::into_inner(slot.buffer) {
-            self.arenas[slot.tier].give(buffer, slot.owner);
-        }
+        self.vacate(slot.tier, slot.place, slot.owner);
         self.kinds[slot.key.kind() as usize].returned_bytes += bytes;
         self.release(slot.owner, Some(slot.key.kind()), slot.tier, Account::Quiescing, bytes);
         true
+    }
+
+    /// Keeps a place whose bytes are released for reuse. Nobody else holds it.
+    pub(crate) fn vacate(&mut self, tier: Tier, place: Place, last_owner: Owner) {
+        match place {
+            Place::Memory(buffer) => {
+                if let Some(buffer) = Arc::into_inner(buffer) {
+                    self.arenas[tier].give(buffer, last_owner);
+                }
+            }
+            Place::Disk(record) => self.extents.give(record),
+        }
     }
 
     fn quarantine(&mut self, id: SlotId) {

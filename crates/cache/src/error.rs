@@ -2,13 +2,14 @@
 
 use std::fmt;
 
-use crate::{EntryKey, Tier};
+use crate::{DiskFault, EntryKey, Tier};
 
 /// A tier cannot make the room. Nothing was evicted in vain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the {tier} tier cannot hold {needed_bytes} bytes more: {used_bytes} of its {budget_bytes} bytes are used, of \
-     which {held}; raise the budget of the {tier} tier or hold less at a time"
+     which {held}; raise the budget of the {tier} tier or hold less at a time{}",
+    if *.disk_refuses { "; the disk tier takes no more since a write to it failed" } else { "" }
 )]
 pub struct OutOfBudget {
     /// The tier that is short.
@@ -21,6 +22,36 @@ pub struct OutOfBudget {
     pub used_bytes: u64,
     /// What could not be evicted.
     pub held: Held,
+    /// A write to disk failed, so nothing goes there any more.
+    pub disk_refuses: bool,
+}
+
+/// Why a read gave no lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GetError {
+    /// There is no such entry.
+    #[error("{key} is not cached")]
+    Absent {
+        /// The key.
+        key: EntryKey,
+    },
+    /// The entry is on disk and stays there: no tier in memory can make room for it.
+    #[error("{key} is on disk and finds no room in memory: {short}")]
+    NoRoom {
+        /// The key.
+        key: EntryKey,
+        /// What is in the way.
+        short: OutOfBudget,
+    },
+    /// The entry was on disk and did not come back.
+    #[error("{key} was on disk and is lost: {fault}")]
+    Lost {
+        /// The key.
+        key: EntryKey,
+        /// Why.
+        fault: DiskFault,
+    },
 }
 
 /// Bytes in use that eviction cannot touch.
@@ -80,6 +111,14 @@ pub enum PutError {
     /// A stage lifetime outside any stage.
     #[error("the lifetime is that of a stage but the job has none open; open one with Job::stage")]
     NoStage,
+    /// A put to the disk.
+    #[error(
+        "{key} cannot be written to disk at once; put it into the host tier, and it sinks when room is wanted"
+    )]
+    NotInMemory {
+        /// The key.
+        key: EntryKey,
+    },
     /// The job has ended.
     #[error("{key} belongs to a job that has ended; put it into a job that is open")]
     OwnerEnded {

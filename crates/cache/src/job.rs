@@ -3,14 +3,17 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::cache::{get, remove};
+use crate::cache::remove;
 use crate::draft::Draft;
+use crate::fetch::{Fetcher, get};
 use crate::job_state::StageId;
 use crate::lease::Lease;
 use crate::reservation::Reservation;
-use crate::room::Shared;
+use crate::room::{Locked, Shared};
 use crate::schedule::Uses;
-use crate::{ContentKey, EntryKey, Expired, GroupWriter, JobId, Key, Lifetime, OutOfBudget, Owner};
+use crate::{
+    ContentKey, Displace, EntryKey, Expired, GetError, GroupWriter, JobId, Key, Lifetime, OutOfBudget, Owner,
+};
 use crate::{PutError, PutSpec, Tick, Tier, Usage, Writer};
 
 /// One job's part of the cache. Dropping it frees everything the job owns, also during a panic (law 1).
@@ -74,14 +77,23 @@ impl Job {
     /// way.
     ///
     /// A demoted entry is brought home first if room can be made there. If it cannot, or if another lease keeps the
-    /// entry where it is, the lease is on the lower tier: [`Lease::tier`] says which.
+    /// entry where it is, the lease is on the lower tier: [`Lease::tier`] says which. Nothing is read in place on disk.
     pub fn get(&self, key: &Key) -> Option<Lease> {
+        self.try_get(key).ok()
+    }
+
+    /// As [`get`](Self::get), and says why when there is no lease.
+    ///
+    /// # Errors
+    /// If there is no such entry, or it is on disk and no tier in memory can make room for it, or it did not come back
+    /// from disk as it was; then it is lost, until it is put again.
+    pub fn try_get(&self, key: &Key) -> Result<Lease, GetError> {
         get(&self.shared, self.owner(), Some(self.id), &EntryKey::Own(*key))
     }
 
     /// As [`get`](Self::get) for an entry of the shared pool.
     pub fn shared_get(&self, key: &ContentKey) -> Option<Lease> {
-        get(&self.shared, Owner::Shared, Some(self.id), &EntryKey::Shared(*key))
+        get(&self.shared, Owner::Shared, Some(self.id), &EntryKey::Shared(*key)).ok()
     }
 
     /// Whether the job has an entry of this key. Not counted as a read.
@@ -93,6 +105,27 @@ impl Job {
     pub fn tier_of(&self, key: &Key) -> Option<Tier> {
         let store = self.shared.lock();
         store.find(self.owner(), &EntryKey::Own(*key)).map(|id| store.slots[id].tier)
+    }
+
+    /// Sends an entry to the tier below the one it is in, making room there. Where it is afterwards; `None` if there is
+    /// no such entry. It stays where it is if somebody holds it or there is no tier below.
+    ///
+    /// # Errors
+    /// If the tier below cannot make room.
+    pub fn demote(&self, key: &Key) -> Result<Option<Tier>, OutOfBudget> {
+        let store = self.shared.lock();
+        let Some(id) = store.find(self.owner(), &EntryKey::Own(*key)) else { return Ok(None) };
+        let slot = &store.slots[id];
+        let below = slot.tier.below().filter(|_| slot.is_free_to_go());
+        let Some(below) = below else { return Ok(Some(slot.tier)) };
+        let (store, room) = self.shared.relocate(store, id, below, Displace::Anything);
+        let found = store.find(self.owner(), &EntryKey::Own(*key)).map(|id| store.slots[id].tier);
+        room.map(|()| found)
+    }
+
+    /// A handle for a thread that brings entries of this job home before they are read.
+    pub fn fetcher(&self) -> Fetcher {
+        Fetcher::new(Arc::clone(&self.shared), self.id)
     }
 
     /// Removes an entry of this job. Whether there was one.
@@ -171,15 +204,21 @@ impl Job {
     /// Ends the job as dropping it does, and says what it still holds: bytes under leases, flights, open writers and
     /// reservations that outlive it.
     pub fn finish(self) -> Usage {
+        self.end().usage_of(self.id)
+    }
+
+    /// Ends the job. Copies of its entries that are under way on other threads are waited for, so that what nobody holds
+    /// is back when this returns.
+    fn end(&self) -> Locked<'_> {
         let mut store = self.shared.lock();
         store.end_job(self.id);
-        store.usage_of(self.id)
+        self.shared.wait_for_copies_of(store, self.id)
     }
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
-        self.shared.lock().end_job(self.id);
+        drop(self.end());
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
 use crate::counters::Usage;
+use crate::disk::DiskFault;
 use crate::schedule::Schedule;
 use crate::slots::SlotId;
 use crate::{EntryKey, Key, Tick};
@@ -39,6 +40,10 @@ pub(crate) struct JobState {
     /// Members of windows by series and frame, sinks left out.
     pub(crate) windows: BTreeMap<Key, BTreeMap<u32, SlotId>>,
     pub(crate) schedule: Map<EntryKey, Schedule>,
+    /// Entries that did not come back from disk, until they are put again.
+    pub(crate) lost: BTreeMap<Key, DiskFault>,
+    /// Copies of the job's entries between tiers that are under way.
+    pub(crate) copies: u64,
     pub(crate) usage: Usage,
 }
 

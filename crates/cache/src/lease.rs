@@ -43,11 +43,11 @@ impl Drop for Pin {
 }
 
 impl Lease {
-    /// Takes over a count in `leases` that the slot has already.
+    /// Takes over a count in `leases` that the slot has already. The entry is in memory.
     pub(crate) fn adopt(shared: &Arc<Shared>, store: &Store, id: SlotId) -> Self {
         let slot = &store.slots[id];
         let pin = Pin { shared: Arc::clone(shared), id };
-        let buffer = Arc::clone(&slot.buffer);
+        let buffer = Arc::clone(slot.place.memory().expect("only what is in memory is leased"));
         Self {
             held: Arc::new(Held { buffer, pin, key: slot.key, tier: slot.tier, len_bytes: slot.len_bytes }),
         }

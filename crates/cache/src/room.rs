@@ -1,33 +1,42 @@
-//! Carrying out what the policy chose: the lock, eviction, demotion and promotion (law 4: decisions are in `policy`).
+//! Carrying out what the policy chose: the lock, eviction, and room (law 4: decisions are in `policy`, copies in `moves`).
 
 use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::arena::Account;
 use crate::buffer::Buffer;
+use crate::disk::{Disk, Extents};
 use crate::entries::Cause;
 use crate::error::Held;
+use crate::moves::Move;
 use crate::policy::{self, Action, Candidate, GroupId, NextUse, View};
-use crate::slots::{Slot, SlotId, State};
+use crate::slots::{Slot, State};
 use crate::store::Store;
-use crate::{Displace, EntryKey, OutOfBudget, Owner, PerTier, Recover, Tier};
+use crate::{Budgets, Displace, EntryKey, OutOfBudget, Owner, PerTier, Recover, Tier};
 
 /// The store and its lock, shared by all handles of one cache.
 pub(crate) struct Shared {
     store: Mutex<Store>,
+    /// Told whenever a move ends or is given up.
+    moved: Condvar,
+    disk: Option<Disk>,
 }
 
 /// The store, locked. Buffers that it threw away are dropped after the lock is.
 pub(crate) struct Locked<'a> {
-    // Fields drop in this order: unlock, then free.
-    store: MutexGuard<'a, Store>,
+    // Fields drop in this order: unlock, then free. `None` only inside `Shared::wait`.
+    store: Option<MutexGuard<'a, Store>>,
     debris: Vec<Buffer>,
 }
 
+const HELD: &str = "the lock is given up only while waiting";
+
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        self.debris = std::mem::take(&mut self.store.debris);
+        if let Some(store) = &mut self.store {
+            self.debris = std::mem::take(&mut store.debris);
+        }
     }
 }
 
@@ -35,49 +44,43 @@ impl Deref for Locked<'_> {
     type Target = Store;
 
     fn deref(&self) -> &Store {
-        &self.store
+        self.store.as_ref().expect(HELD)
     }
 }
 
 impl DerefMut for Locked<'_> {
     fn deref_mut(&mut self) -> &mut Store {
-        &mut self.store
+        self.store.as_mut().expect(HELD)
     }
-}
-
-/// A copy between tiers under way, counted in `moves` of its slot, which therefore stays.
-pub(crate) struct Move {
-    id: SlotId,
-    to: Tier,
-    source: Arc<Buffer>,
-    destination: Option<Buffer>,
-}
-
-impl Move {
-    /// Copies, without the lock. The result no longer holds the source.
-    fn run(self) -> Moved {
-        let destination = Buffer::copy(&self.source, self.destination);
-        Moved { id: self.id, to: self.to, destination }
-    }
-}
-
-/// A copy that is done.
-pub(crate) struct Moved {
-    id: SlotId,
-    to: Tier,
-    destination: Buffer,
 }
 
 impl Shared {
-    pub(crate) fn new(store: Store) -> Self {
-        Self { store: Mutex::new(store) }
+    pub(crate) fn new(budgets: Budgets, disk: Option<Disk>) -> Self {
+        let extents = disk.as_ref().map_or_else(Extents::default, Disk::extents);
+        Self { store: Mutex::new(Store::new(budgets, extents)), moved: Condvar::new(), disk }
+    }
+
+    pub(crate) fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()
     }
 
     /// A panic can poison the lock only inside this crate, since no code of a caller runs under it; destructors
     /// during that panic must still give their bytes back instead of panicking again.
     pub(crate) fn lock(&self) -> Locked<'_> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        Locked { store, debris: Vec::new() }
+        Locked { store: Some(store), debris: Vec::new() }
+    }
+
+    /// Waits until some move ends. A waiter has no copy under way itself, and a copy waits for nothing but its device, so
+    /// that whoever waits while copies are under way is woken.
+    pub(crate) fn wait<'a>(&'a self, mut store: Locked<'a>) -> Locked<'a> {
+        let guard = store.store.take().expect(HELD);
+        store.store = Some(self.moved.wait(guard).unwrap_or_else(PoisonError::into_inner));
+        store
+    }
+
+    pub(crate) fn tell_waiters(&self) {
+        self.moved.notify_all();
     }
 
     /// Evicts until `need` fits, or changes nothing and says what is in the way. The lock may be released in between;
@@ -89,50 +92,27 @@ impl Shared {
         displace: Displace,
     ) -> (Locked<'a>, Result<(), OutOfBudget>) {
         while !store.fits(&need) {
-            let actions = match policy::choose(&store.view(displace), need) {
-                Ok(actions) => actions,
-                Err(short) => {
-                    let refusal = store.refusal(short.tier, need[short.tier]);
-                    return (store, Err(refusal));
+            let short = match policy::choose(&store.view(displace), need) {
+                Ok(actions) => {
+                    let (dropped, moves) = store.act(&actions);
+                    if dropped == 0 && moves.is_empty() {
+                        let refusal = store.refusal(Tier::Device, need[Tier::Device]);
+                        return (store, Err(refusal));
+                    }
+                    store = self.run(store, moves);
+                    continue;
                 }
+                Err(short) => short,
             };
-            let moves = store.act(&actions);
-            if !moves.is_empty() {
-                store = self.run(store, moves);
+            // Another thread's copies hold places at both their ends; soon they hold one.
+            if displace == Displace::Anything && store.copies > 0 {
+                store = self.wait(store);
+                continue;
             }
+            let refusal = store.refusal(short.tier, need[short.tier]);
+            return (store, Err(refusal));
         }
         (store, Ok(()))
-    }
-
-    fn run<'a>(&'a self, store: Locked<'a>, moves: Vec<Move>) -> Locked<'a> {
-        drop(store);
-        let moved: Vec<_> = moves.into_iter().map(Move::run).collect();
-        let mut store = self.lock();
-        for moved in moved {
-            store.finish_move(moved);
-        }
-        store
-    }
-
-    /// Brings a demoted entry home if room can be made there and nobody reads it where it is.
-    pub(crate) fn promote<'a>(&'a self, mut store: Locked<'a>, id: SlotId) -> Locked<'a> {
-        let slot = &mut store.slots[id];
-        if slot.tier == slot.home || !slot.is_free_to_go() {
-            return store;
-        }
-        // Pinned, so that making room does not push it out.
-        slot.moves += 1;
-        let (home, bytes) = (slot.home, slot.charged_bytes());
-        let (mut store, room) = self.make_room(store, PerTier::only(home, bytes), Displace::Anything);
-        let moving = room.is_ok().then(|| store.begin_move(id, home));
-        store.slots[id].moves -= 1;
-        match moving {
-            Some(moving) => self.run(store, vec![moving]),
-            None => {
-                store.settle(id);
-                store
-            }
-        }
     }
 }
 
@@ -140,10 +120,11 @@ impl Store {
     pub(crate) fn fits(&self, need: &PerTier<u64>) -> bool {
         need.iter().all(|(tier, bytes)| *bytes <= self.arenas[tier].room_bytes())
     }
-
     /// What the policy may know: one pass over the slot table.
     pub(crate) fn view(&mut self, displace: Displace) -> View {
-        let room = PerTier::from_fn(|tier| self.arenas[tier].room_bytes());
+        let closed = |tier| tier == Tier::Disk && self.extents.refuses();
+        let room = PerTier::from_fn(|tier| if closed(tier) { 0 } else { self.arenas[tier].room_bytes() });
+        let extents = &self.extents;
         let jobs = &mut self.jobs;
         let mut distance = |owner: Owner, key: &EntryKey| match owner {
             Owner::Job(job) => jobs.get_mut(&job)?.distance(key),
@@ -159,66 +140,37 @@ impl Store {
             group: slot.group,
             tier: slot.tier,
             bytes: slot.charged_bytes(),
+            disk_bytes: extents.record_bytes(slot.place.memory_bytes()),
             next_use: distance(slot.owner, &slot.key)
                 .map_or(NextUse::Unknown { last_use: slot.last_use }, NextUse::In),
             shared: slot.owner == Owner::Shared,
             recover: slot.recover,
             cost_per_kib: slot.cost_per_kib,
         });
-        let displaceable = candidates.filter(|candidate| displace.allows(candidate));
-        View { room, candidates: displaceable.collect() }
+        let mut candidates: Vec<Candidate> = candidates.collect();
+        // Members of a group leave together, so one that must stay keeps the others.
+        let kept = candidates.iter().filter(|candidate| !displace.allows(candidate));
+        let kept: BTreeSet<GroupId> = kept.filter_map(|candidate| candidate.group).collect();
+        candidates.retain(|candidate| {
+            displace.allows(candidate) && candidate.group.is_none_or(|group| !kept.contains(&group))
+        });
+        View { room, candidates }
     }
 
-    /// Drops at once, and begins the moves, which are to be run without the lock.
-    fn act(&mut self, actions: &[Action]) -> Vec<Move> {
-        let mut moves = Vec::new();
+    /// Drops at once, and begins the moves for which there is room now; they are to be run without the lock. How many
+    /// entries were dropped, and the moves. What waits for room that these moves make is chosen again after them.
+    fn act(&mut self, actions: &[Action]) -> (usize, Vec<Move>) {
+        let (mut dropped, mut moves) = (0, Vec::new());
         for action in actions {
             match *action {
-                Action::Drop(id) => _ = self.kill(id.into(), Cause::Evicted),
-                Action::Demote { id, to } => moves.push(self.begin_move(id.into(), to)),
+                Action::Drop(id) => {
+                    self.kill(id.into(), Cause::Evicted);
+                    dropped += 1;
+                }
+                Action::Demote { id, to } => moves.extend(self.begin_move(id.into(), to)),
             }
         }
-        moves
-    }
-
-    /// Charges the destination, whose room the caller has checked.
-    fn begin_move(&mut self, id: SlotId, to: Tier) -> Move {
-        let slot = &mut self.slots[id];
-        slot.moves += 1;
-        let source = Arc::clone(&slot.buffer);
-        let (owner, kind, bytes) = (slot.owner, slot.key.kind(), slot.charged_bytes());
-        self.charge(owner, Some(kind), to, Account::Moving, bytes);
-        let destination = self.take_idle(to, bytes, owner).map(|(buffer, _)| buffer);
-        Move { id, to, source, destination }
-    }
-
-    /// Publishes a copy, unless somebody leased the source or the entry died meanwhile: then the copy is dropped and
-    /// the entry stays as it is, since a lease keeps it in place.
-    fn finish_move(&mut self, moved: Moved) {
-        let Moved { id, to, destination } = moved;
-        let slot = &mut self.slots[id];
-        slot.moves -= 1;
-        let (owner, kind, from) = (slot.owner, slot.key.kind(), slot.tier);
-        let bytes = destination.charged_bytes();
-        if slot.state != State::Live || !slot.is_free_to_go() {
-            self.arenas[to].give(destination, owner);
-            self.release(owner, Some(kind), to, Account::Moving, bytes);
-            self.settle(id);
-            return;
-        }
-        slot.tier = to;
-        let direction = if to == slot.home { Direction::Home } else { Direction::Down };
-        let source = std::mem::replace(&mut slot.buffer, Arc::new(destination));
-        if let Some(source) = Arc::into_inner(source) {
-            self.arenas[from].give(source, owner);
-        }
-        self.arenas[to].transfer(Account::Moving, Account::Live, bytes);
-        self.release(owner, Some(kind), from, Account::Live, bytes);
-        let kind = &mut self.kinds[kind as usize];
-        match direction {
-            Direction::Home => kind.promoted += 1,
-            Direction::Down => kind.demoted += 1,
-        }
+        (dropped, moves)
     }
 
     pub(crate) fn refusal(&self, tier: Tier, needed_bytes: u64) -> OutOfBudget {
@@ -241,104 +193,7 @@ impl Store {
             budget_bytes: arena.budget_bytes(),
             used_bytes: arena.used_bytes(),
             held,
+            disk_refuses: self.extents.refuses(),
         }
-    }
-}
-
-enum Direction {
-    Home,
-    Down,
-}
-
-#[cfg(test)]
-mod tests {
-    //! What may happen to an entry between the two halves of its move, which no caller can time.
-
-    use super::*;
-    use crate::cache::get;
-    use crate::draft::Draft;
-    use crate::{Budgets, Key, Kind, Lease, Lifetime, PutSpec, Writer};
-
-    const KEY: EntryKey = EntryKey::Own(Key::new(Kind::Latent));
-
-    struct Scene {
-        shared: Arc<Shared>,
-        owner: Owner,
-        id: SlotId,
-    }
-
-    impl Scene {
-        /// One unleased entry on the device, one line of sevens.
-        fn new() -> Self {
-            let budgets = Budgets { device_bytes: 64, host_bytes: 64 };
-            let shared = Arc::new(Shared::new(Store::new(budgets)));
-            let owner = Owner::Job(shared.lock().open_job());
-            let spec = PutSpec::new(Tier::Device, Lifetime::Job, 64);
-            let mut writer = Writer::new(Draft::begin(&shared, owner, KEY, spec).expect("there is room"));
-            writer.bytes_mut().fill(7);
-            drop(writer.commit().expect("the key is free"));
-            let id = shared.lock().find(owner, &KEY).expect("it was committed");
-            Self { shared, owner, id }
-        }
-
-        /// Demotes the entry, with `meanwhile` during the copy.
-        fn demote<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
-            let moving = self.shared.lock().begin_move(self.id, Tier::Host);
-            let result = meanwhile();
-            let moved = moving.run();
-            let mut store = self.shared.lock();
-            store.finish_move(moved);
-            assert_eq!(store.verify(), Ok(()));
-            result
-        }
-
-        fn get(&self) -> Option<Lease> {
-            get(&self.shared, self.owner, None, &KEY)
-        }
-
-        fn end_job(&self) {
-            if let Owner::Job(job) = self.owner {
-                self.shared.lock().end_job(job);
-            }
-        }
-
-        fn used(&self) -> [u64; 2] {
-            Tier::ALL.map(|tier| self.shared.lock().arenas[tier].used_bytes())
-        }
-    }
-
-    #[test]
-    fn an_entry_that_nobody_touches_arrives_as_it_was() {
-        let scene = Scene::new();
-        scene.demote(|| assert_eq!(scene.used(), [64, 64]));
-        assert_eq!(scene.used(), [0, 64]);
-        let store = scene.shared.lock();
-        assert_eq!(store.slots[scene.id].buffer.bytes(), [7; 64]);
-    }
-
-    #[test]
-    fn an_entry_that_is_leased_meanwhile_stays_in_place() {
-        let scene = Scene::new();
-        let lease = scene.demote(|| scene.get()).expect("it is visible while it moves");
-        assert_eq!((lease.tier(), scene.used()), (Tier::Device, [64, 0]));
-        assert_eq!(scene.shared.lock().slots[scene.id].tier, Tier::Device);
-        assert_eq!(lease.bytes(), [7; 64]);
-    }
-
-    #[test]
-    fn an_entry_that_dies_meanwhile_returns_both_its_places() {
-        let scene = Scene::new();
-        scene.demote(|| scene.end_job());
-        assert_eq!(scene.used(), [0, 0]);
-    }
-
-    #[test]
-    fn an_entry_that_dies_meanwhile_is_not_taken_for_one_whose_flight_is_overdue() {
-        let scene = Scene::new();
-        scene.demote(|| {
-            scene.end_job();
-            assert_eq!(scene.shared.lock().quarantine_overdue(0).entries, 0);
-        });
-        assert_eq!(scene.used(), [0, 0]);
     }
 }

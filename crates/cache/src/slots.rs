@@ -1,14 +1,12 @@
 //! The slot table: one slot per entry that holds bytes.
 
-use std::ops::{Index, IndexMut};
-use std::sync::Arc;
-
-use crate::buffer::Buffer;
 use crate::job_state::StageId;
+use crate::place::Place;
 use crate::policy::{EntryId, GroupId};
 use crate::{EntryKey, Lifetime, Owner, Recover, Tier};
+use std::ops::{Index, IndexMut};
 
-/// A place in the slot table, with the count of its earlier tenants.
+/// A row of the slot table, with the count of its earlier tenants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SlotId {
     index: u32,
@@ -70,19 +68,23 @@ pub(crate) struct Slot {
     pub(crate) recover: Recover,
     pub(crate) cost_per_kib: u32,
     pub(crate) state: State,
-    /// Every clone of `buffer` outside the table is counted in `leases`, `flights` or `moves`.
     pub(crate) leases: u32,
     pub(crate) flights: u32,
     pub(crate) moves: u32,
     /// A flight was dropped before it reported back: whatever it did may still be going on.
     pub(crate) flight_lost: bool,
+    /// Somebody is bringing it to another tier at somebody's wish, or is making room for that: whoever wants to read it
+    /// waits.
+    pub(crate) relocating: bool,
+    /// It was brought home before anybody asked for it, and nobody has read it since.
+    pub(crate) prefetched: bool,
     pub(crate) last_use: u64,
-    pub(crate) buffer: Arc<Buffer>,
+    pub(crate) place: Place,
 }
 
 impl Slot {
     pub(crate) fn charged_bytes(&self) -> u64 {
-        self.buffer.charged_bytes()
+        self.place.charged_bytes()
     }
 
     /// Its bytes can leave this place and the place be used again.
@@ -97,42 +99,42 @@ impl Slot {
 }
 
 #[derive(Default)]
-struct Place {
+struct Row {
     generation: u32,
     slot: Option<Slot>,
 }
 
-/// Slots by id; vacant places are used again.
+/// Slots by id; vacant rows are used again.
 #[derive(Default)]
 pub(crate) struct Slots {
-    places: Vec<Place>,
+    rows: Vec<Row>,
     vacant: Vec<u32>,
 }
 
 impl Slots {
     pub(crate) fn insert(&mut self, slot: Slot) -> SlotId {
         let index = self.vacant.pop().unwrap_or_else(|| {
-            self.places.push(Place::default());
-            u32::try_from(self.places.len() - 1).expect("four billion entries take more memory than there is")
+            self.rows.push(Row::default());
+            u32::try_from(self.rows.len() - 1).expect("four billion entries take more memory than there is")
         });
-        let place = &mut self.places[index as usize];
-        place.slot = Some(slot);
-        SlotId { index, generation: place.generation }
+        let row = &mut self.rows[index as usize];
+        row.slot = Some(slot);
+        SlotId { index, generation: row.generation }
     }
 
     pub(crate) fn remove(&mut self, id: SlotId) -> Slot {
-        let place = &mut self.places[id.index as usize];
-        assert_eq!(place.generation, id.generation, "a slot id outlived its slot");
-        place.generation = place.generation.wrapping_add(1);
+        let row = &mut self.rows[id.index as usize];
+        assert_eq!(row.generation, id.generation, "a slot id outlived its slot");
+        row.generation = row.generation.wrapping_add(1);
         self.vacant.push(id.index);
-        place.slot.take().expect("a place of this generation is taken")
+        row.slot.take().expect("a row of this generation is taken")
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SlotId, &Slot)> {
         let id = |(index, generation)| SlotId { index, generation };
-        (0..).zip(&self.places).filter_map(move |(index, place)| {
-            place.slot.as_ref().map(|slot| (id((index, place.generation)), slot))
-        })
+        (0..)
+            .zip(&self.rows)
+            .filter_map(move |(index, row)| row.slot.as_ref().map(|slot| (id((index, row.generation)), slot)))
     }
 }
 
@@ -141,16 +143,16 @@ impl Index<SlotId> for Slots {
 
     /// Ids are held by leases, flights and lists that keep their slot, so a stale one is a bug in this crate.
     fn index(&self, id: SlotId) -> &Slot {
-        let place = &self.places[id.index as usize];
-        assert_eq!(place.generation, id.generation, "a slot id outlived its slot");
-        place.slot.as_ref().expect("a place of this generation is taken")
+        let row = &self.rows[id.index as usize];
+        assert_eq!(row.generation, id.generation, "a slot id outlived its slot");
+        row.slot.as_ref().expect("a row of this generation is taken")
     }
 }
 
 impl IndexMut<SlotId> for Slots {
     fn index_mut(&mut self, id: SlotId) -> &mut Slot {
-        let place = &mut self.places[id.index as usize];
-        assert_eq!(place.generation, id.generation, "a slot id outlived its slot");
-        place.slot.as_mut().expect("a place of this generation is taken")
+        let row = &mut self.rows[id.index as usize];
+        assert_eq!(row.generation, id.generation, "a slot id outlived its slot");
+        row.slot.as_mut().expect("a row of this generation is taken")
     }
 }

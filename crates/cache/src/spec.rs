@@ -70,14 +70,10 @@ pub enum Displace {
 }
 
 impl Displace {
-    /// Members of a group leave together, so a prefetch leaves groups alone altogether.
     pub(crate) fn allows(self, candidate: &Candidate) -> bool {
         match (self, candidate.next_use) {
-            (Self::Anything, _) => true,
-            (Self::NeededAfter { .. }, NextUse::Unknown { .. }) => candidate.group.is_none(),
-            (Self::NeededAfter { ticks }, NextUse::In(distance)) => {
-                candidate.group.is_none() && distance >= ticks
-            }
+            (Self::Anything, _) | (Self::NeededAfter { .. }, NextUse::Unknown { .. }) => true,
+            (Self::NeededAfter { ticks }, NextUse::In(distance)) => distance >= ticks,
         }
     }
 }

@@ -3,13 +3,14 @@
 //!
 //! One mutex protects all of it: ledger, slots, indexes, schedules and counters change together, so whoever holds
 //! the lock sees a consistent cache. Bytes are not behind the lock: leases and writers hold buffers of their own,
-//! and copies between tiers run unlocked. There is no second lock, hence no order of locks.
+//! and copies between tiers, disk included, run unlocked. There is no second lock, hence no order of locks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::arena::{Account, Arena};
 use crate::buffer::Buffer;
-use crate::counters::{KindCounters, Usage};
+use crate::counters::{KindCounters, TierTraffic, Usage};
+use crate::disk::Extents;
 use crate::job_state::{JobState, Map, StageId, StageState};
 use crate::policy::GroupId;
 use crate::slots::{SlotId, Slots};
@@ -17,6 +18,11 @@ use crate::{Budgets, ContentKey, Expired, JobId, Kind, Owner, PerTier, Tier};
 
 pub(crate) struct Store {
     pub(crate) arenas: PerTier<Arena>,
+    /// Free places of the disk tier; none where there is no disk.
+    pub(crate) extents: Extents,
+    pub(crate) traffic: PerTier<TierTraffic>,
+    /// Copies between tiers that are under way.
+    pub(crate) copies: u64,
     pub(crate) slots: Slots,
     pub(crate) jobs: BTreeMap<JobId, JobState>,
     pub(crate) shared: Map<ContentKey, SlotId>,
@@ -35,9 +41,13 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn new(budgets: Budgets) -> Self {
+    pub(crate) fn new(budgets: Budgets, extents: Extents) -> Self {
+        let budget_bytes = |tier| if tier == Tier::Disk { extents.budget_bytes() } else { budgets.of(tier) };
         Self {
-            arenas: PerTier::from_fn(|tier| Arena::new(budgets.of(tier))),
+            arenas: PerTier::from_fn(|tier| Arena::new(budget_bytes(tier))),
+            extents,
+            traffic: PerTier::default(),
+            copies: 0,
             slots: Slots::default(),
             jobs: BTreeMap::new(),
             shared: Map::default(),
@@ -122,7 +132,7 @@ impl Store {
     pub(crate) fn end_job(&mut self, id: JobId) -> Expired {
         let Some(job) = self.jobs.get_mut(&id) else { return Expired::default() };
         let owned = std::mem::take(&mut job.index);
-        *job = JobState { ended: true, usage: job.usage, ..JobState::default() };
+        *job = JobState { ended: true, usage: job.usage, copies: job.copies, ..JobState::default() };
         let mut ids: Vec<SlotId> = owned.into_values().collect();
         ids.sort_unstable();
         let expired = self.expire(ids);

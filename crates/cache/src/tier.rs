@@ -9,17 +9,20 @@ pub enum Tier {
     Device,
     /// Host memory: where device entries wait for their next use.
     Host,
+    /// A file: where entries wait whose next use is farther than the host can hold. Nothing is read in place here.
+    Disk,
 }
 
 impl Tier {
     /// Every tier, nearest to the arithmetic first.
-    pub const ALL: [Self; 2] = [Self::Device, Self::Host];
+    pub const ALL: [Self; 3] = [Self::Device, Self::Host, Self::Disk];
 
     /// The tier's name in reports and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Device => "device",
             Self::Host => "host",
+            Self::Disk => "disk",
         }
     }
 
@@ -27,7 +30,8 @@ impl Tier {
     pub const fn below(self) -> Option<Self> {
         match self {
             Self::Device => Some(Self::Host),
-            Self::Host => None,
+            Self::Host => Some(Self::Disk),
+            Self::Disk => None,
         }
     }
 }
@@ -80,7 +84,8 @@ impl<T> IndexMut<Tier> for PerTier<T> {
     }
 }
 
-/// How many bytes each tier may hold. Never exceeded.
+/// How many bytes the tiers in memory may hold. Never exceeded. That of [`Tier::Disk`] is the size of its file, which
+/// [`Cache::with_disk`](crate::Cache::with_disk) takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budgets {
     /// Budget of [`Tier::Device`].
@@ -90,11 +95,12 @@ pub struct Budgets {
 }
 
 impl Budgets {
-    /// The budget of one tier in bytes.
+    /// The budget of one tier in bytes; 0 for the disk, whose file says it.
     pub const fn of(&self, tier: Tier) -> u64 {
         match tier {
             Tier::Device => self.device_bytes,
             Tier::Host => self.host_bytes,
+            Tier::Disk => 0,
         }
     }
 }

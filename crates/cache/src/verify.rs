@@ -23,6 +23,7 @@ impl Store {
                 quiescing_bytes: arena.in_account(Account::Quiescing),
                 quarantined_bytes: arena.in_account(Account::Quarantined),
                 free_listed_bytes: arena.free_listed_bytes(),
+                traffic: self.traffic[tier],
             }
         });
         Counters::new(tiers, self.kinds, self.shared_usage, self.jobs.len() as u64)
@@ -46,6 +47,7 @@ impl Store {
             self.verify_tier(tier).map_err(|what| format!("{tier} tier: {what}"))?;
         }
         self.verify_kinds()?;
+        self.verify_extents()?;
         for (id, slot) in self.slots.iter() {
             self.verify_slot(id, slot).map_err(|what| format!("{}: {what}", slot.key))?;
         }
@@ -74,6 +76,13 @@ impl Store {
         same("bytes by kind and reserved", by_kind + reserved, arena.used_bytes())
     }
 
+    /// Extents that are not free are behind entries on disk, or are being written.
+    fn verify_extents(&self) -> Result<(), String> {
+        let arena = &self.arenas[Tier::Disk];
+        let taken = arena.used_bytes() - arena.in_account(Account::Reserved);
+        same("bytes of taken extents", self.extents.budget_bytes() - self.extents.free_bytes(), taken)
+    }
+
     fn verify_kinds(&self) -> Result<(), String> {
         for kind in Kind::ALL {
             let live = |(_, slot): &(SlotId, &Slot)| slot.state == State::Live && slot.key.kind() == kind;
@@ -84,6 +93,9 @@ impl Store {
     }
 
     fn verify_slot(&self, id: SlotId, slot: &Slot) -> Result<(), String> {
+        if slot.place.memory().is_none() != (slot.tier == Tier::Disk) {
+            return Err(format!("its bytes are not in its tier, {}", slot.tier));
+        }
         let indexed = self.find(slot.owner, &slot.key) == Some(id);
         if indexed != (slot.state == State::Live) {
             return Err(format!("{:?} but indexed: {indexed}", slot.state));

@@ -132,3 +132,78 @@ fn layers_read_in_turn_are_announced_by_one_run_each_and_miss_as_often_as_min() 
     // An eviction that does not know the future throws out what comes next and misses every time.
     assert!(ours * 3 < trace.len() as u64, "{ours} misses of {} reads", trace.len());
 }
+
+/// Misses of MIN that begins with `resident` blocks.
+fn min_misses_from(mut resident: Vec<u32>, trace: &[u32]) -> u64 {
+    let blocks = resident.len();
+    let mut misses = 0;
+    for (at, n) in trace.iter().enumerate() {
+        if !resident.contains(n) {
+            misses += 1;
+            let next = |n: &u32| trace[at..].iter().position(|later| later == n).unwrap_or(usize::MAX);
+            let out = (0..blocks).max_by_key(|i| next(&resident[*i])).expect("blocks > 0");
+            resident[out] = *n;
+        }
+    }
+    misses
+}
+
+/// Reads that find an entry outside the device, when nothing may be dropped and `blocks` entries fit there; and what MIN
+/// makes of the same reads.
+fn misses_of_what_only_moves(trace: &[u32], keys: u32, blocks: u64, host_blocks: u64) -> (u64, u64) {
+    let bytes = |blocks| blocks * BLOCK_BYTES as u64;
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = evanesce_cache::Disk::open(directory.path(), 64 * 4096).expect("a disk");
+    let budgets = Budgets { device_bytes: bytes(blocks), host_bytes: bytes(host_blocks) };
+    let cache = Cache::with_disk(budgets, disk);
+    let job = cache.open_job();
+    for n in 0..keys {
+        let mut writer =
+            job.put(key(n), Tier::Device, Lifetime::Job, BLOCK_BYTES).expect("the disk has room");
+        writer.bytes_mut().fill(u8::try_from(n).expect("few keys"));
+        drop(writer.commit().expect("the key is free"));
+    }
+    let resident: Vec<u32> = (0..keys).filter(|n| job.tier_of(&key(*n)) == Some(Tier::Device)).collect();
+    announce_each(trace, &job);
+    let mut misses = 0;
+    for (tick, n) in (0..).zip(trace) {
+        job.tick(Tick(tick));
+        misses += u64::from(job.tier_of(&key(*n)) != Some(Tier::Device));
+        let lease = job.get(&key(*n)).expect("nothing is dropped");
+        assert!(lease.tier() == Tier::Device && lease.iter().all(|byte| u32::from(*byte) == *n));
+    }
+    assert_eq!(cache.verify(), Ok(()));
+    assert_eq!(cache.counters().kind(Kind::Weights).arrived_late, misses);
+    (misses, min_misses_from(resident, trace))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..config() })]
+
+    #[test]
+    fn entries_that_only_move_between_tiers_come_back_as_seldom_as_min_allows(
+        trace in prop::collection::vec(0..24u32, 0..300),
+        blocks in 1..20u64,
+        host_blocks in 2..30u64,
+    ) {
+        let (ours, min) = misses_of_what_only_moves(&trace, 24, blocks, host_blocks);
+        prop_assert_eq!(ours, min);
+    }
+}
+
+/// The reads of one rollout: two experts in turn, layer by layer, two branches and a window of pages each.
+#[test]
+fn the_pages_of_a_rollout_come_back_as_seldom_as_min_allows() {
+    let page = |expert: u32, branch: u32, layer: u32| (expert * 2 + branch) * 6 + layer;
+    let mut trace = Vec::new();
+    for _block in 0..6 {
+        for expert in [0, 0, 1, 1, 1, 0] {
+            trace.extend((0..6).flat_map(|layer| [0, 1].map(|branch| page(expert, branch, layer))));
+        }
+    }
+    for (blocks, host_blocks) in [(6, 30), (6, 4), (12, 12), (18, 8)] {
+        let (ours, min) = misses_of_what_only_moves(&trace, 24, blocks, host_blocks);
+        assert_eq!(ours, min, "{blocks} in the device, {host_blocks} in the host");
+        assert!(ours > 0 && ours < trace.len() as u64);
+    }
+}

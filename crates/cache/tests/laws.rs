@@ -1,5 +1,5 @@
-//! One test for each law of the cache that this crate keeps. Law 8 (a page is encoded once) waits for codecs; laws 9, 11
-//! and 12 speak of attention, of storage beyond memory and of measured bandwidth.
+//! One test for each law of the cache that this crate keeps. Law 8 (a page is encoded once) waits for codecs; laws 9 and 12
+//! speak of attention and of measured bandwidth; `disk_faults.rs` has law 11.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -261,16 +261,17 @@ fn law_4_the_choice_depends_on_what_is_seen_and_not_on_its_order() {
         group: None,
         tier: if id % 3 == 0 { Tier::Host } else { Tier::Device },
         bytes: 64 + id % 5 * 64,
+        disk_bytes: 400,
         next_use: if id % 4 == 0 { NextUse::Unknown { last_use: id } } else { NextUse::In(id * 7 % 13) },
         shared: id % 8 == 0,
         recover: [Recover::Reload, Recover::Recompute, Recover::Never][usize::try_from(id % 3).unwrap()],
         cost_per_kib: 1,
     };
-    let room = PerTier::only(Tier::Host, 300);
+    let room = PerTier::from_fn(|tier| [0, 300, 800][tier as usize]);
     let forward = View { room, candidates: (0..40).map(candidate).collect() };
     let mut backward = forward.clone();
     backward.candidates.reverse();
-    let need = PerTier::from_fn(|tier| if tier == Tier::Device { 2000 } else { 500 });
+    let need = PerTier::from_fn(|tier| [2000, 500, 0][tier as usize]);
     let mut first = choose(&forward, need).unwrap();
     let mut second = choose(&backward, need).unwrap();
     assert!(first.len() > 5);

@@ -5,7 +5,17 @@ use evanesce_cache::{PerTier, Recover, Tier};
 
 fn candidate(id: u64, tier: Tier, bytes: u64, recover: Recover, next_use: NextUse) -> Candidate {
     let id = EntryId::new(id);
-    Candidate { id, group: None, tier, bytes, next_use, shared: false, recover, cost_per_kib: 1 }
+    Candidate {
+        id,
+        group: None,
+        tier,
+        bytes,
+        disk_bytes: bytes.next_multiple_of(100),
+        next_use,
+        shared: false,
+        recover,
+        cost_per_kib: 1,
+    }
 }
 
 fn device(id: u64, bytes: u64, recover: Recover, ticks: u64) -> Candidate {
@@ -13,7 +23,15 @@ fn device(id: u64, bytes: u64, recover: Recover, ticks: u64) -> Candidate {
 }
 
 fn view(device_room: u64, host_room: u64, candidates: &[Candidate]) -> View {
-    let room = PerTier::from_fn(|tier| if tier == Tier::Device { device_room } else { host_room });
+    with_disk(device_room, host_room, 0, candidates)
+}
+
+fn with_disk(device_room: u64, host_room: u64, disk_room: u64, candidates: &[Candidate]) -> View {
+    let room = PerTier::from_fn(|tier| match tier {
+        Tier::Device => device_room,
+        Tier::Host => host_room,
+        Tier::Disk => disk_room,
+    });
     View { room, candidates: candidates.to_vec() }
 }
 
@@ -140,4 +158,42 @@ fn what_cannot_be_met_chooses_nothing_and_says_how_much_is_missing() {
     let host = PerTier::only(Tier::Host, 100);
     assert_eq!(choose(&view(10, 40, &all), host), Err(Shortfall { tier: Tier::Host, missing_bytes: 60 }));
     assert!(choose(&view(10, 40, &all), need(u64::MAX)).is_err());
+}
+
+#[test]
+fn what_the_device_sends_down_pushes_what_is_read_later_to_the_disk() {
+    let never = device(1, 64, Recover::Never, 30);
+    let host = |id, ticks| candidate(id, Tier::Host, 64, Recover::Never, NextUse::In(ticks));
+    let below = |id| Action::Demote { id: EntryId::new(id), to: Tier::Disk };
+    let all = [never, host(2, 50), host(3, 90)];
+    assert_eq!(choose(&with_disk(0, 0, 100, &all), need(64)), Ok(vec![below(3), demote(1)]));
+    // A record takes more on disk than in memory: 99 bytes are too few for one.
+    let short = Shortfall { tier: Tier::Device, missing_bytes: 64 };
+    assert_eq!(choose(&with_disk(0, 0, 99, &all), need(64)), Err(short));
+    // What may be dropped on disk makes room there too.
+    let old = candidate(4, Tier::Disk, 100, Recover::Recompute, NextUse::In(5));
+    let all = [never, host(2, 50), old];
+    let expected = Ok(vec![Action::Drop(EntryId::new(4)), below(2), demote(1)]);
+    assert_eq!(choose(&with_disk(0, 0, 0, &all), need(64)), expected);
+}
+
+#[test]
+fn what_can_be_computed_again_sinks_to_disk_only_for_a_known_read_and_into_free_room() {
+    let host = |next_use| candidate(1, Tier::Host, 64, Recover::Recompute, next_use);
+    let host_need = PerTier::only(Tier::Host, 64);
+    let sinks = Ok(vec![Action::Demote { id: EntryId::new(1), to: Tier::Disk }]);
+    assert_eq!(choose(&with_disk(0, 0, 100, &[host(NextUse::In(9))]), host_need), sinks);
+    assert_eq!(choose(&with_disk(0, 0, 99, &[host(NextUse::In(9))]), host_need), drops(&[1]));
+    let unknown = host(NextUse::Unknown { last_use: 3 });
+    assert_eq!(choose(&with_disk(0, 0, 100, &[unknown]), host_need), drops(&[1]));
+}
+
+#[test]
+fn what_the_host_cannot_take_even_in_passing_goes_to_the_disk_at_once() {
+    let all = [device(1, 64, Recover::Never, 30), device(2, 64, Recover::Never, 20)];
+    let deep = |id| Action::Demote { id: EntryId::new(id), to: Tier::Disk };
+    assert_eq!(choose(&with_disk(0, 64, 100, &all), need(128)), Ok(vec![deep(2), demote(1)]));
+    assert_eq!(choose(&with_disk(0, 0, 200, &all), need(128)), Ok(vec![deep(1), deep(2)]));
+    let short = Shortfall { tier: Tier::Device, missing_bytes: 64 };
+    assert_eq!(choose(&with_disk(0, 64, 99, &all), need(128)), Err(short));
 }

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use evanesce_engine::KvCodec;
 
 use crate::bench::Bench;
-use crate::quantity::{parse_bytes, parse_frame_size, parse_kv_codec};
+use crate::quantity::{DiskCache, parse_bytes, parse_disk_cache, parse_frame_size, parse_kv_codec};
 
 /// Makes videos from text with Wan2.2, in memory that comes back.
 #[derive(Debug, Parser)]
@@ -24,6 +24,43 @@ pub(crate) enum Command {
     Generate(Box<Generate>),
     /// Measure this machine's arithmetic.
     Bench(Bench),
+    /// Say how far two videos are from each other: PSNR and SSIM of the first block, of 0 to 2 s, of 2 to 5 s, and of all.
+    Compare(Compare),
+    /// Make videos for whoever asks over HTTP, with a queue that survives the process and a page to watch it.
+    Serve(Serve),
+}
+
+/// Flags of `serve`; each overrides the configuration file.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The configuration; `--print-config` prints one with every key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Address and port [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Where jobs and videos are kept [default: evanesce-data].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// A checkpoint in diffusers layout or in the official Wan layout [default: the small one that ships with evanesce].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Memory for weights and everything that jobs keep where arithmetic happens, such as 8GiB [default: three quarters of
+    /// what is free].
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) device_memory: Option<String>,
+    /// Memory for what has to make room there but is needed again [default: an eighth of what is free].
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) host_memory: Option<String>,
+    /// Threads for arithmetic [default: one per processor].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Print a configuration with every key and its default, and exit.
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// Draw a key for a tenant, print it and its section of the configuration, and exit.
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) new_key: Option<String>,
 }
 
 /// The solvers that `--solver` offers.
@@ -89,6 +126,10 @@ pub(crate) struct Generate {
     /// Quality of the video file, 0 (best) to 51: the quantizer that H.264 keeps constant.
     #[arg(long, value_name = "QP", default_value_t = 18)]
     pub(crate) quality: u8,
+    /// Let the video be there from its first half second on, to be played while it grows. What the file held before goes at
+    /// once; if the job fails, nothing is left.
+    #[arg(long)]
+    pub(crate) growing: bool,
     /// Memory for weights and everything the job keeps where arithmetic happens, such as 8GiB [default: three quarters of
     /// what is free].
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -96,12 +137,19 @@ pub(crate) struct Generate {
     /// Memory for what has to make room there but is needed again [default: an eighth of what is free].
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) host_memory: Option<usize>,
+    /// A directory and how much of it may be used for what finds no room in memory, such as /fast/ssd:64GiB: one file, set
+    /// aside at the start and removed at the end [default: none].
+    #[arg(long, value_name = "DIR:BYTES", value_parser = parse_disk_cache)]
+    pub(crate) disk_cache: Option<DiskCache>,
     /// Threads for arithmetic [default: one per processor].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
     /// Print one JSON object on standard output, and nothing else there.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Also write a page about the job: what the cache held, what became of it, where the time went, pictures of the video.
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
     /// Start from this noise: a safetensors file with `noise` [16, T, height/8, width/8] in f32.
     #[arg(long, value_name = "FILE")]
     pub(crate) noise_in: Option<PathBuf>,
@@ -111,4 +159,22 @@ pub(crate) struct Generate {
     /// Also write the frames, before video encoding: safetensors, `frames` [T, height, width, 3] f32 in 0..1.
     #[arg(long, value_name = "FILE")]
     pub(crate) frames_out: Option<PathBuf>,
+}
+
+/// Flags of `compare`.
+#[derive(Debug, Args)]
+pub(crate) struct Compare {
+    /// An MP4 video, or the frames that `--frames-out` wrote.
+    pub(crate) a: PathBuf,
+    /// Another one of the same size and length.
+    pub(crate) b: PathBuf,
+    /// Latent frames of the first block.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) block_frames: u16,
+    /// Frames per second [default: what the video says, else 16].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=240))]
+    pub(crate) fps: Option<u16>,
+    /// Print one JSON object on standard output, and nothing else there.
+    #[arg(long)]
+    pub(crate) json: bool,
 }

@@ -1,25 +1,25 @@
 //! `evanesce generate`: one prompt, one video.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
 use evanesce_engine::{
-    Budgets, CancelToken, EngineError, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Solver,
-    VideoTarget,
+    Budgets, CancelToken, Disk, EngineError, JobRun, Model, Outcome, Outputs, Request, RequestedLength,
+    Solver, VideoTarget,
 };
 
 use crate::args::{Generate, SolverName};
 use crate::machine;
 use crate::progress::{Display, say};
+use crate::quantity::DiskCache;
+use crate::report::{Page, Recorder};
 use crate::summary::Summary;
 
-/// Runs the command and says how it went: 0 done, 2 bad input, 1 anything else.
+/// Runs the command and says how it went.
 pub(crate) fn run(args: &Generate) -> ExitCode {
-    match make_video(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => crate::refuse(&error),
-    }
+    crate::exit_code(make_video(args))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the command line may look at the clock")]
@@ -40,14 +40,35 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
             EngineError::Request("no checkpoint: the one that ships with evanesce was not found beside this program; name one with --model DIR".to_owned())
         })?,
     };
-    let model = Model::open(&directory, budgets(args))?;
+    let model = match &args.disk_cache {
+        None => Model::open(&directory, budgets(args))?,
+        Some(DiskCache { directory: disk, bytes }) => {
+            let disk = Disk::open(disk, *bytes as u64)
+                .map_err(|error| EngineError::Request(format!("--disk-cache cannot be used: {error}")))?;
+            Model::open_with_disk(&directory, budgets(args), disk)?
+        }
+    };
     let load_s = started.elapsed().as_secs_f64();
 
     let mut display = Display::new();
-    let outcome = drive(&model, args, &cancel, &mut display)?;
+    let mut recorder = Recorder::default();
+    let outcome = drive(&model, args, &cancel, &mut display, &mut recorder)?;
     let (times, total_s) = (display.into_times(), started.elapsed().as_secs_f64());
-    Summary::new(&args.output, &outcome, &times, load_s, total_s, machine::process_peak_bytes())
-        .print(args.json)
+    let process_peak_bytes = machine::process_peak_bytes();
+    if let Some(path) = &args.report {
+        let (prompt, video) = (&args.prompt, &args.output);
+        Page {
+            prompt,
+            video,
+            outcome: &outcome,
+            recorder: &recorder,
+            times: &times,
+            total_s,
+            process_peak_bytes,
+        }
+        .write(path)?;
+    }
+    Summary::new(&args.output, &outcome, &times, load_s, total_s, process_peak_bytes).print(args.json)
 }
 
 fn drive(
@@ -55,10 +76,32 @@ fn drive(
     args: &Generate,
     cancel: &CancelToken,
     display: &mut Display,
+    recorder: &mut Recorder,
 ) -> Result<Outcome, EngineError> {
+    if let Some(path) = &args.report {
+        check_report(path)?;
+    }
     let mut job = JobRun::admit(model, request(args), outputs(args), cancel.clone())?;
-    while job.advance(display)?.is_more() {}
+    while job.advance(display)?.is_more() {
+        recorder.note(display.stage(), model.memory_now());
+    }
     job.finish()
+}
+
+/// Refuses a report that could not be written, before anything is computed.
+fn check_report(path: &Path) -> Result<(), EngineError> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.is_dir() {
+        return Err(EngineError::file(
+            path,
+            "is a directory; name a file for the report, such as report.html",
+        ));
+    }
+    if !directory.is_dir() {
+        let message = format!("there is no directory {}: create it first", directory.display());
+        return Err(EngineError::file(path, message));
+    }
+    Ok(())
 }
 
 fn budgets(args: &Generate) -> Budgets {
@@ -96,7 +139,7 @@ fn request(args: &Generate) -> Request {
 
 fn outputs(args: &Generate) -> Outputs {
     Outputs {
-        video: VideoTarget::Mp4 { path: args.output.clone(), qp: args.quality },
+        video: VideoTarget::Mp4 { path: args.output.clone(), qp: args.quality, growing: args.growing },
         latents: args.latents_out.clone(),
         frames: args.frames_out.clone(),
     }

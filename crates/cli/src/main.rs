@@ -2,10 +2,13 @@
 
 mod args;
 mod bench;
+mod compare;
 mod generate;
 mod machine;
 mod progress;
 mod quantity;
+mod report;
+mod serve;
 mod summary;
 
 use std::process::ExitCode;
@@ -26,16 +29,19 @@ fn main() -> ExitCode {
     // The only variable that is read, and here only: which instruction set arithmetic uses.
     let isa = std::env::var_os("EVANESCE_ISA").map(|name| name.to_string_lossy().into_owned());
     if let Err(error) = evanesce_engine::use_isa(isa.as_deref()) {
-        return refuse(&anyhow::Error::new(error).context("EVANESCE_ISA"));
+        return exit_code(Err(anyhow::Error::new(error).context("EVANESCE_ISA")));
     }
     match cli.command {
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Serve(args) => serve::run(args),
     }
 }
 
-/// Says what went wrong; 2 when whoever asked can mend it, 1 otherwise.
-fn refuse(error: &anyhow::Error) -> ExitCode {
+/// How a command went: 0 done, 2 bad input with one sentence on standard error, 1 anything else.
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
     progress::say(&format!("error: {error:#}"));
     let fault = error.downcast_ref::<EngineError>().map_or(Fault::Internal, EngineError::fault);
     ExitCode::from(if fault == Fault::Input { BAD_INPUT } else { 1 })

@@ -25,6 +25,7 @@ impl StageTimes {
 pub(crate) struct Display {
     style: Style,
     bar: Option<ProgressBar>,
+    stage: Stage,
     /// The block under way and how many there are, for a video that is made block by block.
     block: Option<(usize, usize)>,
     n_units: usize,
@@ -54,6 +55,7 @@ impl Display {
         Self {
             style,
             bar: None,
+            stage: Stage::Text,
             block: None,
             n_units: 0,
             last_shown_percent: 0,
@@ -64,12 +66,18 @@ impl Display {
         }
     }
 
+    /// The stage under way, or the last one.
+    pub(crate) fn stage(&self) -> Stage {
+        self.stage
+    }
+
     /// What each stage took.
     pub(crate) fn into_times(self) -> StageTimes {
         self.times
     }
 
     fn start(&mut self, stage: Stage, n_units: usize) {
+        self.stage = stage;
         self.started = now();
         self.lent = Duration::ZERO;
         self.n_units = n_units;

@@ -1,5 +1,7 @@
 //! Sizes as people write them.
 
+use std::path::PathBuf;
+
 use evanesce_engine::KvCodec;
 
 /// `8GiB`, `400MB`, `1.5 GiB`, `1048576`: bytes. KiB, MiB, GiB, TiB count in 1024s; kB, MB, GB, TB in 1000s.
@@ -37,6 +39,23 @@ pub(crate) fn parse_frame_size(text: &str) -> Result<(usize, usize), String> {
     Ok((pixels(width)?, pixels(height)?))
 }
 
+/// Where the disk tier may put its file, and how large.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DiskCache {
+    pub(crate) directory: PathBuf,
+    pub(crate) bytes: usize,
+}
+
+/// `/fast/ssd:64GiB`: a directory and a size, which follows the last colon.
+pub(crate) fn parse_disk_cache(text: &str) -> Result<DiskCache, String> {
+    let wrong = || "write a directory and a size, such as /fast/ssd:64GiB".to_owned();
+    let (directory, bytes) = text.rsplit_once(':').ok_or_else(wrong)?;
+    if directory.is_empty() {
+        return Err(wrong());
+    }
+    Ok(DiskCache { directory: directory.into(), bytes: parse_bytes(bytes)? })
+}
+
 /// The codec of this name.
 pub(crate) fn parse_kv_codec(text: &str) -> Result<KvCodec, String> {
     KvCodec::from_name(text).ok_or_else(|| format!("write one of {}", KvCodec::NAMES.join(", ")))
@@ -72,6 +91,16 @@ mod tests {
         assert_eq!(parse_frame_size("832x480"), Ok((832, 480)));
         for wrong in ["832", "832x", "x480", "axb", "-8x8", "832x480x3"] {
             assert!(parse_frame_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_disk_is_a_directory_and_a_size() {
+        let disk = |directory: &str, bytes| Ok(DiskCache { directory: directory.into(), bytes });
+        assert_eq!(parse_disk_cache("/ssd:2GiB"), disk("/ssd", 2 << 30));
+        assert_eq!(parse_disk_cache("a:b:100"), disk("a:b", 100));
+        for wrong in ["/ssd", ":2GiB", "/ssd:", "/ssd:much", ""] {
+            assert!(parse_disk_cache(wrong).is_err(), "{wrong}");
         }
     }
 

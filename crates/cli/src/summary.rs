@@ -89,7 +89,7 @@ impl<'a> Summary<'a> {
             format!("{kind:<16}{peak:>11}{puts:>8}{hits:>8}{misses:>8}{expired:>9}{returned:>12}")
         }));
         lines.extend(self.outcome.memory.tiers.iter().filter(|tier| tier.peak_bytes > 0).map(|tier| {
-            let TierReport { tier, budget_bytes, peak_bytes, owned_at_end_bytes } = *tier;
+            let TierReport { tier, budget_bytes, peak_bytes, owned_at_end_bytes, .. } = *tier;
             let [peak, budget, left] = [peak_bytes, budget_bytes, owned_at_end_bytes].map(show);
             format!("{tier} held {peak} of {budget} at its peak; the job still owns {left}")
         }));
@@ -112,7 +112,17 @@ fn show(bytes: u64) -> String {
 }
 
 fn tier_json(tier: &TierReport) -> Value {
-    json!({ "budget": tier.budget_bytes, "peak": tier.peak_bytes, "owned_at_end": tier.owned_at_end_bytes })
+    json!({
+        "budget": tier.budget_bytes,
+        "peak": tier.peak_bytes,
+        "owned_at_end": tier.owned_at_end_bytes,
+        "demoted": tier.traffic.demoted,
+        "demoted_bytes": tier.traffic.demoted_bytes,
+        "promoted": tier.traffic.promoted,
+        "promoted_bytes": tier.traffic.promoted_bytes,
+        "write_faults": tier.traffic.write_faults,
+        "read_faults": tier.traffic.read_faults,
+    })
 }
 
 fn kind_json(kind: &KindReport) -> Value {
@@ -125,6 +135,9 @@ fn kind_json(kind: &KindReport) -> Value {
         "pruned": kind.pruned,
         "demoted": kind.demoted,
         "promoted": kind.promoted,
+        "lost": kind.lost,
+        "arrived_before_use": kind.arrived_before_use,
+        "arrived_late": kind.arrived_late,
         "returned": kind.returned_bytes,
         "encoded_bytes": kind.encoded_bytes,
         "raw_bytes": kind.raw_bytes,

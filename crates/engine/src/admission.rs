@@ -1,8 +1,9 @@
 //! Whether a job can run at all within the budgets, before anything is computed.
 
-use evanesce_cache::{Tier, entry_bytes};
+use evanesce_cache::{Disk, Tier, entry_bytes};
 use evanesce_wan::weights::Component;
 
+use crate::ahead::STAGED_READS;
 use crate::error::{EngineError, Result};
 use crate::model::Model;
 use crate::request::JobSpec;
@@ -13,10 +14,27 @@ use crate::text::workspace_bytes;
 const LATENTS_AT_ONCE: usize = 7;
 const F32_BYTES: usize = size_of::<f32>();
 
-/// The least that lets a job finish: one group of weights at a time, everything else of a stage together.
+/// The least that lets a job finish: one group of weights at a time, everything else of a stage together, and of pages
+/// what the tiers below cannot take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
-    device_bytes: usize,
+    text_bytes: usize,
+    /// Of a step or a latent frame, without pages.
+    stage_bytes: usize,
+    pages: Pages,
+}
+
+/// Keys and values of earlier frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pages {
+    /// All of them, and in one layer of one branch those of a new block beside those that they push out.
+    all_bytes: usize,
+    /// What the device holds at least: the pages that are read, those that arrive, and those of a new block.
+    staged_bytes: usize,
+    /// The largest page.
+    page_bytes: usize,
+    /// What moves at once: the frames of a block.
+    group_pages: usize,
 }
 
 impl Needs {
@@ -50,56 +68,83 @@ impl Needs {
             branches * config.layers * 2 * rows * config.dim() * F32_BYTES
         };
         let group = |component| largest_group_bytes(model, component);
-        // Pages of both experts are kept from block to block; in one layer of one branch those of a new block stand beside
-        // those that they push out.
-        let page_bytes = |c| {
-            let bytes = spec.kv_codec.page_bytes(frame_tokens, model.expert(c).config().dim());
-            usize::try_from(entry_bytes(bytes)).unwrap_or(usize::MAX)
-        };
-        let self_kv_bytes = spec.rollout.map_or(0, |rollout| {
-            // The last block leaves no pages.
-            let committed = spec.denoised_frames() - rollout.block_frames;
-            let frames = committed.min(rollout.sink_frames + rollout.recent_frames);
-            let arriving = committed.min(rollout.block_frames);
-            let kept = |c| branches * model.expert(c).config().layers * frames * page_bytes(c);
-            sum(experts, kept) + over(experts, |c| arriving * page_bytes(c))
-        });
         let text = text_workspace_bytes + embedding_bytes + group(Component::TextEncoder);
         // Frames that a slot commits stand beside those they replace.
         let features = 2 * model.decoder.slot_bytes(height, width);
         let cross_kv_bytes =
             if spec.rollout.is_some() { sum(experts, cross_kv) } else { over(experts, cross_kv) };
-        // What stays from block to block, and so through the other stage: features while a block is denoised, text and
-        // pages while one is decoded.
+        // What stays from block to block, and so through the other stage: features while a block is denoised, text while
+        // one is decoded.
         let stays = |bytes: usize| if spec.rollout.is_some() { bytes } else { 0 };
         let denoise = step_workspace_bytes
             + embedding_bytes
             + cross_kv_bytes
-            + self_kv_bytes
             + stays(features)
             + LATENTS_AT_ONCE * latent_bytes
             + over(experts, group);
         let decode = decode_workspace_bytes
             + latent_bytes
             + features
-            + stays(embedding_bytes + cross_kv_bytes + self_kv_bytes)
+            + stays(embedding_bytes + cross_kv_bytes)
             + group(Component::VaeDecoder);
-        let device_bytes = text.max(denoise).max(decode);
-        Ok(Self { device_bytes })
+        let pages = Pages::new(model, spec, frame_tokens);
+        Ok(Self { text_bytes: text, stage_bytes: denoise.max(decode), pages })
+    }
+
+    /// The least Device tier in which the job finishes without help from the tiers below.
+    pub(crate) fn device_bytes(&self) -> u64 {
+        self.text_bytes.max(self.stage_bytes + self.pages.all_bytes) as u64
     }
 
     /// Refuses a job that could not finish.
     ///
     /// # Errors
-    /// [`EngineError::Budget`], with the least that would do.
+    /// [`EngineError::Budget`], with the least that would do beside the other tiers' budgets.
     pub(crate) fn check(&self, model: &Model) -> Result<()> {
-        let budget = model.counters().tier(Tier::Device).budget_bytes;
-        let budget_bytes = usize::try_from(budget).unwrap_or(usize::MAX);
-        if budget_bytes < self.device_bytes {
-            let tier = Tier::Device.as_str();
-            return Err(EngineError::Budget { tier, budget_bytes, needed_bytes: self.device_bytes });
+        let budget = |tier| usize::try_from(model.counters().tier(tier).budget_bytes).unwrap_or(usize::MAX);
+        let below = self.pages.below_bytes(budget(Tier::Host), budget(Tier::Disk), model.cache().disk());
+        let on_device = self.pages.all_bytes.saturating_sub(below).max(self.pages.staged_bytes);
+        let needed_bytes = self.text_bytes.max(self.stage_bytes + on_device);
+        let budget_bytes = budget(Tier::Device);
+        if budget_bytes < needed_bytes {
+            return Err(EngineError::Budget { tier: Tier::Device.as_str(), budget_bytes, needed_bytes });
         }
         Ok(())
+    }
+}
+
+impl Pages {
+    /// Pages of both experts, kept from block to block.
+    fn new(model: &Model, spec: &JobSpec, frame_tokens: usize) -> Self {
+        let Some(rollout) = spec.rollout else { return Self::default() };
+        let experts = [Component::HighNoise, Component::LowNoise].map(|component| model.serving(component));
+        let branches = if spec.uses_guidance() { 2 } else { 1 };
+        let page_bytes = |c| {
+            let bytes = spec.kv_codec.page_bytes(frame_tokens, model.expert(c).config().dim());
+            usize::try_from(entry_bytes(bytes)).unwrap_or(usize::MAX)
+        };
+        // The last block leaves no pages.
+        let committed = spec.denoised_frames() - rollout.block_frames;
+        let frames = committed.min(rollout.sink_frames + rollout.recent_frames);
+        let group_pages = committed.min(rollout.block_frames);
+        let read = |c| frames * page_bytes(c);
+        let arriving = over(experts, |c| group_pages * page_bytes(c));
+        let all_bytes = sum(experts, |c| model.expert(c).config().layers * branches * read(c)) + arriving;
+        let staged_bytes = all_bytes.min(over(experts, |c| STAGED_READS * read(c)) + arriving);
+        Self { all_bytes, staged_bytes, page_bytes: over(experts, page_bytes), group_pages }
+    }
+
+    /// Bytes of pages that host and disk can take. Each keeps room for two groups: one that comes down while another one
+    /// has not left yet. What goes to disk passes through the host.
+    fn below_bytes(&self, host_bytes: usize, disk_bytes: usize, disk: Option<&Disk>) -> usize {
+        let slack_pages = 2 * self.group_pages;
+        let Some(host_pages) = host_bytes.checked_div(self.page_bytes) else { return 0 };
+        let Some(host_pages) = host_pages.checked_sub(slack_pages) else { return 0 };
+        let disk_pages = disk.map_or(0, |disk| {
+            let page_bytes = usize::try_from(disk.entry_bytes(self.page_bytes)).unwrap_or(usize::MAX);
+            (disk_bytes / page_bytes).saturating_sub(slack_pages)
+        });
+        (host_pages + disk_pages).saturating_mul(self.page_bytes)
     }
 }
 

@@ -30,14 +30,14 @@ impl Decode<'_> {
         let scratch =
             self.job.reserve(&[(Tier::Device, workspace_bytes as u64)]).map_err(EngineError::cache)?;
         let key = keys::latent(LatentRole::Final, frame);
-        let latent = self.job.get(&key).ok_or_else(|| EngineError::Cache(format!("{key} is gone")))?;
+        let latent = self.job.try_get(&key).map_err(EngineError::cache)?;
         let numbers = as_f32(&latent);
         let channels = numbers.len() / (height * width);
         let latents = Tensor::from_slice(numbers, (channels, 1, height, width), &Device::Cpu)
             .map_err(WanError::from)?;
         drop(latent);
         let weights = self.model.weights.for_job(self.job, self.itinerary.latent_frame(frame));
-        let features = FeatureEntries { job: self.job, spec: self.spec, frame };
+        let features = FeatureEntries { job: self.job, spec: self.spec, itinerary: self.itinerary, frame };
         let pictures = self.model.decoder.decode_chunk(&latents, frame as u64, &weights, &features)?;
         let mut pictures = pictures.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(WanError::from)?;
         for value in &mut pictures {

@@ -1,11 +1,12 @@
 //! Noise into latents, one step at a time.
 
 use candle_core::{Device, Tensor};
-use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier};
+use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tick, Tier, Uses};
 use evanesce_wan::schedule::{History, StepInput, StepOutput};
 use evanesce_wan::transformer::{Branch, FrameKv};
 use evanesce_wan::weights::Component;
 
+use crate::ahead::Ahead;
 use crate::blocks::Block;
 use crate::bytes::{as_f32, write_f32};
 use crate::cross_kv::CrossPages;
@@ -51,18 +52,19 @@ impl JobSpec {
         [self.guidance_high, self.guidance_low].iter().any(|guidance| guides(*guidance))
     }
 
-    fn guidance(&self, expert: Component) -> f64 {
+    pub(crate) fn guidance(&self, expert: Component) -> f64 {
         if expert == Component::LowNoise { self.guidance_low } else { self.guidance_high }
     }
 }
 
 /// Guidance of exactly 1 is the branch with the prompt alone.
-fn guides(guidance: f64) -> bool {
+pub(crate) fn guides(guidance: f64) -> bool {
     guidance.to_bits() != 1f64.to_bits()
 }
 
 /// Makes the first sample of a block visible.
-pub(crate) fn put_noise(job: &Job, noise: &[f32]) -> Result<()> {
+pub(crate) fn put_noise(job: &Job, read_by: Tick, noise: &[f32]) -> Result<()> {
+    job.announce(keys::latent(LatentRole::Sample, 0), Uses::once(read_by));
     let spec = PutSpec::new(Tier::Device, Lifetime::Steps(1), size_of_val(noise));
     let mut writer = job.put_with(keys::latent(LatentRole::Sample, 0), spec).map_err(EngineError::cache)?;
     write_f32(writer.bytes_mut(), noise);
@@ -76,9 +78,9 @@ impl Denoise<'_> {
         let sample = self.read(LatentRole::Sample, step)?;
         let velocity = self.velocity(step, as_f32(&sample))?;
         let mut next = Next::new(self.spec, step, velocity.len());
-        let predictions =
-            [1, 2].map(|back| step.checked_sub(back).and_then(|at| self.find(LatentRole::Prediction, at)));
-        let last_sample = step.checked_sub(1).and_then(|at| self.find(LatentRole::LastSample, at));
+        let [one, two] = [1, 2].map(|back| self.find(LatentRole::Prediction, step.checked_sub(back)));
+        let predictions = [one?, two?];
+        let last_sample = self.find(LatentRole::LastSample, step.checked_sub(1))?;
         let input = StepInput {
             velocity: &velocity,
             sample: as_f32(&sample),
@@ -94,19 +96,25 @@ impl Denoise<'_> {
         next.put(self, step)
     }
 
-    fn find(&self, role: LatentRole, at: usize) -> Option<Lease> {
-        let key = keys::latent(role, at);
-        if self.job.contains(&key) { self.job.get(&key) } else { None }
+    /// What an earlier step kept for this one, if it did. What was kept and is lost is an error, not a shorter history.
+    fn find(&self, role: LatentRole, at: Option<usize>) -> Result<Option<Lease>> {
+        let Some(key) = at.map(|at| keys::latent(role, at)) else { return Ok(None) };
+        if self.job.contains(&key) {
+            self.job.try_get(&key).map(Some).map_err(EngineError::cache)
+        } else {
+            Ok(None)
+        }
     }
 
     fn read(&self, role: LatentRole, at: usize) -> Result<Lease> {
         let key = keys::latent(role, at);
-        self.job.get(&key).ok_or_else(|| EngineError::Cache(format!("{key} is gone")))
+        self.job.try_get(&key).map_err(EngineError::cache)
     }
 
     /// The guided velocity of the sample at `step`.
     fn velocity(&self, step: usize, sample: &[f32]) -> Result<Vec<f32>> {
         let pass = Pass {
+            at: step,
             expert: self.itinerary.expert(step),
             position: self.itinerary.step(self.block.at, step),
             timestep: self.spec.schedule.timesteps()[step],
@@ -125,6 +133,7 @@ impl Denoise<'_> {
     /// Runs the finished block through an expert once more, without noise, so that later blocks can see it.
     pub(crate) fn commit(&self, at: usize) -> Result<()> {
         let pass = Pass {
+            at: self.spec.steps() + at,
             expert: self.itinerary.committing(at),
             position: self.itinerary.commit(self.block.at, at),
             timestep: 0.0,
@@ -145,6 +154,11 @@ impl Denoise<'_> {
         Ok(())
     }
 
+    fn ahead(&self, pass: usize) -> Ahead<'_> {
+        let &Self { model, spec, job, itinerary, block, .. } = self;
+        Ahead { model, spec, job, itinerary, block: block.at, pass }
+    }
+
     /// The guided velocity that one expert predicts for `sample`.
     fn forward(&self, pass: &Pass, sample: &[f32]) -> Result<Vec<f32>> {
         let &Pass { expert: component, cross_lifetime: lifetime, commits, .. } = pass;
@@ -155,7 +169,9 @@ impl Denoise<'_> {
             let rollout = self.spec.rollout?;
             let expert = (component, self.model.expert(component).config().dim());
             let pages = FramePages::new(self.job, expert, branch, self.block, rollout, self.spec.kv_codec);
-            Some(FramePages { commits, ..pages })
+            // Each layer is read by one branch after the other: the first asks for both.
+            let ahead = (branch == BranchName::Cond).then(|| self.ahead(pass.at));
+            Some(FramePages { commits, ahead, ..pages })
         });
         let texts = [Some(self.cond), self.uncond.filter(|_| guides(guidance))];
         let branches: Vec<_> = texts
@@ -189,6 +205,8 @@ impl Denoise<'_> {
 
 /// One pass of a block through an expert.
 struct Pass {
+    /// Its number in the block.
+    at: usize,
     expert: Component,
     /// Where it stands in the job's reads of weights.
     position: Position,
@@ -243,7 +261,7 @@ impl Next {
         let spec = denoise.spec;
         let keeps = spec.schedule.keeps(step);
         if step + 1 == spec.steps() {
-            return put_final(denoise.job, spec, denoise.block, &self.sample);
+            return put_final(denoise, &self.sample);
         }
         let parts = [
             (keys::latent(LatentRole::Sample, step + 1), 1, Some(&self.sample)),
@@ -252,6 +270,12 @@ impl Next {
         ];
         let parts: Vec<_> =
             parts.iter().filter_map(|(key, steps, part)| Some((*key, *steps, (*part)?))).collect();
+        for (key, steps, _) in &parts {
+            for later in step + 1..=step + steps {
+                let read_by = denoise.itinerary.end_of_step(denoise.block.at, later);
+                denoise.job.announce(*key, Uses::once(read_by));
+            }
+        }
         let specs = parts.iter().map(|(key, steps, part)| {
             let steps = u32::try_from(*steps).expect("at most two steps");
             (*key, PutSpec::new(Tier::Device, Lifetime::Steps(steps), size_of_val(&part[..])))
@@ -266,7 +290,15 @@ impl Next {
 }
 
 /// The final sample, frame by frame: frame `i` of a block is read in decode step `i` after it and leaves with it.
-fn put_final(job: &Job, spec: &JobSpec, block: &Block, sample: &[f32]) -> Result<()> {
+fn put_final(denoise: &Denoise<'_>, sample: &[f32]) -> Result<()> {
+    let &Denoise { job, spec, block, itinerary, .. } = denoise;
+    for frame in block.frames.clone() {
+        let key = keys::latent(LatentRole::Final, frame);
+        let commits = (0..itinerary.commits()).map(|at| itinerary.end_of_step(block.at, spec.steps() + at));
+        for read_by in commits.chain([itinerary.end_of_latent_frame(frame)]) {
+            job.announce(key, Uses::once(read_by));
+        }
+    }
     let frames = block.frames.len();
     let plane = (spec.height / 8) * (spec.width / 8);
     let channels = sample.len() / (frames * plane);

@@ -1,10 +1,11 @@
 //! The VAE's kept frames as entries of a job, each living exactly until the last decode step that reads it has ended.
 
-use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier};
+use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier, Uses};
+use evanesce_wan::Result;
 use evanesce_wan::vae::{FeatureFrame, FeatureSlots, SlotId};
-use evanesce_wan::{Result, WanError};
 
 use crate::bytes::{as_f32, write_f32};
+use crate::itinerary::Itinerary;
 use crate::keys;
 use crate::request::JobSpec;
 
@@ -13,6 +14,7 @@ use crate::request::JobSpec;
 pub(crate) struct FeatureEntries<'a> {
     pub(crate) job: &'a Job,
     pub(crate) spec: &'a JobSpec,
+    pub(crate) itinerary: &'a Itinerary,
     /// The latent frame that is being decoded.
     pub(crate) frame: usize,
 }
@@ -36,17 +38,21 @@ impl FeatureFrame for Frame {
 
 impl FeatureSlots for FeatureEntries<'_> {
     fn read(&self, slot: SlotId, frame_index: u64) -> Result<Box<dyn FeatureFrame + '_>> {
-        let lease = self.job.get(&keys::feature(slot, frame_index)).ok_or_else(|| WanError::Store {
-            what: format!("frame {frame_index} of {slot}"),
-            message: "no such frame is kept".to_owned(),
-            source: None,
-        })?;
+        let lease = self
+            .job
+            .try_get(&keys::feature(slot, frame_index))
+            .map_err(|error| crate::store_error(&format_args!("frame {frame_index} of {slot}"), error))?;
         Ok(Box::new(Frame(lease)))
     }
 
     fn commit(&self, slot: SlotId, frame_index: u64, readings: u32, frame: &[f32]) -> Result<()> {
         let key = keys::feature(slot, frame_index);
-        let steps = self.steps_until_read(usize::try_from(readings).unwrap_or(usize::MAX));
+        let readings = usize::try_from(readings).unwrap_or(usize::MAX);
+        let later = self.frame + 1..(self.frame + readings + 1).min(self.spec.latent_frames());
+        for frame in later {
+            self.job.announce(key, Uses::once(self.itinerary.end_of_latent_frame(frame)));
+        }
+        let steps = self.steps_until_read(readings);
         let lifetime = Lifetime::Steps(u32::try_from(steps).expect("a slot is read a few times at most"));
         let spec = PutSpec::new(Tier::Device, lifetime, size_of_val(frame));
         let mut writer = self.job.put_with(key, spec).map_err(|error| crate::store_error(&key, error))?;

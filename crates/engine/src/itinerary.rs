@@ -1,12 +1,16 @@
-//! When a job will read which weights: known exactly before it starts, so that eviction and prefetch need not guess (law 5).
+//! When a job will read which weights, and which pages: known exactly before it starts, so that eviction and prefetch need
+//! not guess (law 5).
 //!
-//! Ticks count reads of groups. Every prompt, step and latent frame takes as many ticks as its component has groups, at
+//! Ticks count reads of groups of weights; pages of a layer are read at the tick of its group. Every prompt, step and latent frame takes as many ticks as its component has groups, at
 //! most [`Itinerary::stride_ticks`]; that makes positions simple to compute and keeps their order.
 
 use evanesce_cache::{Job, Tick, Uses};
 use evanesce_wan::schedule::expert_for;
 use evanesce_wan::weights::{Component, GroupId};
 
+use crate::blocks::reach;
+use crate::denoise::guides;
+use crate::keys::{self, BranchName};
 use crate::model::Model;
 use crate::request::JobSpec;
 use crate::residency::Position;
@@ -95,17 +99,37 @@ impl Itinerary {
         Position { first: self.tick(unit), next: None }
     }
 
+    /// How many passes of a block there are: its steps, then its commits.
+    pub(crate) fn passes(&self) -> usize {
+        self.experts.len()
+    }
+
+    /// The component of a pass.
+    pub(crate) fn passing(&self, pass: usize) -> Component {
+        self.experts[pass]
+    }
+
+    /// The last tick of a step of a block, by which everything that it reads has been read.
+    pub(crate) fn end_of_step(&self, block: usize, step: usize) -> Tick {
+        self.end(self.first_unit(block) + step as u64)
+    }
+
+    /// As [`Self::end_of_step`] for decoding a latent frame.
+    pub(crate) fn end_of_latent_frame(&self, frame: usize) -> Tick {
+        Tick(self.latent_frame(frame).first.0 + self.stride_ticks - 1)
+    }
+
     /// Tells the cache what the job reads first: its prompts and its first two blocks.
-    pub(crate) fn announce(&self, model: &Model, job: &Job) {
+    pub(crate) fn announce(&self, model: &Model, spec: &JobSpec, job: &Job) {
         self.announce_component(model, job, Component::TextEncoder, 0, N_PROMPTS);
-        self.announce_block(model, job, 0);
-        self.announce_block(model, job, 1);
+        self.announce_block(model, spec, job, 0);
+        self.announce_block(model, spec, job, 1);
     }
 
     /// Tells the cache what block `block` reads, if there is one: as a job begins a block it announces the next, so that
     /// next uses are known a block ahead and the plan stays small however long the video. Periodic reads cost one
     /// announcement however many they are.
-    pub(crate) fn announce_block(&self, model: &Model, job: &Job, block: usize) {
+    pub(crate) fn announce_block(&self, model: &Model, spec: &JobSpec, job: &Job, block: usize) {
         if block >= self.n_blocks {
             return;
         }
@@ -114,6 +138,7 @@ impl Itinerary {
         while at < self.experts.len() {
             let run = self.run_from(at);
             self.announce_component(model, job, self.experts[at], first + at as u64, run as u64);
+            self.announce_pages(model, spec, job, block, at, run as u64);
             at += run;
         }
         let frames = self.block_frames.min(self.frames - block * self.block_frames);
@@ -125,6 +150,24 @@ impl Itinerary {
             let first = Tick(self.tick(from_unit).0 + index as u64);
             let key = model.weights.key(GroupId { component, index });
             job.announce(key, Uses::every(self.stride_ticks, first, units));
+        }
+    }
+
+    /// The pages that `run` passes from `at` on read: those of the text, and those of earlier frames in reach, which need
+    /// not exist yet.
+    fn announce_pages(&self, model: &Model, spec: &JobSpec, job: &Job, block: usize, at: usize, run: u64) {
+        let expert = self.experts[at];
+        let frames = spec.rollout.map(|rollout| reach(rollout, spec.block(block).frames.start).frames);
+        let first = self.tick(self.first_unit(block) + at as u64);
+        for layer in 0..model.expert(expert).config().layers {
+            // Group 0 comes before the layers.
+            let uses = Uses::every(self.stride_ticks, Tick(first.0 + layer as u64 + 1), run);
+            for branch in spec.branches(expert) {
+                job.announce(keys::cross_kv(expert, *branch, layer), uses);
+                for frame in frames.iter().flatten() {
+                    job.announce(keys::self_kv(expert, *branch, layer, *frame), uses);
+                }
+            }
         }
     }
 
@@ -151,5 +194,20 @@ impl Itinerary {
 
     fn tick(&self, unit: u64) -> Tick {
         Tick(unit * self.stride_ticks)
+    }
+
+    fn end(&self, unit: u64) -> Tick {
+        Tick(self.tick(unit + 1).0 - 1)
+    }
+}
+
+impl JobSpec {
+    /// The branches that an expert takes: the second one only where it is guided.
+    pub(crate) fn branches(&self, expert: Component) -> &'static [BranchName] {
+        if guides(self.guidance(expert)) {
+            &[BranchName::Cond, BranchName::Uncond]
+        } else {
+            &[BranchName::Cond]
+        }
     }
 }

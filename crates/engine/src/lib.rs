@@ -2,11 +2,12 @@
 //!
 //! Modules in the order in which a job passes them: [`request`] (what was asked becomes a [`JobSpec`]), `admission`
 //! (what cannot fit is refused), [`run`] (one unit at a time: `text`, `denoise`, `decode`), [`video`] (frames into a file),
-//! [`report`] (what was held and given back). `residency` decides nothing: it brings weights where the cache has room.
+//! [`report`] (what was held and given back); [`fidelity`] compares two results. `residency` decides nothing: it brings weights where the cache has room.
 //!
 //! No clock and no randomness: the same request over the same checkpoint gives the same bits.
 
 mod admission;
+mod ahead;
 mod blocks;
 mod bytes;
 mod cancel;
@@ -15,6 +16,7 @@ mod decode;
 mod denoise;
 mod error;
 mod features;
+pub mod fidelity;
 mod itinerary;
 mod keys;
 mod model;
@@ -31,7 +33,7 @@ pub mod video;
 
 pub use cancel::CancelToken;
 pub use error::{EngineError, Fault, Result};
-pub use evanesce_cache::Budgets;
+pub use evanesce_cache::{Budgets, Counters, Disk, JobId, Kind, Tier, Usage};
 pub use evanesce_wan::kernels;
 pub use evanesce_wan::schedule::Solver;
 pub use evanesce_wan::transformer::LoneBlock;

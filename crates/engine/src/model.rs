@@ -3,14 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use evanesce_cache::{Budgets, Cache, Counters};
+use evanesce_cache::{Budgets, Cache, Counters, Disk};
 use evanesce_wan::checkpoint::Checkpoint;
 use evanesce_wan::text::{TextEncoder, Tokenizer};
 use evanesce_wan::transformer::Transformer;
 use evanesce_wan::vae::Decoder;
 use evanesce_wan::weights::Component;
 
+use crate::admission::Needs;
+use crate::ahead::Porter;
 use crate::error::{EngineError, Result};
+use crate::report::MemoryNow;
+use crate::request::JobSpec;
 use crate::residency::Weights;
 
 /// One model, ready for jobs. Holds no weights of its own: those are entries of its cache.
@@ -19,6 +23,7 @@ pub struct Model {
     pub(crate) checkpoint: Arc<Checkpoint>,
     pub(crate) cache: Cache,
     pub(crate) weights: Weights,
+    pub(crate) porter: Porter,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) text: TextEncoder,
     pub(crate) decoder: Decoder,
@@ -32,8 +37,19 @@ impl Model {
     /// # Errors
     /// What is missing, misshapen or unknown in the checkpoint, in one sentence.
     pub fn open(directory: &Path, budgets: Budgets) -> Result<Self> {
+        Self::open_over(directory, Cache::new(budgets))
+    }
+
+    /// As [`Self::open`] with a disk under the tiers in memory: [`Disk::open`] makes one.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with_disk(directory: &Path, budgets: Budgets, disk: Disk) -> Result<Self> {
+        Self::open_over(directory, Cache::with_disk(budgets, disk))
+    }
+
+    fn open_over(directory: &Path, cache: Cache) -> Result<Self> {
         let checkpoint = Arc::new(Checkpoint::open(directory)?);
-        let cache = Cache::new(budgets);
         let weights = Weights::new(Arc::clone(&checkpoint), cache.clone())?;
         let expert = |component| {
             let config = checkpoint.transformer(component)?;
@@ -49,6 +65,7 @@ impl Model {
             high,
             low: expert(Component::LowNoise),
             weights,
+            porter: Porter::new()?,
             cache,
             checkpoint,
         })
@@ -66,10 +83,24 @@ impl Model {
         self.cache.counters()
     }
 
+    /// What the cache holds at this moment, by tier and kind.
+    #[must_use]
+    pub fn memory_now(&self) -> MemoryNow {
+        MemoryNow::new(&self.cache.counters())
+    }
+
     /// The cache that everything of this model lives in.
     #[must_use]
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// The least bytes of the Device tier in which the job finishes: what to plan for before it starts.
+    ///
+    /// # Errors
+    /// When a prompt cannot be tokenized.
+    pub fn device_bytes_needed(&self, spec: &JobSpec) -> Result<u64> {
+        Ok(Needs::new(self, spec)?.device_bytes())
     }
 
     /// The expert for a component; a checkpoint with one transformer uses it for everything.

@@ -1,4 +1,5 @@
-//! Where a job's results go. Nothing is visible before it is complete; dropped before that, nothing stays.
+//! Where a job's results go. Nothing is visible before it is complete, except a video that is to grow; dropped before that,
+//! nothing stays.
 
 use std::path::PathBuf;
 
@@ -11,10 +12,12 @@ use crate::video::{FrameSink, Mp4Writer, Quality, VideoSettings, VideoSummary};
 pub enum VideoTarget {
     /// An MP4 file, with the quantizer that H.264 keeps constant.
     Mp4 {
-        /// The file, which appears when it is complete.
+        /// The file, which appears when it is complete, unless it is to grow.
         path: PathBuf,
         /// 0 (best) to 51; the encoder refuses what it cannot do.
         qp: u8,
+        /// Whether it is there from the first half second on, to be played while it grows.
+        growing: bool,
     },
     /// Somewhere else.
     Sink(Box<dyn FrameSink>),
@@ -23,7 +26,10 @@ pub enum VideoTarget {
 impl std::fmt::Debug for VideoTarget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Mp4 { path, qp } => f.debug_struct("Mp4").field("path", path).field("qp", qp).finish(),
+            Self::Mp4 { path, qp, growing } => {
+                let mut shown = f.debug_struct("Mp4");
+                shown.field("path", path).field("qp", qp).field("growing", growing).finish()
+            }
             Self::Sink(_) => f.write_str("Sink"),
         }
     }
@@ -44,7 +50,7 @@ impl Outputs {
     /// An MP4 file at visually lossless quality, and nothing else.
     #[must_use]
     pub fn mp4(path: impl Into<PathBuf>) -> Self {
-        let video = VideoTarget::Mp4 { path: path.into(), qp: Quality::default().qp() };
+        let video = VideoTarget::Mp4 { path: path.into(), qp: Quality::default().qp(), growing: false };
         Self { video, latents: None, frames: None }
     }
 }
@@ -71,11 +77,12 @@ impl OpenOutputs {
     pub(crate) fn open(outputs: Outputs, spec: &JobSpec, channels: usize) -> Result<Self> {
         let video = match outputs.video {
             VideoTarget::Sink(sink) => sink,
-            VideoTarget::Mp4 { path, qp } => {
+            VideoTarget::Mp4 { path, qp, growing } => {
                 let quality = Quality::from_qp(qp)?;
                 let settings =
                     VideoSettings { quality, ..VideoSettings::new(spec.width, spec.height, spec.fps) };
-                Box::new(Mp4Writer::create(&path, settings)?)
+                let create = if growing { Mp4Writer::create_growing } else { Mp4Writer::create };
+                Box::new(create(&path, settings)?)
             }
         };
         let latents =

@@ -1,11 +1,11 @@
 //! What a job used and gave back, read off the cache's own counters.
 
-use evanesce_cache::{Counters, Kind, PerTier, Tier, Usage};
+use evanesce_cache::{Counters, Kind, PerTier, Tier, TierTraffic, Usage};
 
 /// One tier over the life of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TierReport {
-    /// `device` or `host`.
+    /// `device`, `host` or `disk`.
     pub tier: &'static str,
     /// What it may hold.
     pub budget_bytes: u64,
@@ -13,6 +13,8 @@ pub struct TierReport {
     pub peak_bytes: u64,
     /// What the job still owned when it had ended: 0, always.
     pub owned_at_end_bytes: u64,
+    /// What went down into it and up out of it.
+    pub traffic: TierTraffic,
 }
 
 /// One kind of entries over the life of a job.
@@ -32,10 +34,16 @@ pub struct KindReport {
     pub expired: u64,
     /// Entries that were dropped to make room.
     pub pruned: u64,
-    /// Moves from Device to Host.
+    /// Moves to the tier below.
     pub demoted: u64,
-    /// Moves from Host to Device.
+    /// Moves back up.
     pub promoted: u64,
+    /// Entries that did not come back from disk.
+    pub lost: u64,
+    /// Reads of an entry that had left its tier and was brought back before the read.
+    pub arrived_before_use: u64,
+    /// Reads of an entry that was not back yet.
+    pub arrived_late: u64,
     /// Bytes that came back.
     pub returned_bytes: u64,
     /// Bytes that were kept.
@@ -62,9 +70,44 @@ impl MemoryReport {
             budget_bytes: counters.tier(tier).budget_bytes,
             peak_bytes: counters.tier(tier).peak_bytes,
             owned_at_end_bytes: owned[tier],
+            traffic: counters.tier(tier).traffic,
         });
         let used = Kind::ALL.into_iter().filter(|kind| counters.kind(*kind).puts > 0);
         Self { tiers: tiers.to_vec(), kinds: used.map(|kind| KindReport::new(kind, counters)).collect() }
+    }
+}
+
+/// What the cache holds at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryNow {
+    /// By tier, nearest to the arithmetic first.
+    pub tiers: Vec<TierNow>,
+}
+
+/// What one tier holds at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TierNow {
+    /// `device`, `host`, and so on.
+    pub tier: &'static str,
+    /// Bytes in use, of which some may be promised and not behind any kind yet.
+    pub used_bytes: u64,
+    /// Bytes promised to the stage under way: its scratch.
+    pub reserved_bytes: u64,
+    /// Bytes by kind, every kind in the same order.
+    pub kinds: Vec<(&'static str, u64)>,
+}
+
+impl MemoryNow {
+    /// Reads the counters.
+    pub(crate) fn new(counters: &Counters) -> Self {
+        let kinds = |tier| Kind::ALL.map(|kind| (kind.as_str(), counters.kind(kind).bytes[tier])).to_vec();
+        let now = Tier::ALL.map(|tier| TierNow {
+            tier: tier.as_str(),
+            used_bytes: counters.tier(tier).used_bytes,
+            reserved_bytes: counters.tier(tier).reserved_bytes,
+            kinds: kinds(tier),
+        });
+        Self { tiers: now.to_vec() }
     }
 }
 
@@ -81,6 +124,9 @@ impl KindReport {
             pruned: counted.evicted,
             demoted: counted.demoted,
             promoted: counted.promoted,
+            lost: counted.lost,
+            arrived_before_use: counted.arrived_before_use,
+            arrived_late: counted.arrived_late,
             returned_bytes: counted.returned_bytes,
             encoded_bytes: counted.encoded_bytes,
             raw_bytes: counted.raw_bytes,

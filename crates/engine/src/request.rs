@@ -100,6 +100,8 @@ pub struct JobSpec {
     pub guidance_low: f64,
     /// Where the experts meet, as part of 1.
     pub boundary: f64,
+    /// Shift of the noise schedule.
+    pub shift: f64,
     /// Timesteps and noise levels.
     pub schedule: Schedule,
     /// Seed of the initial noise.
@@ -169,6 +171,7 @@ impl JobSpec {
             guidance_high,
             guidance_low,
             boundary,
+            shift,
             schedule: Schedule::new(solver, grid, steps, shift)?,
             seed: request.seed,
             noise_in: request.noise_in,

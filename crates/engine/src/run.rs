@@ -5,6 +5,7 @@ use evanesce_wan::noise::initial_noise;
 use evanesce_wan::text::TOKENS_MAX;
 
 use crate::admission::Needs;
+use crate::ahead::Ahead;
 use crate::blocks::Block;
 use crate::cancel::CancelToken;
 use crate::decode::Decode;
@@ -94,7 +95,7 @@ impl<'m> JobRun<'m> {
         let outputs = OpenOutputs::open(outputs, &spec, channels)?;
         let itinerary = Itinerary::new(model, &spec);
         let job = model.cache.open_job();
-        itinerary.announce(model, &job);
+        itinerary.announce(model, &spec, &job);
         Ok(Self {
             model,
             itinerary,
@@ -183,7 +184,9 @@ impl<'m> JobRun<'m> {
             observer.on_event(Event::Block { at: block.at, n_blocks: self.spec.n_blocks() });
         }
         if block.at > 0 {
-            self.itinerary.announce_block(self.model, &self.job, block.at + 1);
+            self.itinerary.announce_block(self.model, &self.spec, &self.job, block.at + 1);
+            let (model, spec, job, itinerary) = (self.model, &self.spec, &self.job, &self.itinerary);
+            Ahead { model, spec, job, itinerary, block: block.at, pass: 0 }.request_first();
         }
         let n_units = self.spec.steps() + self.itinerary.commits();
         observer.on_event(Event::Started { stage: Stage::Denoise, n_units });
@@ -205,7 +208,7 @@ impl<'m> JobRun<'m> {
                 initial_noise(self.spec.block_seed(block.at), shape.iter().product())
             }
         };
-        put_noise(&self.job, &noise)?;
+        put_noise(&self.job, self.itinerary.end_of_step(block.at, 0), &noise)?;
         Ok(Phase::Step { block: block.at, at: 0 })
     }
 
@@ -255,8 +258,8 @@ impl<'m> JobRun<'m> {
         let plane = (self.spec.height / 8) * (self.spec.width / 8);
         let frames = self.spec.latent_frames();
         for frame in block.frames.start..block.frames.end.min(frames) {
-            let latent = self.job.get(&keys::latent(LatentRole::Final, frame));
-            let latent = latent.ok_or_else(|| EngineError::Cache("a latent is gone".to_owned()))?;
+            let latent =
+                self.job.try_get(&keys::latent(LatentRole::Final, frame)).map_err(EngineError::cache)?;
             for (channel, numbers) in crate::bytes::as_f32(&latent).chunks_exact(plane).enumerate() {
                 outputs.write_latent_plane((channel * frames + frame) * plane, numbers)?;
             }

@@ -1,11 +1,12 @@
 //! Keys and values of committed latent frames as pages: entries of a job, one for each latent frame and layer.
 
 use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier};
+use evanesce_wan::Result;
 use evanesce_wan::checkpoint::Rollout;
 use evanesce_wan::transformer::{Codec, EncodedRows, FrameKv, FramePage, Rows, encode};
 use evanesce_wan::weights::Component;
-use evanesce_wan::{Result, WanError};
 
+use crate::ahead::Ahead;
 use crate::blocks::{Block, Reach, reach};
 use crate::keys::{self, BranchName};
 
@@ -67,6 +68,8 @@ pub(crate) struct FramePages<'a> {
     /// Whether the block leaves pages of its own.
     pub(crate) commits: bool,
     pub(crate) reach: Reach,
+    /// Asks for what the layers behind the one that is read will read.
+    pub(crate) ahead: Option<Ahead<'a>>,
 }
 
 impl<'a> FramePages<'a> {
@@ -80,7 +83,7 @@ impl<'a> FramePages<'a> {
         codec: KvCodec,
     ) -> Self {
         let reach = reach(rollout, block.frames.start);
-        Self { job, expert, branch, block, rollout, codec, dim, commits: false, reach }
+        Self { job, expert, branch, block, rollout, codec, dim, commits: false, reach, ahead: None }
     }
 }
 
@@ -125,14 +128,14 @@ impl FrameKv for FramePages<'_> {
     fn pages(&self, layer: usize) -> Result<Vec<Box<dyn FramePage + '_>>> {
         let page = |frame: &usize| {
             let key = keys::self_kv(self.expert, self.branch, layer, *frame);
-            let lease = self.job.get(&key).ok_or_else(|| WanError::Store {
-                what: key.to_string(),
-                message: "the page is gone".to_owned(),
-                source: None,
-            })?;
+            let lease = self.job.try_get(&key).map_err(|error| crate::store_error(&key, error))?;
             Ok(Box::new(Page { lease, codec: self.codec, dim: self.dim }) as Box<dyn FramePage>)
         };
-        self.reach.frames.iter().map(page).collect()
+        let pages = self.reach.frames.iter().map(page).collect();
+        if let Some(ahead) = &self.ahead {
+            ahead.request_behind(layer);
+        }
+        pages
     }
 
     /// Encoded once, straight from the projection (law 8); pages that slide out of the window leave as these arrive.

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use evanesce_cache::{Kind, Tier};
 use evanesce_engine::progress::{Event, Observer, Stage};
-use evanesce_engine::{Budgets, CancelToken, EngineError, Fault, JobRun, Model, Outputs, Request};
+use evanesce_engine::{Budgets, CancelToken, EngineError, Fault, JobRun, JobSpec, Model, Outputs, Request};
 use support::{AMPLE, Kept, interleaved, open, pictures, request, run};
 
 /// Everything that a job may own is back, and what is left belongs to the shared pool.
@@ -175,6 +175,9 @@ fn the_least_budget_suffices_and_changes_nothing() {
         }
     };
     let least = admit(1).unwrap();
+    let model = open(AMPLE);
+    let spec = JobSpec::new(request(), model.checkpoint()).unwrap();
+    assert_eq!(model.device_bytes_needed(&spec).unwrap(), least);
     assert_eq!(admit(least - 1), Some(least));
     let tight = open(budget(least));
     assert_eq!(pictures(&tight, request()), pictures(&open(AMPLE), request()));

@@ -3,37 +3,14 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-
 use evanesce_cache::{Kind, Tier};
 use evanesce_engine::progress::{Event, Stage};
 use evanesce_engine::{
     Budgets, CancelToken, EngineError, JobRun, KvCodec, Model, Outcome, Outputs, Request, RequestedLength,
     Silent,
 };
-use support::tree::copy_tree;
-use support::{AMPLE, Kept, golden, interleaved, pictures, psnr_db, relative_error, run, tensor};
-
-fn rollout_golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/rollout").join(name)
-}
-
-fn golden_request() -> serde_json::Value {
-    serde_json::from_str(&std::fs::read_to_string(rollout_golden("request.json")).unwrap()).unwrap()
-}
-
-/// The golden checkpoint with a section that makes it causal. The directory must outlive the model.
-fn causal_checkpoint(positions: &str) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    copy_tree(&golden("checkpoint"), dir.path());
-    let path = dir.path().join("model_index.json");
-    let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    let mut causal = golden_request()["causal"].clone();
-    causal["positions"] = positions.into();
-    index["evanesce"] = serde_json::json!({ "causal": causal });
-    std::fs::write(path, index.to_string()).unwrap();
-    dir
-}
+use support::rollout::{causal_checkpoint, golden_request, rollout_golden};
+use support::{AMPLE, Kept, interleaved, pictures, psnr_db, relative_error, run, tensor};
 
 fn request() -> Request {
     let json = golden_request();

@@ -1,5 +1,5 @@
 //! Runs the built command over the golden checkpoint of the engine.
-#![allow(dead_code, clippy::allow_attributes, reason = "every test file uses a part")]
+#![allow(dead_code, unused_imports, clippy::allow_attributes, reason = "every test file uses a part")]
 
 #[path = "../../../engine/tests/support/tree.rs"]
 mod tree;

@@ -72,6 +72,27 @@ fn write_row_pair(width: usize, rgb: &[f32], luma: &mut [u8], (cb, cr): (&mut [u
     }
 }
 
+/// The inverse of [`Yuv420::write_rgb`], but for rounding and for chroma that four pixels share: planes with their strides into
+/// `rgb` `[height, width, 3]`.
+pub(super) fn read_rgb(
+    (luma, cb, cr): (&[u8], &[u8], &[u8]),
+    (luma_stride, cb_stride, cr_stride): (usize, usize, usize),
+    (width, height): (usize, usize),
+    rgb: &mut Vec<f32>,
+) {
+    rgb.clear();
+    for row in 0..height {
+        for column in 0..width {
+            let at = |plane: &[u8], stride: usize| f32::from(plane[row / 2 * stride + column / 2]);
+            let y = (f32::from(luma[row * luma_stride + column]) - LUMA_FLOOR) / LUMA_SPAN;
+            let blue = y + (at(cb, cb_stride) - CHROMA_ZERO) / CHROMA_SPAN * 2.0 * (1.0 - KB);
+            let red = y + (at(cr, cr_stride) - CHROMA_ZERO) / CHROMA_SPAN * 2.0 * (1.0 - KR);
+            let green = (y - KR * red - KB * blue) / KG;
+            rgb.extend([red, green, blue].map(unit));
+        }
+    }
+}
+
 fn brightness([r, g, b]: [f32; 3]) -> f32 {
     KR * r + KG * g + KB * b
 }

@@ -71,11 +71,11 @@ impl H264Encoder {
         })
     }
 
-    /// Encodes one frame `[height, width, 3]`.
+    /// Encodes one frame `[height, width, 3]`; returns its code and the video's parameter sets.
     ///
     /// # Errors
     /// [`VideoError::Encoder`] if openh264 fails, drops the frame or changes its parameter sets midway.
-    pub(super) fn encode(&mut self, rgb: &[f32]) -> Result<&AccessUnit> {
+    pub(super) fn encode(&mut self, rgb: &[f32]) -> Result<(&AccessUnit, &ParameterSets)> {
         self.picture.write_rgb(rgb);
         let frame = self.frames;
         let mut outcome = self.encode_picture();
@@ -97,7 +97,7 @@ impl H264Encoder {
             return Err(VideoError::encoder(frame, "its parameter sets changed"));
         }
         self.frames += 1;
-        Ok(&self.unit)
+        Ok((&self.unit, &self.parameter_sets))
     }
 
     /// Encodes `picture` into `unit`; returns the parameter sets that came with it, empty if none did.

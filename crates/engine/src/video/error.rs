@@ -1,9 +1,9 @@
-//! Why a video could not be written.
+//! Why a video could not be written or read.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Every way the video writer fails. Messages are one sentence: what, where, what would be right.
+/// Every way the video writer and reader fail. Messages are one sentence: what, where, what would be right.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VideoError {
@@ -48,6 +48,14 @@ pub enum VideoError {
         /// Index of the frame that failed, from 0.
         frame: usize,
     },
+    /// A video that was to be read is none, or none of this kind.
+    #[error("{path} cannot be read as an MP4 video with H.264: {reason}")]
+    Input {
+        /// The path as the caller gave it.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The file system refused to hold the video.
     #[error("{}", io_sentence(.path, .source))]
     Io {
@@ -64,6 +72,10 @@ pub type Result<T> = std::result::Result<T, VideoError>;
 impl VideoError {
     pub(super) fn output(path: &Path, reason: impl Into<String>) -> Self {
         Self::Output { path: path.to_path_buf(), reason: reason.into() }
+    }
+
+    pub(super) fn input(path: &Path, reason: impl std::fmt::Display) -> Self {
+        Self::Input { path: path.to_path_buf(), reason: reason.to_string() }
     }
 
     pub(super) fn encoder(frame: usize, reason: impl Into<String>) -> Self {

@@ -15,7 +15,7 @@ use super::settings::VideoSettings;
 
 /// BT.709 in the code points of ISO/IEC 23091-2: primaries, transfer and matrix are all 1.
 const BT709: u16 = 1;
-const TRACK_ID: u32 = 1;
+pub(super) const TRACK_ID: u32 = 1;
 
 /// Where each frame lies: 4 bytes a frame, the only thing that grows with the video's length in memory.
 #[derive(Debug, Default)]
@@ -66,7 +66,13 @@ impl SampleTable {
         Ok(head)
     }
 
-    fn movie(&self, first_frame_at: u32, settings: &VideoSettings, sets: &ParameterSets) -> Result<Moov> {
+    /// The index of the frames there are; those of a video without any go before fragments.
+    pub(super) fn movie(
+        &self,
+        first_frame_at: u32,
+        settings: &VideoSettings,
+        sets: &ParameterSets,
+    ) -> Result<Moov> {
         let timescale = settings.timescale();
         let duration = self.sizes_bytes.len() as u64 * u64::from(settings.ticks_per_frame());
         let (width, height) = edges(settings)?;
@@ -104,7 +110,7 @@ impl SampleTable {
         })
     }
 
-    /// All frames lie in one chunk: with a single track there is nothing to interleave.
+    /// All frames lie in one chunk, if there are any: with a single track there is nothing to interleave.
     fn sample_boxes(
         &self,
         first_frame_at: u32,
@@ -113,27 +119,26 @@ impl SampleTable {
     ) -> Result<Stbl> {
         let frames = u32::try_from(self.sizes_bytes.len())
             .map_err(|_| VideoError::Container("more than 2^32 frames".to_owned()))?;
-        Ok(Stbl {
+        // A video without frames, which goes before fragments, has no chunk; fragments say themselves what a keyframe is.
+        let mut boxes = Stbl {
             stsd: Stsd { codecs: vec![Codec::Avc1(sample_entry(settings, sets)?)] },
-            stts: Stts {
-                entries: vec![SttsEntry { sample_count: frames, sample_delta: settings.ticks_per_frame() }],
-            },
-            stss: Some(Stss { entries: self.keyframes.clone() }),
-            stsc: Stsc {
-                entries: vec![StscEntry {
-                    first_chunk: 1,
-                    samples_per_chunk: frames,
-                    sample_description_index: 1,
-                }],
-            },
             stsz: Stsz { samples: StszSamples::Different { sizes: self.sizes_bytes.clone() } },
-            stco: Some(Stco { entries: vec![first_frame_at] }),
+            stco: Some(Stco::default()),
             ..Stbl::default()
-        })
+        };
+        if frames > 0 {
+            let duration = SttsEntry { sample_count: frames, sample_delta: settings.ticks_per_frame() };
+            boxes.stts = Stts { entries: vec![duration] };
+            boxes.stss = Some(Stss { entries: self.keyframes.clone() });
+            let chunk = StscEntry { first_chunk: 1, samples_per_chunk: frames, sample_description_index: 1 };
+            boxes.stsc = Stsc { entries: vec![chunk] };
+            boxes.stco = Some(Stco { entries: vec![first_frame_at] });
+        }
+        Ok(boxes)
     }
 }
 
-fn file_type() -> Ftyp {
+pub(super) fn file_type() -> Ftyp {
     Ftyp {
         major_brand: b"isom".into(),
         minor_version: 512,
@@ -158,7 +163,7 @@ fn edges(settings: &VideoSettings) -> Result<(u16, u16)> {
 }
 
 /// Header of the box that holds the frames: 8 bytes, or 16 with a 64-bit size.
-fn media_data_header(payload_bytes: u64) -> Vec<u8> {
+pub(super) fn media_data_header(payload_bytes: u64) -> Vec<u8> {
     match u32::try_from(payload_bytes + 8) {
         Ok(size) => [&size.to_be_bytes()[..], b"mdat"].concat(),
         Err(_) => [&1u32.to_be_bytes()[..], b"mdat", &(payload_bytes + 16).to_be_bytes()].concat(),
@@ -166,7 +171,7 @@ fn media_data_header(payload_bytes: u64) -> Vec<u8> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "used as the argument of map_err")]
-fn container(error: mp4_atom::Error) -> VideoError {
+pub(super) fn container(error: mp4_atom::Error) -> VideoError {
     VideoError::Container(error.to_string())
 }
 

@@ -18,13 +18,18 @@
 mod colour;
 mod encoder;
 mod error;
+mod fragments;
 mod index;
 mod muxer;
+mod reader;
 mod settings;
 mod sink;
+mod thumbnails;
 mod writer;
 
 pub use error::{Result, VideoError};
+pub(crate) use reader::Mp4Reader;
 pub use settings::{Quality, VideoSettings};
 pub use sink::{FrameSink, VideoSummary};
+pub use thumbnails::{Thumbnail, thumbnails};
 pub use writer::Mp4Writer;

@@ -8,6 +8,7 @@ use tempfile::NamedTempFile;
 
 use super::encoder::H264Encoder;
 use super::error::{Result, VideoError};
+use super::fragments::Fragments;
 use super::muxer::Muxer;
 use super::settings::VideoSettings;
 use super::sink::{FrameSink, VideoSummary};
@@ -17,13 +18,15 @@ use super::sink::{FrameSink, VideoSummary};
 /// The bytes go to a temporary file next to the output; [`finish`](Self::finish) puts it in the output's place in one
 /// step. Dropped before that, the writer removes the temporary file and the output stays as it was.
 ///
-/// Memory: one picture, the encoder, and 4 bytes per frame.
+/// Memory: one picture, the encoder, and 4 bytes per frame; half a second of video more if it [grows](Self::create_growing).
 #[derive(Debug)]
 pub struct Mp4Writer {
     path: PathBuf,
     settings: VideoSettings,
     encoder: H264Encoder,
     muxer: Muxer<NamedTempFile>,
+    /// The video at its path while it is made, if asked for.
+    fragments: Option<Fragments>,
     failed_frame: Option<usize>,
 }
 
@@ -42,8 +45,21 @@ impl Mp4Writer {
             settings,
             encoder: H264Encoder::new(&settings)?,
             muxer: Muxer::new(file, path.to_path_buf()),
+            fragments: None,
             failed_frame: None,
         })
+    }
+
+    /// The same, but something to play is at `path` from the first half second on: a fragmented MP4 that grows, for which the
+    /// finished file is put in place at the end. What was at `path` goes at once, and if the video is not finished, nothing is
+    /// left there.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create).
+    pub fn create_growing(path: &Path, settings: VideoSettings) -> Result<Self> {
+        let mut writer = Self::create(path, settings)?;
+        writer.fragments = Some(Fragments::create(path, settings)?);
+        Ok(writer)
     }
 
     /// Appends one frame `[height, width, 3]`, RGB in 0..1 (clamped), row-major.
@@ -62,7 +78,11 @@ impl Mp4Writer {
         if rgb.len() != expected {
             return Err(VideoError::Frame { frame, got: rgb.len(), expected });
         }
-        self.muxer.push(self.encoder.encode(rgb)?)
+        let (unit, sets) = self.encoder.encode(rgb)?;
+        if let Some(fragments) = &mut self.fragments {
+            fragments.push(unit, sets)?;
+        }
+        self.muxer.push(unit)
     }
 
     /// Completes the file, waits until it is on disk and moves it to its path, replacing what was there.
@@ -70,14 +90,20 @@ impl Mp4Writer {
     /// # Errors
     /// [`VideoError::Empty`] without frames, [`VideoError::Incomplete`] after a failed push, [`VideoError::Io`]. The
     /// output is then as it was before [`create`](Self::create).
-    pub fn finish(self) -> Result<VideoSummary> {
+    pub fn finish(mut self) -> Result<VideoSummary> {
         self.check_complete()?;
         let frames = self.muxer.frames();
         if frames == 0 {
             return Err(VideoError::Empty);
         }
+        if let Some(fragments) = &mut self.fragments {
+            fragments.flush(self.encoder.parameter_sets())?;
+        }
         let (file, bytes) = self.muxer.finish(&self.settings, self.encoder.parameter_sets())?;
         publish(file, &self.path).map_err(|e| VideoError::io(&self.path, e))?;
+        if let Some(fragments) = self.fragments {
+            fragments.release();
+        }
         Ok(VideoSummary { frames, duration_s: duration_s(frames, self.settings.fps), bytes })
     }
 

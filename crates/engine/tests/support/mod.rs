@@ -1,6 +1,7 @@
 //! The committed golden checkpoint, requests for it, and a sink that keeps pictures in memory.
 #![allow(dead_code, clippy::allow_attributes, reason = "every test file uses a part")]
 
+pub(crate) mod rollout;
 pub(crate) mod tree;
 
 use std::path::{Path, PathBuf};

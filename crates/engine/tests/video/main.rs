@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod boxes;
+mod growing;
 mod output;
 
 use evanesce_engine::video::{Mp4Writer, Quality, VideoSettings, VideoSummary};
@@ -44,13 +45,18 @@ fn write_frames(settings: VideoSettings, frames: &[Vec<f32>]) -> (Vec<u8>, Video
 
 /// Every frame of the file as RGB in 0..1, decoded in order.
 fn decode(file: &[u8]) -> Vec<Vec<f64>> {
+    decode_samples(file, boxes::samples(file).into_iter())
+}
+
+/// The same of the frames that `samples` are.
+fn decode_samples<'a>(file: &[u8], samples: impl Iterator<Item = &'a [u8]>) -> Vec<Vec<f64>> {
     let start_code = [0, 0, 0, 1];
     let (_, entry) = boxes::sample_entry(file);
     let avcc = entry.iter().find(|(kind, _)| kind == "avcC").unwrap().1;
     let (sps, pps) = boxes::parameter_sets(avcc);
     let mut decoder = Decoder::new().unwrap();
     let mut frames = Vec::new();
-    for (index, sample) in boxes::samples(file).into_iter().enumerate() {
+    for (index, sample) in samples.enumerate() {
         let mut stream =
             if index == 0 { [&start_code[..], sps, &start_code, pps].concat() } else { Vec::new() };
         for nal in boxes::nal_units(sample) {

@@ -1,0 +1,188 @@
+//! The disk tier: bytes that wait for a distant next use, in extents of one preallocated file.
+//!
+//! The file is cut into extents of equal size, so any free extents hold any entry and nothing fragments. An entry's record
+//! is a header and its payload, spread over its extents in order. Transfers are synchronous: whoever moves an entry holds
+//! its place until the last byte is in (law 3), and what comes back is checked against its header (law 11).
+
+mod extents;
+mod file;
+mod record;
+mod staging;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+pub use file::BlockFile;
+
+use file::ExtentFile;
+use staging::Staging;
+
+pub(crate) use extents::{Extents, Record};
+
+/// What every offset and length on disk is a multiple of: the page of memory and of most devices.
+pub(crate) const BLOCK_BYTES: u64 = 4096;
+/// The largest extent, which is also the largest single read or write.
+const EXTENT_BYTES_MAX: u64 = 1 << 20;
+/// Extents that a file has at least, where it is large enough.
+const EXTENTS_WANTED: u64 = 1024;
+/// Staging buffers kept for the next transfer.
+const STAGING_KEPT: usize = 4;
+
+/// The disk tier cannot be opened: what, where, and what would be right.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {message}", path = path.display())]
+pub struct DiskError {
+    /// The directory.
+    pub path: PathBuf,
+    message: String,
+    #[source]
+    source: Option<io::Error>,
+}
+
+/// Why an entry did not come back from disk. It is lost; nothing of it was shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiskFault {
+    /// The system refused to read it.
+    #[error("it cannot be read: {0}")]
+    Read(io::ErrorKind),
+    /// What was read is not what was written.
+    #[error("what was read is not what was written")]
+    Damaged,
+}
+
+/// A file of extents under a budget of its own, for [`Cache::with_disk`](crate::Cache::with_disk).
+pub struct Disk {
+    file: Box<dyn BlockFile>,
+    extent_bytes: u64,
+    extents: u32,
+    /// Idle staging buffers. One transfer uses one.
+    staging: Mutex<Vec<Staging>>,
+}
+
+impl Disk {
+    /// Makes a file of `bytes` bytes, rounded down to whole extents, in `directory`, and removes files there that ended
+    /// processes left. The file goes with this value. It is read and written past the system's page cache where the
+    /// directory allows it.
+    ///
+    /// # Errors
+    /// When the directory cannot be written or has not that much room.
+    pub fn open(directory: &Path, bytes: u64) -> Result<Self, DiskError> {
+        let extent_bytes = extent_bytes(bytes);
+        let extents = u32::try_from(bytes / extent_bytes).unwrap_or(u32::MAX);
+        let fail = |message: String, source| DiskError { path: directory.to_owned(), message, source };
+        if extents == 0 {
+            let message =
+                format!("a disk tier of {bytes} bytes holds nothing; give it {BLOCK_BYTES} at least");
+            return Err(fail(message, None));
+        }
+        let file = ExtentFile::create(directory, u64::from(extents) * extent_bytes)
+            .map_err(|(message, source)| fail(format!("{message}: {source}"), Some(source)))?;
+        Ok(Self { file: Box::new(file), extent_bytes, extents, staging: Mutex::default() })
+    }
+
+    /// The same tier over another file, made of its own: a decorator that counts, delays, or fails.
+    #[must_use]
+    pub fn decorated(self, decorate: impl FnOnce(Box<dyn BlockFile>) -> Box<dyn BlockFile>) -> Self {
+        Self { file: decorate(self.file), ..self }
+    }
+
+    /// What the tier may hold.
+    pub fn budget_bytes(&self) -> u64 {
+        u64::from(self.extents) * self.extent_bytes
+    }
+
+    /// What an entry of `len_bytes` takes here: whole extents for its header and its bytes in whole lines.
+    pub fn entry_bytes(&self, len_bytes: usize) -> u64 {
+        extents::record_bytes(self.extent_bytes, crate::entry_bytes(len_bytes))
+    }
+
+    pub(crate) fn extents(&self) -> Extents {
+        Extents::new(self.extents, self.extent_bytes)
+    }
+
+    /// Writes a record. Its extents belong to the caller until this returns.
+    pub(crate) fn store(&self, record: &Record, payload: &[u8]) -> io::Result<()> {
+        let header = record::header(record.sequence, payload);
+        let mut staging = self.take_staging();
+        let mut done = 0;
+        for extent in &record.extents {
+            let piece = staging.bytes_mut();
+            let first = if done == 0 { header.len() } else { 0 };
+            piece[..first].copy_from_slice(&header[..first]);
+            let count = (piece.len() - first).min(payload.len() - done);
+            piece[first..first + count].copy_from_slice(&payload[done..done + count]);
+            let padded = (first + count).next_multiple_of(block());
+            piece[first + count..padded].fill(0);
+            file::write_all(&*self.file, &piece[..padded], u64::from(*extent) * self.extent_bytes)?;
+            done += count;
+        }
+        self.give_staging(staging);
+        Ok(())
+    }
+
+    /// Reads a record back and verifies it. After an error `into` holds no bytes that may be shown.
+    pub(crate) fn load(&self, record: &Record, into: &mut [u8]) -> Result<(), DiskFault> {
+        let mut staging = self.take_staging();
+        let mut header = record::EMPTY;
+        let mut done = 0;
+        for extent in &record.extents {
+            let piece = staging.bytes_mut();
+            let first = if done == 0 { header.len() } else { 0 };
+            let count = (piece.len() - first).min(into.len() - done);
+            let padded = (first + count).next_multiple_of(block());
+            file::read_all(&*self.file, &mut piece[..padded], u64::from(*extent) * self.extent_bytes)
+                .map_err(|error| DiskFault::Read(error.kind()))?;
+            header[..first].copy_from_slice(&piece[..first]);
+            into[done..done + count].copy_from_slice(&piece[first..first + count]);
+            done += count;
+        }
+        self.give_staging(staging);
+        if record::header(record.sequence, into) == header { Ok(()) } else { Err(DiskFault::Damaged) }
+    }
+
+    /// A panic elsewhere cannot spoil a list of buffers.
+    fn take_staging(&self) -> Staging {
+        let kept = self.staging.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        kept.unwrap_or_else(|| Staging::new(usize::try_from(self.extent_bytes).unwrap_or(usize::MAX)))
+    }
+
+    fn give_staging(&self, staging: Staging) {
+        let mut kept = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < STAGING_KEPT {
+            kept.push(staging);
+        }
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk")
+            .field("file", &self.file)
+            .field("extent_bytes", &self.extent_bytes)
+            .field("extents", &self.extents)
+            .finish_non_exhaustive()
+    }
+}
+
+fn block() -> usize {
+    usize::try_from(BLOCK_BYTES).unwrap_or(usize::MAX)
+}
+
+/// A power of two of blocks: small where the file is small, so that small entries waste little of it.
+fn extent_bytes(file_bytes: u64) -> u64 {
+    let share = (file_bytes / EXTENTS_WANTED).max(1);
+    (1 << share.ilog2()).clamp(BLOCK_BYTES, EXTENT_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_are_whole_blocks_and_grow_with_the_file() {
+        let sizes = [0, 4096, 1 << 20, 64 << 20, 100 << 20, 1 << 30, 1 << 40].map(extent_bytes);
+        assert_eq!(sizes, [4096, 4096, 4096, 65536, 65536, 1 << 20, 1 << 20]);
+    }
+}

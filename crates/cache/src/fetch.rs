@@ -1,0 +1,139 @@
+//! Reading entries, and bringing them home before they are read.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::lease::Lease;
+use crate::room::{Locked, Shared};
+use crate::slots::SlotId;
+use crate::{Displace, EntryKey, GetError, JobId, Key, Owner, Tier};
+
+/// Reads an entry: counts a hit or miss, takes the read off the reader's schedule, brings a demoted entry home if it
+/// can, and leases it.
+pub(crate) fn get(
+    shared: &Arc<Shared>,
+    owner: Owner,
+    reader: Option<JobId>,
+    key: &EntryKey,
+) -> Result<Lease, GetError> {
+    let mut store = shared.lock();
+    if let Some(reader) = reader.and_then(|job| store.jobs.get_mut(&job)) {
+        reader.consume(key);
+    }
+    if let Some(id) = store.find(owner, key) {
+        store.count_arrival(id);
+    }
+    let (mut store, found) = bring(shared, store, owner, key);
+    match found {
+        Ok(id) => {
+            store.lease(id);
+            Ok(Lease::adopt(shared, &store, id))
+        }
+        Err(error) => {
+            store.kinds[key.kind() as usize].misses += 1;
+            Err(error)
+        }
+    }
+}
+
+/// The entry, in memory: at home if room can be made there, else in the tier nearest to it. The lock may be open
+/// meanwhile.
+fn bring<'a>(
+    shared: &'a Shared,
+    mut store: Locked<'a>,
+    owner: Owner,
+    key: &EntryKey,
+) -> (Locked<'a>, Result<SlotId, GetError>) {
+    let mut untried = [Tier::Device, Tier::Host].into_iter();
+    let mut short = None;
+    loop {
+        let Some(id) = store.find(owner, key) else {
+            let error = store.absence(owner, key);
+            return (store, Err(error));
+        };
+        let slot = &store.slots[id];
+        let (tier, home) = (slot.tier, slot.home);
+        if tier == home {
+            return (store, Ok(id));
+        }
+        if slot.relocating {
+            store = shared.wait(store);
+            continue;
+        }
+        // What somebody holds, or is on its way down, is read where it is.
+        match if slot.is_free_to_go() { untried.next() } else { None } {
+            Some(to) if to < home || to >= tier => {}
+            Some(to) => {
+                let (locked, room) = shared.relocate(store, id, to, Displace::Anything);
+                store = locked;
+                short = short.or(room.err());
+            }
+            None if tier == Tier::Disk => {
+                let short = short.unwrap_or_else(|| store.refusal(home, store.bytes_in(id, home)));
+                return (store, Err(GetError::NoRoom { key: *key, short }));
+            }
+            None => return (store, Ok(id)),
+        }
+    }
+}
+
+impl crate::store::Store {
+    /// Counts whether an entry that had left its home is back in time for this read.
+    fn count_arrival(&mut self, id: SlotId) {
+        let slot = &mut self.slots[id];
+        let kind = &mut self.kinds[slot.key.kind() as usize];
+        kind.arrived_late += u64::from(slot.tier != slot.home);
+        kind.arrived_before_use += u64::from(std::mem::take(&mut slot.prefetched));
+    }
+
+    fn absence(&self, owner: Owner, key: &EntryKey) -> GetError {
+        let lost = match (owner, key) {
+            (Owner::Job(job), EntryKey::Own(own)) => self.jobs.get(&job).and_then(|job| job.lost.get(own)),
+            (Owner::Job(_) | Owner::Shared, _) => None,
+        };
+        match lost {
+            Some(fault) => GetError::Lost { key: *key, fault: *fault },
+            None => GetError::Absent { key: *key },
+        }
+    }
+}
+
+/// Brings entries of a job home before they are read: a handle for the thread that does it. It owns nothing, keeps
+/// nothing alive, and does nothing once the job has ended.
+#[derive(Clone)]
+pub struct Fetcher {
+    shared: Arc<Shared>,
+    job: JobId,
+}
+
+impl Fetcher {
+    pub(crate) fn new(shared: Arc<Shared>, job: JobId) -> Self {
+        Self { shared, job }
+    }
+
+    /// Brings an entry home from whatever tier it is in, if it has an announced read, nobody holds it, and there is room
+    /// or what must leave for it is read later. Whether it came. Not counted as a read.
+    pub fn prefetch(&self, key: &Key) -> bool {
+        let (owner, key) = (Owner::Job(self.job), EntryKey::Own(*key));
+        let mut store = self.shared.lock();
+        let Some(id) = store.find(owner, &key) else { return false };
+        let (home, tier) = (store.slots[id].home, store.slots[id].tier);
+        if tier == home || !store.slots[id].is_free_to_go() {
+            return false;
+        }
+        let distance = store.jobs.get_mut(&self.job).and_then(|job| job.distance(&key));
+        let Some(ticks) = distance.and_then(|ticks| ticks.checked_add(1)) else { return false };
+        let (mut store, _) = self.shared.relocate(store, id, home, Displace::NeededAfter { ticks });
+        // The lock was open meanwhile.
+        let Some(id) = store.find(owner, &key) else { return false };
+        let slot = &mut store.slots[id];
+        slot.prefetched = slot.tier == home;
+        slot.prefetched
+    }
+}
+
+impl fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fetcher({})", self.job)
+    }
+}

@@ -1,0 +1,168 @@
+//! `--report FILE`: one self-contained page about a job: what the cache held, what it cost, what came out.
+
+mod chart;
+mod recorder;
+mod sheet;
+
+use std::path::Path;
+
+use anyhow::Context;
+use evanesce_engine::Outcome;
+use evanesce_engine::progress::Stage;
+use evanesce_engine::report::KindReport;
+use evanesce_engine::video::thumbnails;
+use html_escape::encode_text;
+
+pub(crate) use recorder::Recorder;
+
+use crate::progress::StageTimes;
+use crate::quantity::show_bytes;
+
+const PICTURES: usize = 16;
+const PICTURE_PIXELS: usize = 96;
+
+/// Everything that the page is about.
+#[derive(Debug)]
+pub(crate) struct Page<'a> {
+    pub(crate) prompt: &'a str,
+    pub(crate) video: &'a Path,
+    pub(crate) outcome: &'a Outcome,
+    pub(crate) recorder: &'a Recorder,
+    pub(crate) times: &'a StageTimes,
+    pub(crate) total_s: f64,
+    pub(crate) process_peak_bytes: usize,
+}
+
+impl Page<'_> {
+    /// Writes the page to `path`, whole or not at all.
+    ///
+    /// # Errors
+    /// When the video cannot be read back or the page cannot be written.
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let page = self.html()?;
+        let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let cannot = || format!("cannot write the report {}", path.display());
+        let mut file = tempfile::Builder::new()
+            .prefix(".evanesce-")
+            .suffix(".part")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+            .tempfile_in(directory)
+            .with_context(cannot)?;
+        std::io::Write::write_all(&mut file, page.as_bytes()).with_context(cannot)?;
+        file.persist(path).with_context(cannot)?;
+        Ok(())
+    }
+
+    fn html(&self) -> anyhow::Result<String> {
+        let spec = &self.outcome.spec;
+        let summary = format!(
+            "{} frames of {}x{} at {} fps, {} steps, seed {}, made in {:.1} s; the process held {} at its peak",
+            self.outcome.video.frames,
+            spec.width,
+            spec.height,
+            spec.fps,
+            spec.steps(),
+            spec.seed,
+            self.total_s,
+            show_bytes(self.process_peak_bytes)
+        );
+        let pictures = thumbnails(self.video, PICTURES, PICTURE_PIXELS)?;
+        Ok(format!(
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+             <title>evanesce: {prompt}</title><style>{STYLE}</style></head><body><h1>{prompt}</h1><p>{summary}</p>\
+             {}<h2>What was held</h2><p>After each of {} units of work (a prompt, a step, a commit, a latent frame); bytes within a unit \
+             can be higher for a moment, and the peaks in the tables count them.</p>{}{}<h2>What became of it</h2>{}<h2>Where the time went</h2>{}</body></html>\n",
+            sheet::contact_sheet(&pictures),
+            self.recorder.units(),
+            self.areas(),
+            self.tiers(),
+            self.kinds(),
+            self.stages(),
+            prompt = encode_text(self.prompt),
+        ))
+    }
+
+    fn areas(&self) -> String {
+        let samples = self.recorder.samples();
+        let tiers = self.outcome.memory.tiers.iter().enumerate();
+        tiers
+            .filter_map(|(i, tier)| {
+                Some(format!("<h3>{}</h3>{}", tier.tier, chart::stacked_areas(samples, i)?))
+            })
+            .collect()
+    }
+
+    fn tiers(&self) -> String {
+        let rows = self.outcome.memory.tiers.iter().map(|tier| {
+            vec![
+                tier.tier.to_owned(),
+                show(tier.budget_bytes),
+                show(tier.peak_bytes),
+                show(tier.owned_at_end_bytes),
+            ]
+        });
+        table(&["tier", "budget", "peak", "owned at the end"], rows)
+    }
+
+    fn kinds(&self) -> String {
+        let rows = self.outcome.memory.kinds.iter().map(|kind| {
+            let KindReport { puts, hits, misses, expired, pruned, demoted, promoted, .. } = *kind;
+            let counts = [puts, hits, misses, expired, pruned, demoted, promoted].map(|n| n.to_string());
+            let saved =
+                if kind.encoded_bytes == 0 { 1.0 } else { kind.raw_bytes as f64 / kind.encoded_bytes as f64 };
+            let first = vec![kind.kind.to_owned(), show(kind.peak_bytes)];
+            [first, counts.to_vec(), vec![show(kind.returned_bytes), format!("{saved:.2}")]].concat()
+        });
+        let head = [
+            "kind",
+            "peak",
+            "puts",
+            "hits",
+            "misses",
+            "expired",
+            "pruned",
+            "demoted",
+            "promoted",
+            "returned",
+            "raw / encoded",
+        ];
+        table(&head, rows)
+    }
+
+    fn stages(&self) -> String {
+        let all: f64 = Stage::ALL.iter().map(|stage| self.times.seconds(*stage)).sum();
+        let rows = Stage::ALL.iter().map(|stage| {
+            let seconds = self.times.seconds(*stage);
+            let share = if all > 0.0 { 100.0 * seconds / all } else { 0.0 };
+            let bar = format!("<div class=\"bar\" style=\"width:{share:.1}%\"></div>");
+            vec![stage.as_str().to_owned(), format!("{seconds:.2} s"), bar]
+        });
+        table(&["stage", "seconds", ""], rows)
+    }
+}
+
+fn show(bytes: u64) -> String {
+    show_bytes(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let head: String = head.iter().map(|name| format!("<th>{name}</th>")).collect();
+    let row = |cells: Vec<String>| -> String {
+        format!("<tr>{}</tr>", cells.iter().map(|cell| format!("<td>{cell}</td>")).collect::<String>())
+    };
+    format!("<div class=\"wide\"><table><tr>{head}</tr>{}</table></div>", rows.map(row).collect::<String>())
+}
+
+const STYLE: &str = "\
+:root{color-scheme:light dark}\
+body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem}\
+h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}h3{font-size:1rem;margin-bottom:0}\
+svg{width:100%;height:auto}svg text{font-size:12px;fill:currentColor}\
+.grid{stroke:currentColor;stroke-opacity:.2}.mark{stroke:currentColor;stroke-opacity:.5;stroke-dasharray:3}\
+.legend{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;padding:0;list-style:none}\
+.legend i{display:inline-block;width:.8em;height:.8em;margin-right:.4em}\
+.sheet{display:flex;flex-wrap:wrap;gap:4px}figure{margin:0}figcaption{font-size:11px;opacity:.7}\
+.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}\
+th,td{text-align:right;padding:.2rem .6rem;border-bottom:1px solid color-mix(in srgb,currentColor 20%,transparent)}\
+th:first-child,td:first-child{text-align:left}\
+.bar{height:.8em;background:#0072b2;min-width:1px}td:has(.bar){width:60%;text-align:left}";

@@ -1,0 +1,102 @@
+//! `evanesce serve`: configuration, then the service until it is asked to stop.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use evanesce_engine::{Budgets, EngineError, Fault};
+use evanesce_server::config::{ConfigError, TEMPLATE};
+use evanesce_server::id::random_hex;
+use evanesce_server::{Config, ServeError, key_digest, serve_until_signalled};
+
+use crate::args::Serve;
+use crate::machine;
+use crate::progress::say;
+use crate::quantity::parse_bytes;
+
+/// Runs the command and says how it went: 0 stopped when asked, 2 bad input, 1 anything else.
+pub(crate) fn run(args: Serve) -> ExitCode {
+    match serve(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::from(if is_input(&error) { crate::BAD_INPUT } else { 1 })
+        }
+    }
+}
+
+fn is_input(error: &anyhow::Error) -> bool {
+    let engine = |error: &EngineError| error.fault() == Fault::Input;
+    match error.downcast_ref::<ServeError>() {
+        Some(ServeError::Config(_) | ServeError::InUse(_)) => true,
+        Some(ServeError::Engine(error)) => engine(error),
+        Some(_) => false,
+        None => error.is::<ConfigError>() || error.downcast_ref::<EngineError>().is_some_and(engine),
+    }
+}
+
+fn serve(args: Serve) -> anyhow::Result<()> {
+    if args.print_config {
+        return std::io::stdout().write_all(TEMPLATE.as_bytes()).context("cannot write to standard output");
+    }
+    if let Some(tenant) = &args.new_key {
+        return print_key(tenant);
+    }
+    let config = config(args)?;
+    let available_bytes = machine::available_bytes();
+    let bytes = |text: Option<&String>, name: &str, otherwise: usize| match text {
+        None => Ok(otherwise as u64),
+        Some(text) => match parse_bytes(text) {
+            Ok(bytes) => Ok(bytes as u64),
+            Err(sentence) => Err(ConfigError(format!("{name} is {text:?}; {sentence}"))),
+        },
+    };
+    let budgets = Budgets {
+        device_bytes: bytes(config.device_memory.as_ref(), "device_memory", available_bytes / 4 * 3)?,
+        host_bytes: bytes(config.host_memory.as_ref(), "host_memory", available_bytes / 8)?,
+    };
+    evanesce_engine::use_threads(config.threads)?;
+    let model = match &config.model {
+        Some(directory) => directory.clone(),
+        None => machine::shipped_model().ok_or_else(|| {
+            ConfigError("no checkpoint: the one that ships with evanesce was not found beside this program; name one with --model DIR".to_owned())
+        })?,
+    };
+    serve_until_signalled(config, &model, budgets, |address| say(&format!("listening on http://{address}")))?;
+    Ok(())
+}
+
+/// The file's configuration with the flags laid over it.
+fn config(args: Serve) -> Result<Config, ConfigError> {
+    let mut config = match &args.config {
+        None => Config::default(),
+        Some(path) => {
+            let named = |problem: String| ConfigError(format!("{}: {problem}", path.display()));
+            let text = std::fs::read_to_string(path).map_err(|error| named(error.to_string()))?;
+            let mut config = Config::parse(&text).map_err(|error| named(error.to_string()))?;
+            // Paths in a file are relative to it.
+            let directory = path.parent().map_or_else(PathBuf::new, PathBuf::from);
+            config.data = directory.join(config.data);
+            config.model = config.model.map(|model| directory.join(model));
+            config
+        }
+    };
+    config.listen = args.listen.unwrap_or(config.listen);
+    config.data = args.data.unwrap_or(config.data);
+    config.model = args.model.or(config.model);
+    config.device_memory = args.device_memory.or(config.device_memory);
+    config.host_memory = args.host_memory.or(config.host_memory);
+    config.threads = args.threads.map(usize::from).or(config.threads);
+    config.check()?;
+    Ok(config)
+}
+
+fn print_key(tenant: &str) -> anyhow::Result<()> {
+    let key = format!("ev-{}", random_hex::<24>().context("no randomness")?);
+    let digest = key_digest(&key);
+    let text = format!(
+        "# The key, which is kept nowhere: {key}\n[[keys]]\ntenant = {tenant:?}\nblake3 = \"{digest}\"\n"
+    );
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
+}

@@ -1,0 +1,132 @@
+//! Pages on their way home: asked for before their layer reads them, brought by a thread of their own.
+//!
+//! While layer l computes, the pages of the layers behind it arrive. What is under way and what arrives are the two
+//! staging buffers of a device that cannot hold all pages: admission keeps room for both.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use evanesce_cache::{Fetcher, Job, Key};
+
+use crate::blocks::reach;
+use crate::error::EngineError;
+use crate::itinerary::Itinerary;
+use crate::keys;
+use crate::model::Model;
+use crate::request::JobSpec;
+
+/// Layers of pages that are asked for ahead of the one that computes.
+const LAYERS_AHEAD: usize = 2;
+/// Layers that may wait to be brought; a request beyond that is dropped, and made again by the next layer.
+const QUEUE_LAYERS: usize = 2;
+/// Reads whose pages the device holds at once at least, each of one layer and branch: the one under way and the one that
+/// arrives.
+pub(crate) const STAGED_READS: usize = 2;
+
+/// Pages of one layer.
+struct Wanted {
+    fetcher: Fetcher,
+    keys: Vec<Key>,
+}
+
+/// The thread that brings pages home.
+#[derive(Debug)]
+pub(crate) struct Porter {
+    /// `None` only while being dropped.
+    wanted: Option<SyncSender<Wanted>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Porter {
+    pub(crate) fn new() -> Result<Self, EngineError> {
+        let (sender, receiver) = sync_channel(QUEUE_LAYERS);
+        let thread =
+            std::thread::Builder::new().name("pages".to_owned()).spawn(move || serve(&receiver)).map_err(
+                |error| EngineError::Cache(format!("cannot start the thread that brings pages: {error}")),
+            )?;
+        Ok(Self { wanted: Some(sender), thread: Some(thread) })
+    }
+
+    fn request(&self, wanted: Wanted) {
+        if let Some(sender) = &self.wanted {
+            // A full queue drops the request: see QUEUE_LAYERS.
+            _ = sender.try_send(wanted);
+        }
+    }
+}
+
+impl Drop for Porter {
+    fn drop(&mut self) {
+        self.wanted = None;
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+fn serve(wanted: &Receiver<Wanted>) {
+    while let Ok(Wanted { fetcher, keys }) = wanted.recv() {
+        for key in keys {
+            // One that does not come is brought by the read itself, which says what is wrong.
+            fetcher.prefetch(&key);
+        }
+    }
+}
+
+/// A pass of a block, as the pages of what comes after it are asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) spec: &'a JobSpec,
+    pub(crate) job: &'a Job,
+    pub(crate) itinerary: &'a Itinerary,
+    pub(crate) block: usize,
+    /// Its number in the block: a step, or a commit.
+    pub(crate) pass: usize,
+}
+
+impl Ahead<'_> {
+    /// Asks for the pages of the layers behind `layer`, in this pass and the next.
+    pub(crate) fn request_behind(&self, layer: usize) {
+        let layers = self.layers();
+        for next in layer + 1..=layer + LAYERS_AHEAD {
+            match next.checked_sub(layers) {
+                None => self.request(next),
+                Some(next) => {
+                    if let Some(following) = self.following() {
+                        following.request(next);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks for the pages of the first layers of this pass.
+    pub(crate) fn request_first(&self) {
+        (0..LAYERS_AHEAD).for_each(|layer| self.request(layer));
+    }
+
+    fn layers(&self) -> usize {
+        self.model.expert(self.itinerary.passing(self.pass)).config().layers
+    }
+
+    fn following(&self) -> Option<Self> {
+        if self.pass + 1 < self.itinerary.passes() {
+            return Some(Self { pass: self.pass + 1, ..*self });
+        }
+        (self.block + 1 < self.spec.n_blocks()).then_some(Self { pass: 0, block: self.block + 1, ..*self })
+    }
+
+    fn request(&self, layer: usize) {
+        let Some(rollout) = self.spec.rollout.filter(|_| layer < self.layers()) else { return };
+        let frames = reach(rollout, self.spec.block(self.block).frames.start).frames;
+        let expert = self.itinerary.passing(self.pass);
+        let branches = self.spec.branches(expert).iter();
+        let keys: Vec<_> = branches
+            .flat_map(|branch| frames.iter().map(move |frame| keys::self_kv(expert, *branch, layer, *frame)))
+            .collect();
+        if !keys.is_empty() {
+            self.model.porter.request(Wanted { fetcher: self.job.fetcher(), keys });
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Server-sent events: of one video until it has ended, or of all of a tenant's videos and the cache.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::extract::{Path, State};
+use axum::response::IntoResponse;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::App;
+use super::access::Tenant;
+use super::error::ApiError;
+use super::videos::find;
+use crate::board::Update;
+use crate::id::VideoId;
+use crate::wire::{ErrorBody, MemoryNow};
+
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Events of one video: `video` with the object whenever it changes, first as it is now; ends when the video has ended.
+#[utoipa::path(get, path = "/v1/videos/{id}/events", tag = "events", params(("id" = String, Path)),
+    responses((status = 200, description = "Events `video` and `video.deleted`.", content_type = "text/event-stream"),
+        (status = 401, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub(super) async fn of_video(
+    State(app): State<Arc<App>>,
+    Extension(tenant): Extension<Tenant>,
+    Path(id): Path<String>,
+) -> Result<impl IntoResponse, ApiError> {
+    // Listening begins before looking, so nothing falls between.
+    let updates = app.board.listen();
+    let job = find(&app, &tenant, &id).await?;
+    let first = event("video", &serde_json::to_string(&app.video(&job)).map_err(ApiError::internal)?);
+    let listener =
+        Listener { tenant, only: Some(job.id.clone()), updates, app, is_over: job.status.is_over() };
+    Ok(sse(first, listener))
+}
+
+/// Events of all videos: `video`, `video.deleted`, and `memory` with what the cache holds. `missed` says that the listener was too slow
+/// and should ask for the list again.
+#[utoipa::path(get, path = "/v1/events", tag = "events",
+    responses((status = 200, description = "Events `video`, `video.deleted`, `memory` and `missed`.", content_type = "text/event-stream"),
+        (status = 401, body = ErrorBody), (status = 403, body = ErrorBody)))]
+pub(super) async fn of_all(
+    State(app): State<Arc<App>>,
+    Extension(tenant): Extension<Tenant>,
+) -> Result<impl IntoResponse, ApiError> {
+    let updates = app.board.listen();
+    let memory = MemoryNow::new(&app.model.counters());
+    let first = event("memory", &serde_json::to_string(&memory).map_err(ApiError::internal)?);
+    Ok(sse(first, Listener { tenant, only: None, updates, app, is_over: false }))
+}
+
+fn sse(first: Event, listener: Listener) -> impl IntoResponse {
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    Sse::new(stream(first, listener)).keep_alive(keep_alive)
+}
+
+fn event(name: &str, json: &str) -> Event {
+    Event::default().event(name).data(json)
+}
+
+struct Listener {
+    app: Arc<App>,
+    tenant: Tenant,
+    only: Option<VideoId>,
+    updates: Receiver<Update>,
+    is_over: bool,
+}
+
+fn stream(first: Event, listener: Listener) -> impl Stream<Item = Result<Event, Infallible>> {
+    unfold((Some(first), listener), |(first, mut listener)| async move {
+        let event = match first {
+            Some(event) => event,
+            None => listener.next().await?,
+        };
+        Some((Ok(event), (None, listener)))
+    })
+}
+
+impl Listener {
+    /// The next event that concerns this listener; `None` when nothing more will come, or the service stops.
+    async fn next(&mut self) -> Option<Event> {
+        let mut stopping = self.app.stopping.clone();
+        while !self.is_over {
+            let update = tokio::select! {
+                update = self.updates.recv() => update,
+                _ = stopping.wait_for(|stops| *stops) => return None,
+            };
+            let told = match update {
+                Ok(update) => self.told(&update),
+                Err(RecvError::Lagged(missed)) => Some(event("missed", &missed.to_string())),
+                Err(RecvError::Closed) => return None,
+            };
+            if told.is_some() {
+                return told;
+            }
+        }
+        None
+    }
+
+    fn told(&mut self, update: &Update) -> Option<Event> {
+        let concerns = |tenant: &str, id: &VideoId| {
+            *tenant == self.tenant.name && self.only.as_ref().is_none_or(|only| only == id)
+        };
+        match update {
+            Update::Video { tenant, id, json, is_over } if concerns(tenant, id) => {
+                self.is_over = self.only.is_some() && *is_over;
+                Some(event("video", json))
+            }
+            Update::Deleted { tenant, id, json } if concerns(tenant, id) => {
+                self.is_over = self.only.is_some();
+                Some(event("video.deleted", json))
+            }
+            Update::Memory(json) if self.only.is_none() => Some(event("memory", json)),
+            Update::Video { .. } | Update::Deleted { .. } | Update::Memory(_) => None,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What jobs under way are doing right now, and who wants to be told. Written by the engine's thread only; nothing here needs to
+//! survive the process.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+use utoipa::ToSchema;
+
+use crate::clock::Stopwatch;
+use crate::id::VideoId;
+use crate::job::{Class, Job, JobMemory};
+use crate::wire::{DeletedVideo, MemoryNow, Video};
+
+/// Updates that a slow listener may fall behind before it misses some; it is told, and can ask for everything again.
+const UPDATES_KEPT: usize = 1024;
+/// Updates of one job that only tell of progress come at most this often.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What a job is doing, in more words than the four statuses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Waits for its first unit.
+    #[default]
+    Queued,
+    /// Prompts into embeddings.
+    Text,
+    /// Noise into latents.
+    Denoise,
+    /// Latents into frames, frames into the file.
+    Decode,
+    /// Closing the file.
+    Encode,
+    /// It has ended.
+    Ended,
+}
+
+/// A job's state between two writes to the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Live {
+    /// What it is doing.
+    pub phase: Phase,
+    /// Denoising steps done.
+    pub step: usize,
+    /// How much is done, 0 to 99.
+    pub progress: u8,
+    /// Seconds until its video is there, if nothing else comes; unknown until some job has been timed.
+    pub eta_s: Option<f64>,
+    /// Its place among those that wait, from 1.
+    pub queue_position: Option<usize>,
+    /// What it holds.
+    pub memory: Option<JobMemory>,
+}
+
+/// Something to tell listeners.
+#[derive(Clone, Debug)]
+pub enum Update {
+    /// A job is new, has moved on, or has ended; its object as the API gives it.
+    Video {
+        /// Whose it is.
+        tenant: String,
+        /// Which.
+        id: VideoId,
+        /// The object.
+        json: Arc<str>,
+        /// Whether nothing more will come.
+        is_over: bool,
+    },
+    /// A job is gone.
+    Deleted {
+        /// Whose it was.
+        tenant: String,
+        /// Which.
+        id: VideoId,
+        /// The object that says so.
+        json: Arc<str>,
+    },
+    /// What the cache holds.
+    Memory(Arc<str>),
+}
+
+#[derive(Debug)]
+struct Posted {
+    live: Live,
+    class: Class,
+    told: Stopwatch,
+}
+
+/// The board.
+#[derive(Debug)]
+pub struct Board {
+    posted: Mutex<BTreeMap<VideoId, Posted>>,
+    memory_told: Mutex<Option<Stopwatch>>,
+    updates: broadcast::Sender<Update>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            posted: Mutex::default(),
+            memory_told: Mutex::default(),
+            updates: broadcast::Sender::new(UPDATES_KEPT),
+        }
+    }
+}
+
+impl Board {
+    /// The map is whole after every single operation on it, so a panic elsewhere cannot spoil it.
+    fn posted(&self) -> MutexGuard<'_, BTreeMap<VideoId, Posted>> {
+        self.posted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a job is doing; `None` when it has ended or is not known yet.
+    #[must_use]
+    pub fn live(&self, id: &VideoId) -> Option<Live> {
+        self.posted().get(id).map(|posted| posted.live)
+    }
+
+    /// How many jobs of each class wait, and how many are under way.
+    #[must_use]
+    pub fn counts(&self) -> [(Class, usize, usize); 3] {
+        let posted = self.posted();
+        Class::ALL.map(|class| {
+            let of_class = posted.values().filter(|posted| posted.class == class);
+            let (waiting, under_way): (Vec<_>, Vec<_>) =
+                of_class.partition(|posted| posted.live.phase == Phase::Queued);
+            (class, waiting.len(), under_way.len())
+        })
+    }
+
+    /// A listener for everything from now on.
+    #[must_use]
+    pub fn listen(&self) -> broadcast::Receiver<Update> {
+        self.updates.subscribe()
+    }
+
+    /// Posts what a job is doing, and tells listeners unless it is the same, or only a little progress.
+    pub(crate) fn post(&self, job: &Job, live: Live) {
+        let mut posted = self.posted();
+        let before = posted.get(&job.id);
+        let is_small = before.is_some_and(|before| {
+            let same_phase =
+                before.live.phase == live.phase && before.live.queue_position == live.queue_position;
+            before.live == live || (same_phase && before.told.elapsed() < PROGRESS_INTERVAL)
+        });
+        let told = before.filter(|_| is_small).map_or_else(Stopwatch::start, |before| before.told);
+        posted.insert(job.id.clone(), Posted { live, class: job.order.class, told });
+        drop(posted);
+        if !is_small {
+            self.tell_video(job, Some(&live));
+        }
+    }
+
+    /// Takes a job that has ended off the board, and tells listeners how.
+    pub(crate) fn end(&self, job: &Job) {
+        self.posted().remove(&job.id);
+        self.tell_video(job, None);
+    }
+
+    /// Takes a job that was deleted off the board, and tells listeners.
+    pub(crate) fn delete(&self, job: &Job) {
+        self.posted().remove(&job.id);
+        if let Ok(json) = serde_json::to_string(&DeletedVideo::new(&job.id)) {
+            self.tell(Update::Deleted { tenant: job.tenant.clone(), id: job.id.clone(), json: json.into() });
+        }
+    }
+
+    /// Tells listeners what the cache holds, not more often than they can draw it; `is_last`: nothing will change for a while.
+    pub(crate) fn tell_memory(&self, memory: impl FnOnce() -> MemoryNow, is_last: bool) {
+        let mut told = self.memory_told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = told.is_none_or(|told| told.elapsed() >= 2 * PROGRESS_INTERVAL);
+        if (is_due || is_last) && self.updates.receiver_count() > 0 {
+            *told = Some(Stopwatch::start());
+            if let Ok(json) = serde_json::to_string(&memory()) {
+                self.tell(Update::Memory(json.into()));
+            }
+        }
+    }
+
+    fn tell_video(&self, job: &Job, live: Option<&Live>) {
+        if self.updates.receiver_count() == 0 {
+            return;
+        }
+        if let Ok(json) = serde_json::to_string(&Video::new(job, live)) {
+            let (tenant, id, is_over) = (job.tenant.clone(), job.id.clone(), job.status.is_over());
+            self.tell(Update::Video { tenant, id, json: json.into(), is_over });
+        }
+    }
+
+    fn tell(&self, update: Update) {
+        // Nobody listening is no failure.
+        drop(self.updates.send(update));
+    }
+}

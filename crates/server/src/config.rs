@@ -1,0 +1,275 @@
+//! The service's configuration: one file, every key with its default in [`TEMPLATE`], unknown keys refused by name.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::job::Class;
+use crate::nearest::nearest;
+
+/// Every key, commented: what `evanesce serve --print-config` prints.
+pub const TEMPLATE: &str = include_str!("evanesce.toml");
+
+/// Why a configuration was refused: one sentence.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Where jobs and videos are kept.
+    pub data: PathBuf,
+    /// The checkpoint.
+    pub model: Option<PathBuf>,
+    /// Budget of the Device tier, as people write sizes.
+    pub device_memory: Option<String>,
+    /// Budget of the Host tier.
+    pub host_memory: Option<String>,
+    /// Threads for arithmetic.
+    pub threads: Option<usize>,
+    /// How long ended jobs are kept.
+    pub retention_hours: f64,
+    /// The queue.
+    pub queue: QueueConfig,
+    /// What a request may ask for.
+    pub limits: Limits,
+    /// Who may use the service.
+    pub keys: Vec<KeyConfig>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            data: PathBuf::from("evanesce-data"),
+            model: None,
+            device_memory: None,
+            host_memory: None,
+            threads: None,
+            retention_hours: 168.0,
+            queue: QueueConfig::default(),
+            limits: Limits::default(),
+            keys: Vec::new(),
+        }
+    }
+}
+
+/// How many jobs, and how they take turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QueueConfig {
+    /// Jobs that may wait or run.
+    pub jobs_max: i64,
+    /// Of one tenant.
+    pub jobs_per_tenant_max: i64,
+    /// Jobs under way at once.
+    pub under_way_max: usize,
+    /// Units after which a class that was passed over gets one.
+    pub ageing_units: u32,
+    /// Starts without an end after which a job counts as failed.
+    pub starts_max: i64,
+}
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        Self { jobs_max: 100, jobs_per_tenant_max: 50, under_way_max: 4, ageing_units: 32, starts_max: 20 }
+    }
+}
+
+/// What a request may ask for, and what a client may take.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of a body.
+    pub body_bytes_max: usize,
+    /// Characters of a prompt.
+    pub prompt_chars_max: usize,
+    /// Pixels of a frame.
+    pub pixels_max: usize,
+    /// Frames of a video.
+    pub frames_max: usize,
+    /// Denoising steps.
+    pub steps_max: usize,
+    /// Connections at once.
+    pub connections_max: usize,
+    /// Bytes of a request's headers.
+    pub header_bytes_max: usize,
+    /// Seconds without progress after which a client is left.
+    pub client_seconds_max: f64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 1 << 20,
+            prompt_chars_max: 10_000,
+            pixels_max: 1920 * 1088,
+            frames_max: 1025,
+            steps_max: 200,
+            connections_max: 1024,
+            header_bytes_max: 32 << 10,
+            client_seconds_max: 30.0,
+        }
+    }
+}
+
+/// A key, by its digest.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyConfig {
+    /// Whose jobs it opens.
+    pub tenant: String,
+    /// The BLAKE3 digest of the key, in hexadecimal.
+    pub blake3: String,
+    /// The best class it may ask for.
+    #[serde(default = "best_class")]
+    pub class: Class,
+}
+
+fn best_class() -> Class {
+    Class::Interactive
+}
+
+const TOP: &[&str] = &[
+    "listen",
+    "data",
+    "model",
+    "device_memory",
+    "host_memory",
+    "threads",
+    "retention_hours",
+    "queue",
+    "limits",
+    "keys",
+];
+const QUEUE: &[&str] = &["jobs_max", "jobs_per_tenant_max", "under_way_max", "ageing_units", "starts_max"];
+const LIMITS: &[&str] = &[
+    "body_bytes_max",
+    "prompt_chars_max",
+    "pixels_max",
+    "frames_max",
+    "steps_max",
+    "connections_max",
+    "header_bytes_max",
+    "client_seconds_max",
+];
+const KEYS: &[&str] = &["tenant", "blake3", "class"];
+
+impl Config {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// One sentence: a key that is not known and the nearest that is, a value of the wrong type, or one out of range.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let table: toml::Table =
+            text.parse().map_err(|error: toml::de::Error| ConfigError(one_line(&error)))?;
+        refuse_unknown("", &table, TOP)?;
+        for (section, known) in [("queue", QUEUE), ("limits", LIMITS)] {
+            if let Some(toml::Value::Table(inner)) = table.get(section) {
+                refuse_unknown(&format!("{section}."), inner, known)?;
+            }
+        }
+        if let Some(toml::Value::Array(keys)) = table.get("keys") {
+            for key in keys.iter().filter_map(toml::Value::as_table) {
+                refuse_unknown("keys.", key, KEYS)?;
+            }
+        }
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError(one_line(&error)))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what no type can say.
+    ///
+    /// # Errors
+    /// One sentence with the key, its value and what would be right.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |sentence: String| Err(ConfigError(sentence));
+        let QueueConfig { jobs_max, jobs_per_tenant_max, under_way_max, starts_max, .. } = self.queue;
+        if jobs_max < 1 || jobs_per_tenant_max < 1 || under_way_max < 1 || starts_max < 1 {
+            return refuse(
+                "jobs_max, jobs_per_tenant_max, under_way_max and starts_max of [queue] are at least 1"
+                    .to_owned(),
+            );
+        }
+        if !(0.0..=1e6).contains(&self.retention_hours) {
+            return refuse(format!(
+                "retention_hours is {}; it lies between 0 and 1000000",
+                self.retention_hours
+            ));
+        }
+        if !(0.1..=3600.0).contains(&self.limits.client_seconds_max) {
+            let seconds = self.limits.client_seconds_max;
+            return refuse(format!("client_seconds_max is {seconds}; it lies between 0.1 and 3600"));
+        }
+        if self.limits.header_bytes_max < 8192 || self.limits.connections_max < 1 {
+            return refuse("header_bytes_max is at least 8192, and connections_max at least 1".to_owned());
+        }
+        for key in &self.keys {
+            if key.tenant.is_empty() || blake3::Hash::from_hex(&key.blake3).is_err() {
+                let name = &key.tenant;
+                return refuse(format!(
+                    "the key of tenant {name:?} needs a name and a digest of 64 hexadecimal digits"
+                ));
+            }
+        }
+        if !self.listen.ip().is_loopback() && self.keys.is_empty() {
+            return refuse(format!(
+                "{} can be reached by others, so it needs keys: add one that `evanesce serve --new-key TENANT` prints, or listen on 127.0.0.1",
+                self.listen
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn refuse_unknown(section: &str, table: &toml::Table, known: &[&str]) -> Result<(), ConfigError> {
+    match table.keys().find(|key| !known.contains(&key.as_str())) {
+        None => Ok(()),
+        Some(key) => {
+            let near = nearest(key, known);
+            Err(ConfigError(format!("there is no key {section}{key}; the nearest is {section}{near}")))
+        }
+    }
+}
+
+fn one_line(error: &toml::de::Error) -> String {
+    error.message().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_printed_configuration_is_the_default_one_and_names_every_key() {
+        assert_eq!(Config::parse(TEMPLATE).unwrap(), Config::default());
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+        for key in [TOP, QUEUE, LIMITS, KEYS].concat() {
+            let line = |line: &str| line.trim_start_matches(['#', ' ', '[']).starts_with(key);
+            assert!(TEMPLATE.lines().any(line), "{key} is not in the printed configuration");
+        }
+    }
+
+    #[test]
+    fn mistakes_get_one_sentence_with_what_would_be_right() {
+        let refused = |text: &str| Config::parse(text).unwrap_err().to_string();
+        assert_eq!(refused("lisen = 'x'"), "there is no key lisen; the nearest is listen");
+        assert!(refused("[queue]\njob_max = 3").contains("queue.jobs_max"));
+        assert!(refused("[limits]\nframes = 3").contains("limits.frames_max"));
+        assert!(refused("[[keys]]\nname = 'x'").contains("the nearest is keys."));
+        assert!(refused("listen = '0.0.0.0:80'").contains("needs keys"));
+        assert!(refused("[queue]\njobs_max = 0").contains("at least 1"));
+        assert!(refused("retention_hours = -1.0").contains("retention_hours"));
+        assert!(refused("[[keys]]\ntenant = 'a'\nblake3 = 'zz'").contains("64 hexadecimal digits"));
+        assert!(!refused("listen = 7").contains('\n'));
+        let key = blake3::hash(b"k").to_hex();
+        let open = format!("listen = '0.0.0.0:80'\n[[keys]]\ntenant = 'a'\nblake3 = '{key}'");
+        assert_eq!(Config::parse(&open).unwrap().keys[0].class, Class::Interactive);
+    }
+}

@@ -1,0 +1,259 @@
+// The page: asks, watches by server-sent events (read with fetch, which can send a key), and plays.
+
+const PAGE_SIZE = 12;
+const SAMPLES = 120;
+const KINDS = ["weights", "text_embedding", "cross_kv", "self_kv", "latent", "vae_feature", "step_residual", "reserved"];
+const $ = (id) => document.getElementById(id);
+
+let key = sessionStorage.getItem("evanesce-key") ?? "";
+const queue = new Map();
+const pictures = new Map();
+let pages = [null];
+let listed = [];
+let history = [];
+
+function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [attribute, value] of Object.entries(attributes)) {
+    if (attribute === "onclick") made.addEventListener("click", value);
+    else if (value !== undefined) made.setAttribute(attribute, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+async function call(path, options = {}) {
+  const headers = { ...(options.headers ?? {}) };
+  if (key) headers.Authorization = `Bearer ${key}`;
+  const response = await fetch(path, { ...options, headers });
+  if (response.ok) return response;
+  let message = `the service answered ${response.status}`;
+  try { message = (await response.json()).error.message; } catch { /* the status says it */ }
+  if (response.status === 401) $("key").hidden = false;
+  throw Object.assign(new Error(message), { status: response.status });
+}
+
+function show(id, message) {
+  $(id).textContent = message;
+  $(id).hidden = !message;
+}
+
+function connected(text, lost) {
+  $("connection").textContent = text;
+  $("connection").classList.toggle("lost", lost);
+}
+
+// Making
+
+$("make").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const asked = {};
+  for (const [name, value] of new FormData(event.target)) if (value.trim() !== "") asked[name] = value;
+  for (const name of ["num_inference_steps", "seed"]) if (name in asked) asked[name] = Number(asked[name]);
+  try {
+    const answer = await call("/v1/videos", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(asked) });
+    show("make-error", "");
+    noted(await answer.json());
+  } catch (error) { show("make-error", error.message); }
+});
+$("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("make").requestSubmit();
+});
+$("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  key = $("key-text").value.trim();
+  sessionStorage.setItem("evanesce-key", key);
+  begin();
+});
+
+// The answer is drawn at once: the events of a job under way come only when its step has ended.
+async function act(path, method) {
+  try {
+    const answer = await (await call(path, { method })).json();
+    show("make-error", "");
+    handlers[answer.object](answer);
+  } catch (error) { show("make-error", error.message); }
+}
+
+// Queue
+
+function noted(video) {
+  const isOver = video.status === "completed" || video.status === "failed";
+  const was = queue.has(video.id);
+  if (isOver) { queue.delete(video.id); if (was || !listed.some((v) => v.id === video.id)) refresh(); } else queue.set(video.id, video);
+  drawQueue();
+}
+
+function words(video) {
+  const parts = [video.priority];
+  if (video.status === "queued") parts.push(`place ${video.queue_position ?? "?"}`);
+  else parts.push(video.phase === "denoise" ? `step ${video.step} of ${video.total_steps}` : video.phase);
+  if (video.eta_s !== null) parts.push(video.eta_s < 90 ? `about ${Math.ceil(video.eta_s)} s` : `about ${Math.round(video.eta_s / 60)} min`);
+  return parts.join(" · ");
+}
+
+function drawQueue() {
+  const order = [...queue.values()].sort((a, b) => (a.queue_position ?? 0) - (b.queue_position ?? 0) || a.created_at - b.created_at);
+  const kept = new Map([...$("queue").children].map((row) => [row.dataset.id, row]));
+  $("queue").replaceChildren(...order.map((video) => {
+    let row = kept.get(video.id);
+    if (!row) {
+      row = element("li", { "data-id": video.id }, element("span", { class: "prompt", title: video.prompt }, video.prompt),
+        element("span", { class: "detail" }), element("progress", { max: 100, "aria-label": "progress" }),
+        element("button", { type: "button", "aria-label": `Cancel: ${video.prompt}`, onclick: () => act(`/v1/videos/${video.id}/cancel`, "POST") }, "Cancel"));
+    }
+    row.querySelector(".detail").textContent = words(video);
+    row.querySelector("progress").value = video.progress;
+    return row;
+  }));
+  $("queue-empty").hidden = order.length > 0;
+}
+
+// Gallery
+
+async function refresh() {
+  const after = pages[pages.length - 1];
+  try {
+    const answer = await (await call(`/v1/videos?limit=${PAGE_SIZE}${after ? `&after=${after}` : ""}`)).json();
+    listed = answer.data;
+    for (const video of listed) if (video.status === "queued" || video.status === "in_progress") queue.set(video.id, video);
+    $("older").disabled = !answer.has_more;
+    $("older").dataset.after = answer.last_id ?? "";
+    $("newer").disabled = pages.length === 1;
+    drawGallery();
+    drawQueue();
+  } catch (error) {
+    if (error.status === 404 && pages.length > 1) { pages = [null]; return refresh(); }
+    if (error.status !== 401) show("make-error", error.message);
+  }
+}
+$("older").addEventListener("click", () => { pages.push($("older").dataset.after); refresh(); });
+$("newer").addEventListener("click", () => { pages.pop(); refresh(); });
+
+async function bytes(video, variant) {
+  const name = `${video.id} ${variant}`;
+  if (!pictures.has(name)) {
+    const blob = await (await call(`/v1/videos/${video.id}/content?variant=${variant}`)).blob();
+    pictures.set(name, URL.createObjectURL(blob));
+  }
+  return pictures.get(name);
+}
+
+function drawGallery() {
+  const over = listed.filter((video) => video.status === "completed" || video.status === "failed");
+  $("gallery").replaceChildren(...over.map((video) => {
+    let picture;
+    if (video.status === "completed") {
+      const image = element("img", { alt: video.prompt, loading: "lazy" });
+      bytes(video, "thumbnail").then((url) => { image.src = url; }, () => {});
+      picture = element("button", { type: "button", class: "picture", "aria-label": `Play: ${video.prompt}`, onclick: () => play(video) }, image);
+    } else picture = element("div", { class: "failed" }, video.error.message);
+    const foot = element("div", { class: "foot" }, `${video.size} · ${video.num_frames} frames`,
+      element("button", { type: "button", "aria-label": `Delete: ${video.prompt}`, onclick: () => act(`/v1/videos/${video.id}`, "DELETE") }, "Delete"));
+    return element("li", {}, picture, element("span", { class: "prompt", title: video.prompt }, video.prompt), foot);
+  }));
+  $("gallery-empty").hidden = over.length > 0;
+}
+
+async function play(video) {
+  try {
+    $("player-video").src = await bytes(video, "video");
+    $("player-text").textContent = `${video.prompt} (seed ${video.seed}, ${video.num_inference_steps} steps)`;
+    $("player").showModal();
+    await $("player-video").play();
+  } catch (error) { if (error.name !== "AbortError" && error.name !== "NotAllowedError") show("make-error", error.message); }
+}
+$("player").addEventListener("close", () => $("player-video").pause());
+
+// Memory: a stacked area for each tier, kinds over time
+
+function human(count) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let at = 0;
+  while (count >= 1024 && at < 4) { count /= 1024; at += 1; }
+  return `${count >= 100 || at === 0 ? Math.round(count) : count.toFixed(1)} ${units[at]}`;
+}
+
+function drawMemory() {
+  const now = history[history.length - 1];
+  $("memory").replaceChildren(...Object.entries(now.tiers).map(([tier, held]) => {
+    const value = (sample, kind) => kind === "reserved" ? sample.tiers[tier].reserved_bytes : sample.kinds[tier]?.[kind] ?? 0;
+    const top = Math.max(1, ...history.map((sample) => sample.tiers[tier].used_bytes)) * 1.1;
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("viewBox", "0 0 100 100");
+    svg.setAttribute("preserveAspectRatio", "none");
+    svg.setAttribute("role", "img");
+    svg.setAttribute("aria-label", `${tier}: ${human(held.used_bytes)} of ${human(held.budget_bytes)}`);
+    const base = history.map(() => 0);
+    const legend = element("div", { class: "legend" });
+    for (const kind of KINDS) {
+      if (!history.some((sample) => value(sample, kind))) continue;
+      const x = (at) => 100 * (SAMPLES - history.length + at) / (SAMPLES - 1);
+      const low = base.map((bytes, at) => `${x(at)},${100 - 100 * bytes / top}`).reverse();
+      history.forEach((sample, at) => { base[at] += value(sample, kind); });
+      const high = base.map((bytes, at) => `${x(at)},${100 - 100 * bytes / top}`);
+      const area = document.createElementNS("http://www.w3.org/2000/svg", "polygon");
+      area.setAttribute("points", [...high, ...low].join(" "));
+      area.setAttribute("class", kind);
+      svg.append(area);
+      legend.append(element("span", {}, element("i", { class: kind }), `${kind} ${human(value(now, kind))}`));
+    }
+    const line = `${tier}: ${human(held.used_bytes)} of ${human(held.budget_bytes)}, ${human(held.peak_bytes)} at most`;
+    return element("div", { class: "tier" }, element("p", { class: "quiet" }, line), svg, legend);
+  }));
+}
+
+// Events
+
+const handlers = {
+  video: (data) => noted(data),
+  "video.deleted": (data) => { queue.delete(data.id); drawQueue(); refresh(); },
+  memory: (data) => { history = [...history, data].slice(-SAMPLES); drawMemory(); },
+  missed: () => refresh(),
+};
+
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    let end;
+    while ((end = text.indexOf("\n\n")) >= 0) {
+      const lines = text.slice(0, end).split("\n");
+      text = text.slice(end + 2);
+      const field = (name) => lines.filter((line) => line.startsWith(`${name}:`)).map((line) => line.slice(name.length + 1).trimStart());
+      if (field("data").length) yield [field("event")[0], JSON.parse(field("data").join("\n"))];
+    }
+  }
+}
+
+let watching = 0;
+
+async function begin() {
+  const mine = ++watching;
+  for (let wait = 500; mine === watching; wait = Math.min(wait * 2, 10000)) {
+    try {
+      const stream = await call("/v1/events");
+      $("key").hidden = true;
+      show("key-error", "");
+      connected("live", false);
+      wait = 500;
+      queue.clear();
+      const models = await (await call("/v1/models")).json();
+      $("model").textContent = models.data.map((model) => model.id).join(", ");
+      refresh();
+      for await (const [name, data] of events(stream)) if (mine === watching) handlers[name]?.(data);
+    } catch (error) {
+      if (error.status === 401) {
+        connected("needs a key", true);
+        show("key-error", key ? error.message : "");
+        return;
+      }
+    }
+    connected("connection lost, trying again", true);
+    await new Promise((resolve) => setTimeout(resolve, wait));
+  }
+}
+begin();

@@ -1,0 +1,166 @@
+//! Thumbnail and spritesheet, kept small while the frames of a video pass by, and written as JPEG when it ends.
+
+use std::path::Path;
+
+use evanesce_engine::video::{FrameSink, Mp4Writer, Result, VideoError, VideoSettings, VideoSummary};
+use jpeg_encoder::{ColorType, Encoder};
+
+use crate::videos::{Draft, Variant};
+
+const JPEG_QUALITY: u8 = 85;
+/// Frames of a spritesheet, and how many stand in a row.
+const SHEET_FRAMES: usize = 16;
+const SHEET_COLUMNS: usize = 4;
+/// Longer edges of a thumbnail and of one frame of a spritesheet, at most.
+const THUMBNAIL_PX: usize = 512;
+const SHEET_FRAME_PX: usize = 192;
+
+/// An RGB picture of 8 bits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Picture {
+    width: usize,
+    height: usize,
+    rgb: Vec<u8>,
+}
+
+impl Picture {
+    fn black(width: usize, height: usize) -> Self {
+        Self { width, height, rgb: vec![0; width * height * 3] }
+    }
+
+    /// A frame `[height, width, 3]` in 0..1, made smaller by whole numbers until its longer edge is at most `edge_px`.
+    fn reduced(frame: &[f32], width: usize, height: usize, edge_px: usize) -> Self {
+        let factor = width.max(height).div_ceil(edge_px).max(1);
+        let mut small = Self::black((width / factor).max(1), (height / factor).max(1));
+        let area = (factor * factor) as f32;
+        for (at, out) in small.rgb.iter_mut().enumerate() {
+            let (pixel, channel) = (at / 3, at % 3);
+            let (x, y) = (pixel % small.width * factor, pixel / small.width * factor);
+            let rows = y..(y + factor).min(height);
+            let sum: f32 = rows
+                .flat_map(|row| (x..(x + factor).min(width)).map(move |column| row * width + column))
+                .map(|place| frame[place * 3 + channel].clamp(0.0, 1.0))
+                .sum();
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in 0..=255")]
+            {
+                *out = (sum / area * 255.0).round() as u8;
+            }
+        }
+        small
+    }
+
+    fn paste(&mut self, other: &Self, left: usize, top: usize) {
+        let rows = other.rgb.chunks_exact(other.width * 3).enumerate();
+        for (y, row) in rows {
+            let at = ((top + y) * self.width + left) * 3;
+            self.rgb[at..at + row.len()].copy_from_slice(row);
+        }
+    }
+
+    fn write_jpeg(&self, path: &Path) -> Result<()> {
+        let failed = |reason: String| VideoError::Output { path: path.to_path_buf(), reason };
+        let edge =
+            |edge: usize| u16::try_from(edge).map_err(|_| failed("it is too large for JPEG".to_owned()));
+        let encoder = Encoder::new_file(path, JPEG_QUALITY).map_err(|error| failed(error.to_string()))?;
+        encoder
+            .encode(&self.rgb, edge(self.width)?, edge(self.height)?, ColorType::Rgb)
+            .map_err(|error| failed(error.to_string()))
+    }
+}
+
+/// Frames into a video and its two pictures, all in one draft.
+#[derive(Debug)]
+pub(crate) struct IllustratedVideo {
+    video: Mp4Writer,
+    settings: VideoSettings,
+    n_frames: usize,
+    at: usize,
+    thumbnail: Option<Picture>,
+    sheet: Vec<Picture>,
+    thumbnail_path: std::path::PathBuf,
+    sheet_path: std::path::PathBuf,
+}
+
+impl IllustratedVideo {
+    /// A video of `n_frames` frames.
+    pub(crate) fn create(draft: &Draft, settings: VideoSettings, n_frames: usize) -> Result<Self> {
+        Ok(Self {
+            video: Mp4Writer::create(&draft.path(Variant::Video), settings)?,
+            settings,
+            n_frames,
+            at: 0,
+            thumbnail: None,
+            sheet: Vec::new(),
+            thumbnail_path: draft.path(Variant::Thumbnail),
+            sheet_path: draft.path(Variant::Spritesheet),
+        })
+    }
+
+    fn sketch(&mut self, frame: &[f32]) {
+        let VideoSettings { width, height, .. } = self.settings;
+        if self.at == self.n_frames / 2 {
+            self.thumbnail = Some(Picture::reduced(frame, width, height, THUMBNAIL_PX));
+        }
+        if sheet_frames(self.n_frames).any(|wanted| wanted == self.at) {
+            self.sheet.push(Picture::reduced(frame, width, height, SHEET_FRAME_PX));
+        }
+    }
+
+    fn spritesheet(&self) -> Option<Picture> {
+        let first = self.sheet.first()?;
+        let columns = self.sheet.len().min(SHEET_COLUMNS);
+        let rows = self.sheet.len().div_ceil(SHEET_COLUMNS);
+        let mut sheet = Picture::black(columns * first.width, rows * first.height);
+        for (at, picture) in self.sheet.iter().enumerate() {
+            sheet.paste(picture, at % SHEET_COLUMNS * first.width, at / SHEET_COLUMNS * first.height);
+        }
+        Some(sheet)
+    }
+}
+
+/// The frames that a spritesheet shows: spread evenly, the first and the last among them.
+fn sheet_frames(n_frames: usize) -> impl Iterator<Item = usize> {
+    let shown = n_frames.min(SHEET_FRAMES);
+    (0..shown).map(move |at| if shown < 2 { 0 } else { at * (n_frames - 1) / (shown - 1) })
+}
+
+impl FrameSink for IllustratedVideo {
+    fn push(&mut self, rgb: &[f32]) -> Result<()> {
+        self.video.push(rgb)?;
+        self.sketch(rgb);
+        self.at += 1;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<VideoSummary> {
+        let (Some(thumbnail), Some(sheet)) = (&self.thumbnail, self.spritesheet()) else {
+            return Err(VideoError::Empty);
+        };
+        thumbnail.write_jpeg(&self.thumbnail_path)?;
+        sheet.write_jpeg(&self.sheet_path)?;
+        self.video.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sheet_shows_the_first_and_the_last_frame_and_never_one_twice() {
+        for n_frames in [1, 2, 5, 16, 17, 81, 253] {
+            let shown: Vec<_> = sheet_frames(n_frames).collect();
+            assert_eq!(shown.len(), n_frames.min(SHEET_FRAMES));
+            assert_eq!((shown[0], shown[shown.len() - 1]), (0, n_frames - 1));
+            assert!(shown.windows(2).all(|pair| pair[0] < pair[1]), "{shown:?}");
+        }
+    }
+
+    #[test]
+    fn reducing_a_picture_averages_what_falls_together() {
+        let frame = [[0.0; 3], [1.0; 3], [0.0; 3], [1.0; 3]].concat();
+        let half = Picture::reduced(&frame, 2, 2, 1);
+        assert_eq!((half.width, half.height, half.rgb), (1, 1, vec![128; 3]));
+        assert_eq!(Picture::reduced(&frame, 2, 2, 2).rgb[..6], [0, 0, 0, 255, 255, 255]);
+    }
+}

@@ -1,0 +1,312 @@
+//! The service as a whole: what is opened, in which order, and how it ends.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use evanesce_engine::{Budgets, EngineError, Model, Tier};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+
+use crate::api::access::Access;
+use crate::api::{App, router};
+use crate::board::Board;
+use crate::clock::UnixMs;
+use crate::config::{Config, ConfigError};
+use crate::http;
+use crate::id::random_hex;
+use crate::journal::note;
+use crate::metrics::Metrics;
+use crate::schedule::Rules;
+use crate::store::{Abandoned, JobStore, QueueLimits, SqliteStore, StoreError};
+use crate::videos::{VideoDirectory, VideoStore};
+use crate::worker::{self, Means, Report, Terms};
+
+/// A claim that is not renewed for this long is another worker's to take.
+const LEASE: Duration = Duration::from_secs(60);
+/// How often what has expired is removed.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Jobs that one transaction removes, at most.
+const SWEEP_JOBS: u32 = 100;
+
+/// Why the service did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The checkpoint.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The job store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Another service uses the data directory.
+    #[error("{0} is used by another service; stop it, or choose another directory with --data")]
+    InUse(std::path::PathBuf),
+    /// The system.
+    #[error("{what}: {source}")]
+    Io {
+        /// What failed.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The engine's thread has ended by itself.
+    #[error("the engine's thread has ended; its last words are in the log")]
+    EngineEnded,
+}
+
+fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> ServeError {
+    let what = what.into();
+    move |source| ServeError::Io { what, source }
+}
+
+/// A service that runs until it is told to stop.
+pub struct Service {
+    address: SocketAddr,
+    app: Arc<App>,
+    listener: TcpListener,
+    stop: watch::Sender<bool>,
+    engine_ended: oneshot::Receiver<()>,
+    store: SqliteStore,
+    // Held until everything else has ended.
+    _lock: File,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// Stops a service.
+#[derive(Clone, Debug)]
+pub struct Stopper(watch::Sender<bool>);
+
+impl Stopper {
+    /// Asks it to stop: answers under way are given, jobs under way go back to the queue.
+    pub fn stop(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Service {
+    /// Opens everything and listens. Jobs that were under way when the last service ended wait again.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, the checkpoint, the data directory or the address, in one sentence.
+    pub async fn start(config: Config, model_dir: &Path, budgets: Budgets) -> Result<Self, ServeError> {
+        config.check()?;
+        let directory = config.data.display().to_string();
+        std::fs::create_dir_all(&config.data).map_err(io_error(format!("cannot make {directory}")))?;
+        let lock = lock(&config.data)?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(io_error(format!("cannot listen on {}", config.listen)))?;
+        let address = listener.local_addr().map_err(io_error("the address is gone"))?;
+        let model_path = model_dir.to_path_buf();
+        let opened = tokio::task::spawn_blocking(move || Model::open(&model_path, budgets));
+        let model = Arc::new(opened.await.map_err(|e| io_error("the model")(io::Error::other(e)))??);
+        let store = SqliteStore::open(&config.data.join("jobs.sqlite")).await?;
+        let videos: Arc<dyn VideoStore> = Arc::new(
+            VideoDirectory::open(&config.data).map_err(io_error(format!("cannot use {directory}")))?,
+        );
+        let (board, metrics) = (Arc::<Board>::default(), Arc::<Metrics>::default());
+        let terms = terms(&config, &model, model_dir)?;
+        let shared: Arc<dyn JobStore> = Arc::new(store.clone());
+        // Whoever held claims is gone: the directory is locked.
+        let requeued = shared.requeue(Abandoned::All, config.queue.starts_max, terms.moments()).await?;
+        metrics.requeued(requeued.queued.len());
+        for job in &requeued.queued {
+            note(&job.id, "waits again after the service ended while it was made");
+        }
+        remove_orphans(&*shared, &*videos).await?;
+        let waiting = shared.queued().await?;
+        let means = Means {
+            model: Arc::clone(&model),
+            store: Arc::clone(&shared),
+            videos: Arc::clone(&videos),
+            board: Arc::clone(&board),
+            metrics: Arc::clone(&metrics),
+        };
+        let (reports, engine_ended) = worker::start(means, terms.clone(), waiting)
+            .map_err(io_error("cannot start the engine's thread"))?;
+        let (stop, stopping) = watch::channel(false);
+        let app = App {
+            store: shared,
+            videos,
+            model,
+            model_name: terms.model_name.clone(),
+            board,
+            metrics,
+            access: Access::new(&config.keys),
+            limits: config.limits,
+            queue_limits: QueueLimits {
+                total: config.queue.jobs_max,
+                per_tenant: config.queue.jobs_per_tenant_max,
+            },
+            terms,
+            reports,
+            stopping,
+            started: UnixMs::now(),
+        };
+        // What expired while no service ran is gone before anybody can ask for it.
+        sweep(&app).await?;
+        Ok(Self { address, app: Arc::new(app), listener, stop, engine_ended, store, _lock: lock })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A handle that stops it.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.stop.clone())
+    }
+
+    /// Serves until somebody stops it.
+    ///
+    /// # Errors
+    /// When the engine's thread ends by itself.
+    pub async fn run(self) -> Result<(), ServeError> {
+        let Self { app, listener, stop, mut engine_ended, store, .. } = self;
+        let upkeep = tokio::spawn(upkeep(Arc::clone(&app)));
+        let (limits, stopping) = (app.limits, app.stopping.clone());
+        let mut serving = tokio::spawn(http::serve(listener, router(Arc::clone(&app)), limits, stopping));
+        let outcome = tokio::select! {
+            _ended = &mut serving => Ok(()),
+            _gone = &mut engine_ended => Err(ServeError::EngineEnded),
+        };
+        if outcome.is_ok() {
+            // The engine gives back what is under way after the unit that it is doing.
+            drop(app.reports.send(Report::Shutdown).await);
+            drop(engine_ended.await);
+        } else {
+            stop.send_replace(true);
+            drop(serving.await);
+        }
+        upkeep.abort();
+        store.close().await;
+        outcome
+    }
+}
+
+/// One service at a time uses a data directory; the lock goes with the process, however it ends.
+fn lock(data: &Path) -> Result<File, ServeError> {
+    let path = data.join("lock");
+    let file = File::create(&path).map_err(io_error(format!("cannot use {}", data.display())))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(ServeError::InUse(data.to_path_buf())),
+        Err(std::fs::TryLockError::Error(error)) => Err(io_error("cannot lock the data directory")(error)),
+    }
+}
+
+fn terms(config: &Config, model: &Model, model_dir: &Path) -> Result<Terms, ServeError> {
+    let drawn = random_hex::<8>().map_err(|e| io_error("no randomness")(io::Error::other(e)))?;
+    let resolved = std::fs::canonicalize(model_dir).unwrap_or_else(|_| model_dir.to_path_buf());
+    let name =
+        resolved.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+    Ok(Terms {
+        rules: Rules {
+            budget_bytes: model.counters().tier(Tier::Device).budget_bytes,
+            under_way_max: config.queue.under_way_max,
+            ageing_units: config.queue.ageing_units,
+        },
+        worker: format!("engine-{drawn}"),
+        lease: LEASE,
+        retention: Duration::from_secs_f64(config.retention_hours * 3600.0),
+        model_name: name,
+    })
+}
+
+/// Removes videos whose job is not there or not completed: leftovers of a service that ended between two writes.
+async fn remove_orphans(store: &dyn JobStore, videos: &dyn VideoStore) -> Result<(), ServeError> {
+    for id in videos.ids().map_err(io_error("cannot list the videos"))? {
+        if !store.has_video(&id).await? {
+            videos.remove(&id).map_err(io_error("cannot remove a leftover video"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Renews claims, and removes what has expired.
+async fn upkeep(app: Arc<App>) {
+    let mut renewals = tokio::time::interval(LEASE / 4);
+    let mut sweeps = tokio::time::interval(SWEEP);
+    loop {
+        let failed = tokio::select! {
+            _ = renewals.tick() => app.store.renew(&app.terms.lease()).await.err(),
+            _ = sweeps.tick() => sweep(&app).await.err(),
+        };
+        if let Some(error) = failed {
+            note("upkeep", format_args!("failed, will be tried again: {error}"));
+        }
+    }
+}
+
+async fn sweep(app: &App) -> Result<(), StoreError> {
+    loop {
+        let expired = app.store.expire(UnixMs::now(), SWEEP_JOBS).await?;
+        for job in &expired {
+            app.remove_files(job.id.clone()).await;
+            drop(app.reports.send(Report::Deleted(Box::new(job.clone()))).await);
+        }
+        if expired.len() < SWEEP_JOBS as usize {
+            return Ok(());
+        }
+    }
+}
+
+/// Runs a service until the process is asked to stop, by interrupt or termination. `on_start` is told where it listens.
+///
+/// # Errors
+/// As [`Service::start`] and [`Service::run`].
+pub fn serve_until_signalled(
+    config: Config,
+    model_dir: &Path,
+    budgets: Budgets,
+    on_start: impl FnOnce(SocketAddr),
+) -> Result<(), ServeError> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // Few threads: the processors are for the engine.
+    let runtime = runtime.worker_threads(2).enable_all().build().map_err(io_error("cannot start"))?;
+    runtime.block_on(async {
+        let service = Service::start(config, model_dir, budgets).await?;
+        let stopper = service.stopper();
+        tokio::spawn(async move {
+            signalled().await;
+            note("service", "stops after the step under way");
+            stopper.stop();
+        });
+        on_start(service.address());
+        service.run().await
+    })
+}
+
+#[cfg(unix)]
+async fn signalled() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminated) => {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminated.recv() => {}
+            }
+        }
+        Err(_) => drop(tokio::signal::ctrl_c().await),
+    }
+}
+
+#[cfg(not(unix))]
+async fn signalled() {
+    drop(tokio::signal::ctrl_c().await);
+}

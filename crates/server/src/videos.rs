@@ -1,0 +1,184 @@
+//! Where videos are kept: nothing of a video can be seen before all of it is there, and no answer ever holds a path.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::id::VideoId;
+
+/// What can be read of a finished video.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// The video.
+    Video,
+    /// One picture of it.
+    Thumbnail,
+    /// Pictures from all of it, side by side.
+    Spritesheet,
+}
+
+impl Variant {
+    /// All variants.
+    pub const ALL: [Self; 3] = [Self::Video, Self::Thumbnail, Self::Spritesheet];
+
+    /// The name in requests.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Video => "video",
+            Self::Thumbnail => "thumbnail",
+            Self::Spritesheet => "spritesheet",
+        }
+    }
+
+    /// The variant of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|variant| variant.as_str() == name)
+    }
+
+    /// The file's name in a video's directory.
+    #[must_use]
+    pub const fn file_name(self) -> &'static str {
+        match self {
+            Self::Video => "video.mp4",
+            Self::Thumbnail => "thumbnail.jpg",
+            Self::Spritesheet => "spritesheet.jpg",
+        }
+    }
+
+    /// Its media type.
+    #[must_use]
+    pub const fn media_type(self) -> &'static str {
+        match self {
+            Self::Video => "video/mp4",
+            Self::Thumbnail | Self::Spritesheet => "image/jpeg",
+        }
+    }
+}
+
+/// A place for the files of a video that is being made. Dropped without [`VideoStore::publish`], they are removed.
+#[derive(Debug)]
+pub struct Draft {
+    directory: PathBuf,
+    is_published: bool,
+}
+
+impl Draft {
+    /// Where to write a variant.
+    #[must_use]
+    pub fn path(&self, variant: Variant) -> PathBuf {
+        self.directory.join(variant.file_name())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.is_published {
+            // What cannot be removed now is removed when the service starts again.
+            drop(fs::remove_dir_all(&self.directory));
+        }
+    }
+}
+
+/// Keeps finished videos. Blocking: call it from threads that may wait for a disk.
+pub trait VideoStore: Send + Sync {
+    /// A fresh place for the files of a video; `epoch` keeps an old worker's files from a new one's.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    fn draft(&self, id: &VideoId, epoch: i64) -> io::Result<Draft>;
+
+    /// Makes all files of a draft visible at once, and safe from a power cut; replaces what was there.
+    ///
+    /// # Errors
+    /// When that fails: nothing is visible then.
+    fn publish(&self, id: &VideoId, draft: Draft) -> io::Result<()>;
+
+    /// Opens a variant to be read; its length comes with it.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such video.
+    fn open(&self, id: &VideoId, variant: Variant) -> io::Result<(File, u64)>;
+
+    /// Removes a video; there need not be one.
+    ///
+    /// # Errors
+    /// When what is there cannot be removed.
+    fn remove(&self, id: &VideoId) -> io::Result<()>;
+
+    /// The names of all videos that are visible.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    fn ids(&self) -> io::Result<Vec<VideoId>>;
+}
+
+/// Videos in a local directory: one directory each, which appears by one rename.
+#[derive(Debug)]
+pub struct VideoDirectory {
+    finished: PathBuf,
+    drafts: PathBuf,
+}
+
+impl VideoDirectory {
+    /// Opens the store in `root`, or makes it, and removes drafts of workers that are gone.
+    ///
+    /// # Errors
+    /// When the directories cannot be made.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let store = Self { finished: root.join("videos"), drafts: root.join("drafts") };
+        fs::create_dir_all(&store.finished)?;
+        if store.drafts.exists() {
+            fs::remove_dir_all(&store.drafts)?;
+        }
+        fs::create_dir_all(&store.drafts)?;
+        Ok(store)
+    }
+
+    fn directory(&self, id: &VideoId) -> PathBuf {
+        self.finished.join(id.as_str())
+    }
+}
+
+impl VideoStore for VideoDirectory {
+    fn draft(&self, id: &VideoId, epoch: i64) -> io::Result<Draft> {
+        let directory = self.drafts.join(format!("{id}.{epoch}"));
+        fs::create_dir_all(&directory)?;
+        Ok(Draft { directory, is_published: false })
+    }
+
+    fn publish(&self, id: &VideoId, mut draft: Draft) -> io::Result<()> {
+        for variant in Variant::ALL {
+            File::open(draft.path(variant))?.sync_all()?;
+        }
+        File::open(&draft.directory)?.sync_all()?;
+        // A worker that died between this and its acknowledgement left the same video.
+        self.remove(id)?;
+        fs::rename(&draft.directory, self.directory(id))?;
+        draft.is_published = true;
+        File::open(&self.finished)?.sync_all()
+    }
+
+    fn open(&self, id: &VideoId, variant: Variant) -> io::Result<(File, u64)> {
+        let file = File::open(self.directory(id).join(variant.file_name()))?;
+        let len_bytes = file.metadata()?.len();
+        Ok((file, len_bytes))
+    }
+
+    fn remove(&self, id: &VideoId) -> io::Result<()> {
+        match fs::remove_dir_all(self.directory(id)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    fn ids(&self) -> io::Result<Vec<VideoId>> {
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&self.finished)? {
+            ids.extend(entry?.file_name().to_str().and_then(VideoId::parse));
+        }
+        ids.sort();
+        Ok(ids)
+    }
+}

@@ -1,0 +1,322 @@
+//! The objects of the API. Names and meanings of the first part of [`Video`] are OpenAI's; what follows `error` is ours.
+
+use evanesce_engine::{Counters, Kind, Tier};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+use crate::board::{Live, Phase};
+use crate::id::VideoId;
+use crate::job::{Class, Failure, Job, JobMemory, Quality, Status};
+
+/// A request for a video, as JSON or as a multipart form of the same fields.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVideo {
+    /// What the video should show.
+    #[schema(
+        min_length = 1,
+        max_length = 10000,
+        example = "a red ball moving to the left on a black background"
+    )]
+    pub prompt: String,
+    /// The model, by the name that `GET /v1/models` gives; left out: the one that is served.
+    pub model: Option<String>,
+    /// Length in seconds, as text or number, rounded to the nearest length the model can make.
+    #[schema(value_type = Option<String>, example = "5")]
+    pub seconds: Option<String>,
+    /// Width and height in pixels, multiples of 16.
+    #[schema(example = "832x480")]
+    pub size: Option<String>,
+    /// Length in frames, one more than a multiple of 4; instead of `seconds`.
+    pub num_frames: Option<usize>,
+    /// Frames per second.
+    pub fps: Option<u32>,
+    /// Seed of the initial noise: the same number gives the same video. Left out: one is drawn and told.
+    pub seed: Option<u64>,
+    /// Denoising steps.
+    pub num_inference_steps: Option<usize>,
+    /// What the video should not show.
+    pub negative_prompt: Option<String>,
+    /// Guidance of the high-noise expert, and of the low-noise one unless `guidance_scale_2` says otherwise; 1 turns it off.
+    pub guidance_scale: Option<f64>,
+    /// Guidance of the low-noise expert.
+    pub guidance_scale_2: Option<f64>,
+    /// Timesteps at or above this part of 1 use the high-noise expert.
+    pub boundary_ratio: Option<f64>,
+    /// How far the steps are shifted towards high noise.
+    pub flow_shift: Option<f64>,
+    /// Whose jobs go first.
+    pub priority: Option<Class>,
+    /// What may give way when memory runs short.
+    pub quality: Option<Quality>,
+    /// Seconds from now by which the video should be there: the earliest deadline of a class goes first.
+    pub deadline_s: Option<f64>,
+}
+
+impl CreateVideo {
+    /// The names of all fields.
+    pub const FIELDS: [&'static str; 16] = [
+        "prompt",
+        "model",
+        "seconds",
+        "size",
+        "num_frames",
+        "fps",
+        "seed",
+        "num_inference_steps",
+        "negative_prompt",
+        "guidance_scale",
+        "guidance_scale_2",
+        "boundary_ratio",
+        "flow_shift",
+        "priority",
+        "quality",
+        "deadline_s",
+    ];
+}
+
+/// A video, or the job that makes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Video {
+    /// Its name.
+    pub id: String,
+    /// `video`.
+    #[schema(example = "video")]
+    pub object: String,
+    /// The model that makes it.
+    pub model: String,
+    /// Where it stands.
+    pub status: Status,
+    /// How much is done, in percent; 100 only when the video is there.
+    pub progress: u8,
+    /// When it was asked for, in seconds since 1970.
+    pub created_at: i64,
+    /// When its video was there.
+    pub completed_at: Option<i64>,
+    /// When it will be removed with its files.
+    pub expires_at: Option<i64>,
+    /// What it should show.
+    pub prompt: String,
+    /// Width and height.
+    pub size: String,
+    /// Length in seconds, as asked for.
+    pub seconds: String,
+    /// Always null: videos are made from text only.
+    pub remixed_from_video_id: Option<String>,
+    /// Why there is no video.
+    pub error: Option<Failure>,
+    /// Frames.
+    pub num_frames: usize,
+    /// Frames per second.
+    pub fps: u32,
+    /// Seed of the initial noise.
+    pub seed: u64,
+    /// Denoising steps.
+    pub num_inference_steps: usize,
+    /// What it should not show.
+    pub negative_prompt: String,
+    /// Guidance of the high-noise expert.
+    pub guidance_scale: f64,
+    /// Guidance of the low-noise expert.
+    pub guidance_scale_2: f64,
+    /// Where the experts meet.
+    pub boundary_ratio: f64,
+    /// Shift of the noise schedule.
+    pub flow_shift: f64,
+    /// Its class.
+    pub priority: Class,
+    /// What may give way.
+    pub quality: Quality,
+    /// When it should be there, in seconds after `created_at`.
+    pub deadline_s: Option<f64>,
+    /// What it is doing.
+    pub phase: Phase,
+    /// Denoising steps done.
+    pub step: usize,
+    /// Denoising steps in all.
+    pub total_steps: usize,
+    /// Seconds until its video is there, if nothing else comes; null until some job has been timed.
+    pub eta_s: Option<f64>,
+    /// Its place among the jobs that wait, from 1.
+    pub queue_position: Option<usize>,
+    /// What gave way for lack of memory: nothing, in this version.
+    pub degradations: Vec<String>,
+    /// What it holds in memory; once it has ended, what it held.
+    pub memory: Option<JobMemory>,
+}
+
+impl Video {
+    /// The object for a job and what it is doing.
+    #[must_use]
+    pub fn new(job: &Job, live: Option<&Live>) -> Self {
+        let order = &job.order;
+        let live = live.filter(|_| !job.status.is_over()).copied();
+        let now = live.unwrap_or_default();
+        let (phase, step, progress) = match job.status {
+            Status::Completed => (Phase::Ended, order.steps, 100),
+            Status::Failed => (Phase::Ended, 0, 0),
+            Status::Queued | Status::InProgress => (now.phase, now.step, now.progress),
+        };
+        Self {
+            id: job.id.to_string(),
+            object: "video".to_owned(),
+            model: order.model.clone(),
+            status: job.status,
+            progress,
+            created_at: job.created.seconds(),
+            completed_at: job.ended.filter(|_| job.status == Status::Completed).map(|at| at.seconds()),
+            expires_at: job.expires.map(|at| at.seconds()),
+            prompt: order.prompt.clone(),
+            size: format!("{}x{}", order.width, order.height),
+            seconds: order.seconds.clone(),
+            remixed_from_video_id: None,
+            error: job.failure.clone(),
+            num_frames: order.frames,
+            fps: order.fps,
+            seed: order.seed,
+            num_inference_steps: order.steps,
+            negative_prompt: order.negative_prompt.clone(),
+            guidance_scale: order.guidance_high,
+            guidance_scale_2: order.guidance_low,
+            boundary_ratio: order.boundary,
+            flow_shift: order.shift,
+            priority: order.class,
+            quality: order.quality,
+            deadline_s: order.deadline_s,
+            phase,
+            step,
+            total_steps: order.steps,
+            eta_s: now.eta_s,
+            queue_position: now.queue_position,
+            degradations: Vec::new(),
+            memory: now.memory.or(job.memory),
+        }
+    }
+}
+
+/// One page of videos.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VideoList {
+    /// `list`.
+    #[schema(example = "list")]
+    pub object: String,
+    /// The videos.
+    pub data: Vec<Video>,
+    /// The first one's name.
+    pub first_id: Option<String>,
+    /// The last one's name: the next page comes `after` it.
+    pub last_id: Option<String>,
+    /// Whether there is a next page.
+    pub has_more: bool,
+}
+
+/// Says that a video is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeletedVideo {
+    /// Its name.
+    pub id: String,
+    /// `video.deleted`.
+    #[schema(example = "video.deleted")]
+    pub object: String,
+    /// True.
+    pub deleted: bool,
+}
+
+impl DeletedVideo {
+    /// Says so of this one.
+    #[must_use]
+    pub fn new(id: &VideoId) -> Self {
+        Self { id: id.to_string(), object: "video.deleted".to_owned(), deleted: true }
+    }
+}
+
+/// A model that is served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServedModel {
+    /// Its name in requests.
+    pub id: String,
+    /// `model`.
+    #[schema(example = "model")]
+    pub object: String,
+    /// When it was opened, in seconds since 1970.
+    pub created: i64,
+    /// `evanesce`.
+    pub owned_by: String,
+}
+
+/// All models.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ModelList {
+    /// `list`.
+    #[schema(example = "list")]
+    pub object: String,
+    /// The models.
+    pub data: Vec<ServedModel>,
+}
+
+/// What is wrong with a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// What is wrong.
+    pub error: ErrorObject,
+}
+
+/// One sentence for people, and words for programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorObject {
+    /// What is wrong and what would be right.
+    pub message: String,
+    /// The kind of error.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The field that is wrong.
+    pub param: Option<String>,
+    /// The error itself.
+    pub code: Option<String>,
+}
+
+/// What the cache holds, from its own counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemoryNow {
+    /// By tier.
+    pub tiers: BTreeMap<String, TierNow>,
+    /// Bytes by tier and kind; kinds that hold nothing are left out.
+    pub kinds: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// One tier's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TierNow {
+    /// What it may hold.
+    pub budget_bytes: u64,
+    /// What it holds.
+    pub used_bytes: u64,
+    /// The most it has held.
+    pub peak_bytes: u64,
+    /// Promised to work under way, scratch included.
+    pub reserved_bytes: u64,
+}
+
+impl MemoryNow {
+    /// Reads the counters.
+    #[must_use]
+    pub fn new(counters: &Counters) -> Self {
+        let tiers = Tier::ALL.map(|tier| {
+            let counted = counters.tier(tier);
+            let now = TierNow {
+                budget_bytes: counted.budget_bytes,
+                used_bytes: counted.used_bytes,
+                peak_bytes: counted.peak_bytes,
+                reserved_bytes: counted.reserved_bytes,
+            };
+            (tier.as_str().to_owned(), now)
+        });
+        let kinds = Tier::ALL.map(|tier| {
+            let held = Kind::ALL.into_iter().map(|kind| (kind, counters.kind(kind).bytes[tier]));
+            let held = held.filter(|(_, bytes)| *bytes > 0);
+            (tier.as_str().to_owned(), held.map(|(kind, bytes)| (kind.as_str().to_owned(), bytes)).collect())
+        });
+        Self { tiers: tiers.into(), kinds: kinds.into() }
+    }
+}

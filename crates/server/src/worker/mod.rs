@@ -1,0 +1,378 @@
+//! The engine's thread: it alone owns the schedule and the jobs under way, and does one unit of work at a time.
+//!
+//! `loop { let event = select(); apply(event) }`: an event is either something that a handler reports, or the next unit of the job
+//! that the schedule chooses. A handler has written to the store before it reports, so a report that is lost loses nothing.
+
+mod meter;
+mod pace;
+mod run;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use evanesce_engine::Model;
+use evanesce_engine::progress::Stage;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::oneshot;
+
+use self::meter::Meter;
+use self::pace::Pace;
+use self::run::{Run, Unit};
+use crate::board::{Board, Live, Phase};
+use crate::clock::{Stopwatch, UnixMs};
+use crate::job::{Failure, Job, Status};
+use crate::journal::note;
+use crate::metrics::Metrics;
+use crate::schedule::{Choice, Entry, Rules, Schedule, Seq};
+use crate::store::{Ending, Fenced, JobStore, Lease};
+use crate::videos::VideoStore;
+use crate::wire::MemoryNow;
+
+/// Reports that may wait for the thread; a handler waits when there are more.
+const REPORTS_MAX: usize = 256;
+/// How long to wait before the store is asked again after it failed.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What a handler tells the thread. The store knows it already.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// A job waits.
+    Arrived(Box<Job>),
+    /// A job is over by somebody's wish.
+    Cancelled(Box<Job>),
+    /// A job is gone.
+    Deleted(Box<Job>),
+    /// Stop, and give everything back to the queue.
+    Shutdown,
+}
+
+/// What the thread works with.
+#[derive(Clone)]
+pub(crate) struct Means {
+    pub(crate) model: Arc<Model>,
+    pub(crate) store: Arc<dyn JobStore>,
+    pub(crate) videos: Arc<dyn VideoStore>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What the thread goes by.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    pub(crate) rules: Rules,
+    /// The worker's name in claims.
+    pub(crate) worker: String,
+    pub(crate) lease: Duration,
+    pub(crate) retention: Duration,
+    pub(crate) model_name: String,
+}
+
+impl Terms {
+    /// A lease from now on.
+    pub(crate) fn lease(&self) -> Lease {
+        Lease { worker: self.worker.clone(), until: UnixMs::now().after(self.lease) }
+    }
+
+    /// Now, and when a job that ends now expires.
+    pub(crate) fn moments(&self) -> (UnixMs, UnixMs) {
+        let now = UnixMs::now();
+        (now, now.after(self.retention))
+    }
+}
+
+/// Starts the thread. The second value resolves when the thread has ended, for whatever reason.
+pub(crate) fn start(
+    means: Means,
+    terms: Terms,
+    waiting: Vec<Job>,
+) -> std::io::Result<(Sender<Report>, oneshot::Receiver<()>)> {
+    let (reports, inbox) = channel(REPORTS_MAX);
+    let (alive, ended) = oneshot::channel::<()>();
+    let runtime = Handle::current();
+    std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
+        let _alive = alive;
+        let model = Arc::clone(&means.model);
+        let mut worker = Worker::new(&model, means, terms, runtime, inbox);
+        for job in waiting {
+            worker.arrive(job);
+        }
+        worker.post_queue();
+        while worker.step() == Going::On {}
+        worker.give_back();
+    })?;
+    Ok((reports, ended))
+}
+
+/// Something that the thread reacts to.
+enum Event {
+    Reported(Report),
+    Chosen(Choice),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Going {
+    On,
+    Down,
+}
+
+/// A job that waits or is under way.
+struct Task<'m> {
+    job: Job,
+    run: Option<Run<'m>>,
+}
+
+struct Worker<'m> {
+    model: &'m Model,
+    means: Means,
+    terms: Terms,
+    runtime: Handle,
+    inbox: Receiver<Report>,
+    schedule: Schedule,
+    tasks: BTreeMap<Seq, Task<'m>>,
+    pace: Pace,
+    /// Endings that the store could not take yet.
+    unwritten: Vec<(Job, Ending)>,
+    /// Whether the store failed at the last try: wait before the next.
+    store_is_down: bool,
+}
+
+impl<'m> Worker<'m> {
+    fn new(model: &'m Model, means: Means, terms: Terms, runtime: Handle, inbox: Receiver<Report>) -> Self {
+        let schedule = Schedule::new(terms.rules);
+        let (tasks, pace, unwritten) = (BTreeMap::new(), Pace::default(), Vec::new());
+        Self { model, means, terms, runtime, inbox, schedule, tasks, pace, unwritten, store_is_down: false }
+    }
+
+    fn step(&mut self) -> Going {
+        let event = self.select();
+        self.apply(event)
+    }
+
+    /// Reports first; then the next unit; waits only when there is none.
+    fn select(&mut self) -> Event {
+        if let Ok(report) = self.inbox.try_recv() {
+            return Event::Reported(report);
+        }
+        if self.store_is_down || !self.unwritten.is_empty() {
+            let next = self.inbox.recv();
+            match self.runtime.block_on(async { tokio::time::timeout(RETRY_AFTER, next).await }) {
+                Ok(report) => return Event::Reported(report.unwrap_or(Report::Shutdown)),
+                Err(_elapsed) => self.write_again(),
+            }
+        }
+        match self.schedule.choose() {
+            Choice::Idle => {
+                self.tell_memory(true);
+                if !self.unwritten.is_empty() {
+                    return Event::Chosen(Choice::Idle);
+                }
+                Event::Reported(self.inbox.blocking_recv().unwrap_or(Report::Shutdown))
+            }
+            choice => Event::Chosen(choice),
+        }
+    }
+
+    fn apply(&mut self, event: Event) -> Going {
+        match event {
+            Event::Reported(Report::Shutdown) => return Going::Down,
+            Event::Reported(Report::Arrived(job)) => {
+                self.arrive(*job);
+                self.post_queue();
+            }
+            Event::Reported(Report::Cancelled(job)) => {
+                self.stop(job.seq);
+                self.count_ending(&job, "cancelled");
+                self.means.board.end(&job);
+                self.post_queue();
+            }
+            Event::Reported(Report::Deleted(job)) => {
+                self.stop(job.seq);
+                self.means.board.delete(&job);
+                self.post_queue();
+            }
+            Event::Chosen(Choice::Start(seq)) => self.start(seq),
+            Event::Chosen(Choice::Advance(seq)) => self.advance(seq),
+            Event::Chosen(Choice::Idle) => {}
+        }
+        Going::On
+    }
+
+    fn arrive(&mut self, job: Job) {
+        let entry = Entry {
+            class: job.order.class,
+            deadline: job.deadline().map(|at| at.0),
+            needed_bytes: job.order.device_bytes,
+            is_under_way: false,
+        };
+        self.schedule.arrive(job.seq, entry);
+        self.tasks.insert(job.seq, Task { job, run: None });
+    }
+
+    /// Drops what a job has under way: every byte and file that it owned is back before the next unit.
+    fn stop(&mut self, seq: Seq) {
+        self.schedule.leave(seq);
+        self.tasks.remove(&seq);
+    }
+
+    /// Claims a job and admits it. Costs no unit of work.
+    fn start(&mut self, seq: Seq) {
+        let Some(task) = self.tasks.get_mut(&seq) else { return self.schedule.leave(seq) };
+        let lease = self.terms.lease();
+        let claim = self.means.store.claim(&task.job.id, &lease, UnixMs::now());
+        let claimed = match self.runtime.block_on(claim) {
+            Ok(Some(claimed)) => claimed,
+            // Cancelled or deleted a moment ago; the report is on its way.
+            Ok(None) => return self.stop(seq),
+            Err(error) => {
+                self.store_is_down = true;
+                return note(&task.job.id, format!("cannot be claimed, will be tried again: {error}"));
+            }
+        };
+        self.store_is_down = false;
+        task.job = claimed;
+        let waited = UnixMs::now().ms_since(task.job.created).unsigned_abs();
+        self.means.metrics.started(task.job.order.class, Duration::from_millis(waited));
+        match Run::admit(self.model, &*self.means.videos, &task.job, &self.terms.model_name) {
+            Ok(run) => {
+                task.run = Some(run);
+                self.schedule.started(seq);
+                note(&task.job.id, format_args!("started, epoch {}", task.job.epoch));
+            }
+            Err(failure) => {
+                let job = task.job.clone();
+                self.stop(seq);
+                self.end(job, Ending::Failed(failure));
+            }
+        }
+        self.post_queue();
+    }
+
+    /// Does a job's next unit.
+    fn advance(&mut self, seq: Seq) {
+        let Some(Task { job, run: Some(run) }) = self.tasks.get_mut(&seq) else { return self.stop(seq) };
+        let watch = Stopwatch::start();
+        let unit = run.advance();
+        let (stage, took) = (run.meter.take_unit(), watch.elapsed());
+        self.pace.learn(stage, &job.order, took);
+        self.means.metrics.unit(stage.map_or("noise", Stage::as_str), took);
+        self.schedule.served(seq);
+        let ending = match unit {
+            Unit::More => {
+                let live = Live {
+                    phase: run.meter.phase,
+                    step: run.meter.step(),
+                    progress: run.meter.progress(),
+                    eta_s: self.pace.seconds_left(&job.order, &run.meter),
+                    queue_position: None,
+                    memory: Some(run.memory(self.model)),
+                };
+                self.means.board.post(job, live);
+                return self.tell_memory(false);
+            }
+            Unit::Failed(failure) => Ending::Failed(failure),
+            Unit::Done => {
+                let (job, Some(run)) = (job.clone(), self.tasks.remove(&seq).and_then(|task| task.run))
+                else {
+                    return;
+                };
+                self.schedule.leave(seq);
+                let ending = run.publish(self.model, &*self.means.videos, &job).map(Ending::Completed);
+                return self.end(job, ending.unwrap_or_else(Ending::Failed));
+            }
+        };
+        let job = job.clone();
+        self.stop(seq);
+        self.end(job, ending);
+    }
+
+    /// Writes how a job ended, when everything of it is in place, and tells.
+    fn end(&mut self, job: Job, ending: Ending) {
+        let moments = self.terms.moments();
+        let written = self.means.store.finish(&job.id, job.epoch, &ending, moments);
+        match self.runtime.block_on(written) {
+            Ok(Fenced::No) => {}
+            Ok(Fenced::Yes) => {
+                note(&job.id, "ended, but is no longer this worker's: what it made is removed");
+                // A newer worker's video stays; one of a job that is gone does not.
+                if self.runtime.block_on(self.means.store.has_video(&job.id)).is_ok_and(|has| !has) {
+                    drop(self.means.videos.remove(&job.id));
+                }
+                return;
+            }
+            Err(error) => {
+                note(&job.id, format!("ended, but the store cannot take it, will be tried again: {error}"));
+                return self.unwritten.push((job, ending));
+            }
+        }
+        let mut job = job;
+        (job.ended, job.expires) = (Some(moments.0), Some(moments.1));
+        match ending {
+            Ending::Completed(memory) => (job.status, job.memory) = (Status::Completed, Some(memory)),
+            Ending::Failed(failure) => (job.status, job.failure) = (Status::Failed, Some(failure)),
+        }
+        let why = job.failure.as_ref().map_or("its video is there", |failure| &*failure.message);
+        note(&job.id, format_args!("{}: {why}", job.status.as_str()));
+        self.count_ending(&job, job.status.as_str());
+        self.means.board.end(&job);
+        self.post_queue();
+        self.tell_memory(true);
+    }
+
+    fn count_ending(&self, job: &Job, how: &'static str) {
+        let ended = job.ended.unwrap_or(job.created);
+        let took = Duration::from_millis(ended.ms_since(job.created).unsigned_abs());
+        self.means.metrics.ended(job.order.class, how, took);
+    }
+
+    fn write_again(&mut self) {
+        self.store_is_down = false;
+        for (job, ending) in std::mem::take(&mut self.unwritten) {
+            self.end(job, ending);
+        }
+    }
+
+    /// Posts places and times of jobs that wait: what is before them is what is under way and what waits before them.
+    fn post_queue(&self) {
+        let seconds = |task: &Task<'_>| match &task.run {
+            Some(run) => self.pace.seconds_left(&task.job.order, &run.meter),
+            None => self.pace.seconds_left(&task.job.order, &Meter::new(&task.job.order)),
+        };
+        let under_way = self.tasks.values().filter(|task| task.run.is_some());
+        let mut before_s = under_way.map(seconds).sum::<Option<f64>>();
+        for (position, seq) in (1..).zip(self.schedule.waiting()) {
+            let Some(task) = self.tasks.get(&seq) else { continue };
+            before_s = before_s.zip(seconds(task)).map(|(before, own)| before + own);
+            let live = Live {
+                phase: Phase::Queued,
+                eta_s: before_s,
+                queue_position: Some(position),
+                ..Live::default()
+            };
+            self.means.board.post(&task.job, live);
+        }
+    }
+
+    fn tell_memory(&self, is_last: bool) {
+        self.means.board.tell_memory(|| MemoryNow::new(&self.model.counters()), is_last);
+    }
+
+    /// Puts everything under way back into the queue.
+    fn give_back(mut self) {
+        self.write_again();
+        for (_, task) in std::mem::take(&mut self.tasks) {
+            let Some(run) = task.run else { continue };
+            drop(run);
+            match self.runtime.block_on(self.means.store.release(&task.job.id, task.job.epoch)) {
+                Ok(_) => note(&task.job.id, "waits for the next start of the service"),
+                Err(error) => note(&task.job.id, format!("cannot be given back: {error}")),
+            }
+        }
+    }
+}
+
+/// What a client is told when the fault is ours; the log has the rest.
+fn internal() -> Failure {
+    Failure::new("internal_error", "the service failed while it made this video; its log says more")
+}

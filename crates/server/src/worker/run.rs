@@ -1,0 +1,136 @@
+//! One job under way: the engine's run, the draft of its video, and how far it is.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use evanesce_engine::video::VideoSettings;
+use evanesce_engine::{
+    CancelToken, EngineError, Fault, JobId, JobRun, JobSpec, Model, Outputs, Progress, Request,
+    RequestedLength, Tier, Usage, VideoTarget,
+};
+
+use super::internal;
+use super::meter::Meter;
+use crate::job::{Failure, Job, JobMemory, Order, TierBytes};
+use crate::journal::note;
+use crate::pictures::IllustratedVideo;
+use crate::videos::{Draft, VideoStore};
+
+/// How a unit went.
+pub(super) enum Unit {
+    More,
+    Done,
+    Failed(Failure),
+}
+
+/// A job under way. Dropped, it gives back every byte and removes every file.
+pub(super) struct Run<'m> {
+    // The run's files lie in the draft, so it goes first.
+    run: JobRun<'m>,
+    draft: Draft,
+    pub(super) meter: Meter,
+    id: JobId,
+}
+
+impl<'m> Run<'m> {
+    /// Admits a job to the engine: checks it against the model that is served now, and opens its files.
+    pub(super) fn admit(
+        model: &'m Model,
+        videos: &dyn VideoStore,
+        job: &Job,
+        model_name: &str,
+    ) -> Result<Self, Failure> {
+        if job.order.model != model_name {
+            let message = format!("the model {:?} is no longer served", job.order.model);
+            return Err(Failure::new("model_not_found", message));
+        }
+        let admitted = || -> Result<_, EngineError> {
+            let spec = JobSpec::new(request(&job.order), model.checkpoint())?;
+            let draft =
+                videos.draft(&job.id, job.epoch).map_err(|error| EngineError::file("draft", error))?;
+            let settings = VideoSettings::new(spec.width, spec.height, spec.fps);
+            let sink = Box::new(IllustratedVideo::create(&draft, settings, spec.frames)?);
+            let outputs = Outputs { video: VideoTarget::Sink(sink), latents: None, frames: None };
+            let run = JobRun::admit(model, request(&job.order), outputs, CancelToken::new())?;
+            Ok((run, draft))
+        };
+        let (run, draft) = admitted().map_err(|error| explain(job, &error))?;
+        Ok(Self { id: run.id(), run, draft, meter: Meter::new(&job.order) })
+    }
+
+    /// Does the next unit. A panic of the engine fails this job and no other.
+    pub(super) fn advance(&mut self) -> Unit {
+        let (run, meter) = (&mut self.run, &mut self.meter);
+        match catch_unwind(AssertUnwindSafe(|| run.advance(meter))) {
+            Ok(Ok(Progress::More)) => Unit::More,
+            Ok(Ok(Progress::Done)) => Unit::Done,
+            Ok(Err(error)) => {
+                note(self.id, format_args!("failed: {error}"));
+                Unit::Failed(sentence(&error))
+            }
+            Err(_panic) => {
+                note(self.id, "the engine panicked");
+                Unit::Failed(internal())
+            }
+        }
+    }
+
+    /// Ends a run that is done and makes its video visible; says what the job held.
+    pub(super) fn publish(
+        self,
+        model: &Model,
+        videos: &dyn VideoStore,
+        job: &Job,
+    ) -> Result<JobMemory, Failure> {
+        let Self { run, draft, id, .. } = self;
+        let held = model.cache().owned_by(id);
+        run.finish().map_err(|error| explain(job, &error))?;
+        videos.publish(&job.id, draft).map_err(|error| {
+            note(&job.id, format_args!("its video cannot be published: {error}"));
+            internal()
+        })?;
+        Ok(memory(&model.cache().owned_by(id), &held))
+    }
+
+    /// What the job holds now.
+    pub(super) fn memory(&self, model: &Model) -> JobMemory {
+        let held = model.cache().owned_by(self.id);
+        memory(&held, &held)
+    }
+}
+
+fn memory(now: &Usage, most: &Usage) -> JobMemory {
+    let tier = |tier| TierBytes { owned_bytes: now.bytes[tier], peak_bytes: most.peak_bytes[tier] };
+    JobMemory { device: tier(Tier::Device), host: tier(Tier::Host) }
+}
+
+/// The engine's request for an order: nothing is left to defaults, so a restart gives the same video.
+pub(crate) fn request(order: &Order) -> Request {
+    Request {
+        negative: Some(order.negative_prompt.clone()),
+        size: Some((order.width, order.height)),
+        length: Some(RequestedLength::Frames(order.frames)),
+        fps: Some(order.fps),
+        steps: Some(order.steps),
+        guidance_high: Some(order.guidance_high),
+        guidance_low: Some(order.guidance_low),
+        boundary: Some(order.boundary),
+        shift: Some(order.shift),
+        ..Request::new(order.prompt.clone(), order.seed)
+    }
+}
+
+fn explain(job: &Job, error: &EngineError) -> Failure {
+    note(&job.id, format_args!("failed: {error}"));
+    sentence(error)
+}
+
+/// What a client may read: its own mistakes word for word, but nothing that may hold a path.
+fn sentence(error: &EngineError) -> Failure {
+    match error {
+        EngineError::Request(_) | EngineError::Budget { .. } => {
+            Failure::new("invalid_request", error.to_string())
+        }
+        other if other.fault() == Fault::Cancelled => Failure::cancelled(),
+        _ => internal(),
+    }
+}

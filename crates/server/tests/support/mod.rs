@@ -1,0 +1,89 @@
+//! A service over the engine's golden checkpoint, and a client that knows just enough HTTP.
+#![allow(dead_code, unused_imports, clippy::allow_attributes, reason = "every test file uses a part")]
+
+pub(crate) mod client;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use evanesce_engine::Budgets;
+use evanesce_server::service::Stopper;
+use evanesce_server::{Config, ServeError, Service};
+
+pub(crate) use client::{Answer, Client};
+
+pub(crate) fn checkpoint() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/goldens/pipeline/checkpoint")
+}
+
+pub(crate) const AMPLE: Budgets = Budgets { device_bytes: 1 << 30, host_bytes: 1 << 30 };
+
+/// A service that runs on a thread of its own until it is dropped or stopped.
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    stopper: Stopper,
+    thread: Option<JoinHandle<Result<(), ServeError>>>,
+}
+
+/// A configuration for a free port and `data`.
+pub(crate) fn config(data: &Path) -> Config {
+    Config { listen: "127.0.0.1:0".parse().unwrap(), data: data.to_path_buf(), ..Config::default() }
+}
+
+pub(crate) fn start(config: Config) -> Running {
+    start_with(config, AMPLE).unwrap()
+}
+
+pub(crate) fn start_with(config: Config, budgets: Budgets) -> Result<Running, String> {
+    let (told, address) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::spawn(move || {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            match Service::start(config, &checkpoint(), budgets).await {
+                Ok(service) => {
+                    told.send(Ok((service.address(), service.stopper()))).unwrap();
+                    service.run().await
+                }
+                Err(error) => {
+                    told.send(Err(error.to_string())).unwrap();
+                    Err(error)
+                }
+            }
+        })
+    });
+    let (address, stopper) = address.recv().unwrap()?;
+    Ok(Running { address, stopper, thread: Some(thread) })
+}
+
+impl Running {
+    pub(crate) fn client(&self) -> Client {
+        Client::new(self.address)
+    }
+
+    /// Stops the service and waits until it has.
+    pub(crate) fn stop(mut self) {
+        self.stopper.stop();
+        self.thread.take().unwrap().join().unwrap().unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stopper.stop();
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// A request that the golden checkpoint serves quickly.
+pub(crate) fn small(seed: u64) -> serde_json::Value {
+    serde_json::json!({"prompt": "a red ball", "size": "32x32", "num_frames": 5, "num_inference_steps": 2, "seed": seed})
+}
+
+/// One that takes long enough to be interrupted: hundreds of units.
+pub(crate) fn long(seed: u64) -> serde_json::Value {
+    serde_json::json!({"prompt": "a red ball", "size": "64x64", "num_frames": 41, "num_inference_steps": 200, "seed": seed})
+}
