@@ -128,10 +128,7 @@ struct Line {
 
 /// Runs the command; a mistake in its flags was refused before.
 pub(crate) fn run(args: &Bench) -> ExitCode {
-    match bench(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => crate::refuse(&error),
-    }
+    crate::exit_code(bench(args))
 }
 
 fn bench(args: &Bench) -> anyhow::Result<()> {
