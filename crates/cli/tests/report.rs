@@ -21,7 +21,7 @@ fn the_page_names_what_was_asked_and_the_numbers_of_the_job() {
     let cells =
         format!("<td>{}</td><td>{}</td><td>{}</td>", weights["puts"], weights["hits"], weights["misses"]);
     assert!(page.contains(&cells), "{cells}");
-    assert!(page.contains("<title>weights</title>") && page.contains("scratch"));
+    assert!(page.contains("<title>weights</title>") && page.contains("<title>vae_feature</title>"));
     assert!(!page.contains("http"), "nothing is fetched");
 }
 

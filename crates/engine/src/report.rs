@@ -89,10 +89,8 @@ pub struct MemoryNow {
 pub struct TierNow {
     /// `device`, `host`, and so on.
     pub tier: &'static str,
-    /// Bytes in use, of which some may be promised and not behind any kind yet.
+    /// Bytes in use; scratch is promised bytes behind no kind, and is held within a unit of work only.
     pub used_bytes: u64,
-    /// Bytes promised to the stage under way: its scratch.
-    pub reserved_bytes: u64,
     /// Bytes by kind, every kind in the same order.
     pub kinds: Vec<(&'static str, u64)>,
 }
@@ -104,7 +102,6 @@ impl MemoryNow {
         let now = Tier::ALL.map(|tier| TierNow {
             tier: tier.as_str(),
             used_bytes: counters.tier(tier).used_bytes,
-            reserved_bytes: counters.tier(tier).reserved_bytes,
             kinds: kinds(tier),
         });
         Self { tiers: now.to_vec() }

@@ -10,7 +10,7 @@ const HEIGHT: f64 = 260.0;
 /// Room for the numbers at the left and the names of stages below.
 const LEFT: f64 = 80.0;
 const BELOW: f64 = 22.0;
-/// One for each kind and one for scratch, apart for people who see few colours (Okabe and Ito).
+/// Enough for every kind, apart for people who see few colours (Okabe and Ito).
 const COLOURS: [&str; 8] =
     ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"];
 
@@ -52,14 +52,12 @@ pub(super) fn stacked_areas(samples: &[Sample], tier: usize) -> Option<String> {
     Some(svg + &legend(&layers))
 }
 
-/// Name and bytes of every kind that is charged to it, scratch last.
+/// Name and bytes of every kind that is charged to it.
 fn layers(samples: &[Sample], tier: usize) -> Vec<(&'static str, Vec<u64>)> {
     let Some(first) = samples.first() else { return Vec::new() };
     let held = |i: usize| -> Vec<u64> { samples.iter().map(|s| s.memory.tiers[tier].kinds[i].1).collect() };
     let kinds = first.memory.tiers[tier].kinds.iter().enumerate();
-    let mut layers: Vec<_> = kinds.map(|(i, kind)| (kind.0, held(i))).collect();
-    layers.push(("scratch", samples.iter().map(|s| s.memory.tiers[tier].reserved_bytes).collect()));
-    layers
+    kinds.map(|(i, kind)| (kind.0, held(i))).collect()
 }
 
 /// Steps rather than slopes: a unit's bytes are those at its end.
@@ -126,9 +124,9 @@ mod tests {
     #[test]
     fn areas_are_stacked_and_reach_from_the_floor_to_the_most() {
         let svg = stacked_areas(&samples(), 0).unwrap();
-        let weights = "M80.0 260.0V216.9H305.0V173.8H530.0V87.5H755.0V242.7H980.0V260.0H755.0V260.0H530.0V260.0H305.0V260.0H80.0Z";
+        let weights = "M80.0 260.0V216.7H305.0V173.3H530.0V86.7H755.0V242.7H980.0V260.0H755.0V260.0H530.0V260.0H305.0V260.0H80.0Z";
         assert!(svg.contains(weights), "{svg}");
-        assert_eq!(svg.matches("<title>").count(), 3, "weights, self_kv and scratch");
+        assert_eq!(svg.matches("<title>").count(), 2, "weights and self_kv");
         let at_the_most = format!("V{:.1}H755.0", 0.0);
         assert!(svg.contains(&at_the_most), "the highest sample touches the top: {svg}");
         assert!(svg.contains(">text<") && svg.contains(">decode<") && svg.contains("weights, 400 B at most"));
@@ -137,9 +135,7 @@ mod tests {
     #[test]
     fn a_tier_that_held_nothing_has_no_picture() {
         let empty = vec![Sample { stage: Stage::Text, memory: holding(0) }];
-        let mut nothing = empty.clone();
-        nothing[0].memory.tiers[0].reserved_bytes = 0;
-        assert!(stacked_areas(&nothing, 0).is_none());
+        assert!(stacked_areas(&empty, 0).is_none());
         assert!(stacked_areas(&[], 0).is_none());
     }
 }

@@ -70,8 +70,8 @@ impl Page<'_> {
         Ok(format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
              <title>evanesce: {prompt}</title><style>{STYLE}</style></head><body><h1>{prompt}</h1><p>{summary}</p>\
-             {}<h2>What was held</h2><p>After each of {} units of work (a prompt, a step, a commit, a latent frame); bytes within a unit \
-             can be higher for a moment, and the peaks in the tables count them.</p>{}{}<h2>What became of it</h2>{}<h2>Where the time went</h2>{}</body></html>\n",
+             {}<h2>What was held</h2><p>After each of {} units of work (a prompt, a step, a commit, a latent frame); within a unit there \
+             is scratch besides, which the peaks in the tables count.</p>{}{}<h2>What became of it</h2>{}<h2>Where the time went</h2>{}</body></html>\n",
             sheet::contact_sheet(&pictures),
             self.recorder.units(),
             self.areas(),
@@ -163,6 +163,6 @@ svg{width:100%;height:auto}svg text{font-size:12px;fill:currentColor}\
 .legend i{display:inline-block;width:.8em;height:.8em;margin-right:.4em}\
 .sheet{display:flex;flex-wrap:wrap;gap:4px}figure{margin:0}figcaption{font-size:11px;opacity:.7}\
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%}\
-th,td{text-align:right;padding:.2rem .6rem;border-bottom:1px solid color-mix(in srgb,currentColor 20%,transparent)}\
+th,td{text-align:right;white-space:nowrap;padding:.2rem .6rem;border-bottom:1px solid color-mix(in srgb,currentColor 20%,transparent)}\
 th:first-child,td:first-child{text-align:left}\
 .bar{height:.8em;background:#0072b2;min-width:1px}td:has(.bar){width:60%;text-align:left}";

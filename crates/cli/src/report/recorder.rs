@@ -74,7 +74,6 @@ fn merge(into: &mut Sample, other: &Sample) {
     into.stage = other.stage;
     for (mine, theirs) in into.memory.tiers.iter_mut().zip(&other.memory.tiers) {
         mine.used_bytes = mine.used_bytes.max(theirs.used_bytes);
-        mine.reserved_bytes = mine.reserved_bytes.max(theirs.reserved_bytes);
         for (mine, theirs) in mine.kinds.iter_mut().zip(&theirs.kinds) {
             mine.1 = mine.1.max(theirs.1);
         }
@@ -89,7 +88,7 @@ pub(super) mod tests {
 
     pub(crate) fn holding(bytes: u64) -> MemoryNow {
         let kinds = vec![("weights", bytes), ("self_kv", bytes / 2)];
-        let tier = TierNow { tier: "device", used_bytes: bytes + bytes / 2 + 3, reserved_bytes: 3, kinds };
+        let tier = TierNow { tier: "device", used_bytes: bytes + bytes / 2, kinds };
         MemoryNow { tiers: vec![tier] }
     }
 
