@@ -104,7 +104,6 @@ fn run_linear(shape: LinearShape, kind: WeightType, timing: Timing) -> anyhow::R
 }
 
 /// The bfloat16 that a number begins with.
-#[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
 fn upper_half(number: f32) -> u16 {
     (number.to_bits() >> 16) as u16
 }

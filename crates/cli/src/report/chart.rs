@@ -1,7 +1,5 @@
 //! Bytes over the units of a job as stacked areas, in SVG.
 
-use std::fmt::Write;
-
 use super::recorder::Sample;
 use crate::quantity::show_bytes;
 
@@ -29,9 +27,7 @@ pub(super) fn stacked_areas(samples: &[Sample], tier: usize) -> Option<String> {
         layers.iter().zip(COLOURS).filter(|((_, values), _)| values.iter().any(|v| *v > 0))
     {
         let top: Vec<u64> = floor.iter().zip(values).map(|(f, v)| f + v).collect();
-        // writing into a string cannot fail
-        let _ = write!(
-            svg,
+        svg += &format!(
             "<path fill=\"{colour}\" d=\"{}\"><title>{name}</title></path>",
             area(&floor, &top, most)
         );
@@ -40,8 +36,7 @@ pub(super) fn stacked_areas(samples: &[Sample], tier: usize) -> Option<String> {
     for part in 0..=4u64 {
         let (y, bytes) = (HEIGHT - HEIGHT * part as f64 / 4.0, most * part / 4);
         let shown = show_bytes(usize::try_from(bytes).unwrap_or(usize::MAX));
-        let _ = write!(
-            svg,
+        svg += &format!(
             "<path class=\"grid\" d=\"M{LEFT} {y:.1}h{WIDTH}\"/><text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{shown}</text>",
             LEFT - 6.0,
             (y + 4.0).clamp(10.0, HEIGHT)
@@ -66,10 +61,10 @@ fn area(floor: &[u64], top: &[u64], most: u64) -> String {
     let y = |bytes: u64| HEIGHT - HEIGHT * bytes as f64 / most as f64;
     let mut path = format!("M{:.1} {:.1}", x(0), y(floor[0]));
     for (i, bytes) in top.iter().enumerate() {
-        let _ = write!(path, "V{:.1}H{:.1}", y(*bytes), x(i + 1));
+        path += &format!("V{:.1}H{:.1}", y(*bytes), x(i + 1));
     }
     for (i, bytes) in floor.iter().enumerate().rev() {
-        let _ = write!(path, "V{:.1}H{:.1}", y(*bytes), x(i));
+        path += &format!("V{:.1}H{:.1}", y(*bytes), x(i));
     }
     path + "Z"
 }
@@ -80,8 +75,7 @@ fn stages(samples: &[Sample]) -> String {
     for (i, sample) in samples.iter().enumerate() {
         let x = LEFT + WIDTH * i as f64 / samples.len() as f64;
         if before != Some(sample.stage) && x >= free_from {
-            let _ = write!(
-                marks,
+            marks += &format!(
                 "<path class=\"mark\" d=\"M{x:.1} 0v{}\"/><text x=\"{:.1}\" y=\"{}\">{}</text>",
                 HEIGHT + 6.0,
                 x + 3.0,

@@ -76,7 +76,7 @@ impl Fragments {
         let entries = std::mem::take(&mut self.entries);
         let frames = entries.len() as u64;
         self.fragments += 1;
-        bytes.extend(self.movie_fragment(entries)?);
+        bytes.extend(self.movie_fragment(&entries)?);
         bytes.extend(media_data_header(self.payload.len() as u64));
         bytes.append(&mut self.payload);
         self.frames += frames;
@@ -99,7 +99,7 @@ impl Fragments {
         Ok(head)
     }
 
-    fn movie_fragment(&self, entries: Vec<TrunEntry>) -> Result<Vec<u8>> {
+    fn movie_fragment(&self, entries: &[TrunEntry]) -> Result<Vec<u8>> {
         let time = self.frames * u64::from(self.settings.ticks_per_frame());
         let tfhd = Tfhd { track_id: TRACK_ID, default_base_is_moof: true, ..Tfhd::default() };
         let at = |data_offset: i32| Moof {
@@ -109,7 +109,7 @@ impl Fragments {
                 tfdt: Some(Tfdt { base_media_decode_time: time }),
                 trun: vec![Trun {
                     data_offset: Some(data_offset),
-                    samples: TrunSamples::Explicit(entries.clone()),
+                    samples: TrunSamples::Explicit(entries.to_vec()),
                 }],
                 ..Traf::default()
             }],
