@@ -176,7 +176,9 @@ function human(count) {
 
 function drawMemory() {
   const now = history[history.length - 1];
-  $("memory").replaceChildren(...Object.entries(now.tiers).map(([tier, held]) => {
+  const tiers = ["device", "host", "disk"].filter((tier) => now.tiers[tier]?.budget_bytes > 0);
+  $("memory").replaceChildren(...tiers.map((tier) => {
+    const held = now.tiers[tier];
     const value = (sample, kind) => kind === "reserved" ? sample.tiers[tier].reserved_bytes : sample.kinds[tier]?.[kind] ?? 0;
     const top = Math.max(1, ...history.map((sample) => sample.tiers[tier].used_bytes)) * 1.1;
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
