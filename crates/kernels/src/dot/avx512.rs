@@ -1,0 +1,173 @@
+//! The product in AVX-512 VNNI: 8 rows meet 3 panels in 24 sums, four bytes or two halves of each lane at a time.
+
+use std::arch::x86_64::{
+    __m512i, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_storeu_ps,
+};
+
+use super::{Columns, Finish, NR, Pairing, Tile, Words};
+use crate::micro::sized;
+
+/// Rows that share one walk over some panels.
+const ROWS: usize = 8;
+/// Panels that they meet at once.
+const PANELS: usize = 3;
+
+/// # Safety
+/// The machine has AVX-512 F and VNNI; every row lies in its bytes, every panel in its words, `finish` and `out` hold all
+/// rows and panels.
+#[target_feature(enable = "avx512f,avx512vnni")]
+pub(super) unsafe fn dot(
+    pairing: Pairing,
+    left: &Words<'_>,
+    right: &Columns<'_>,
+    finish: Finish<'_>,
+    out: &mut Tile<'_>,
+) {
+    for panel in (0..right.count).step_by(PANELS) {
+        for row in (0..left.rows).step_by(ROWS) {
+            let mut part = Part {
+                left,
+                right,
+                finish,
+                out: &mut *out.values,
+                panel_stride: out.panel_stride,
+                row,
+                panel,
+            };
+            let sizes = (ROWS.min(left.rows - row), PANELS.min(right.count - panel));
+            // SAFETY: the caller's promise covers every group of rows and panels.
+            unsafe {
+                match pairing {
+                    Pairing::Bytes => part.run::<false>(sizes),
+                    Pairing::Halves => part.run::<true>(sizes),
+                }
+            }
+        }
+    }
+}
+
+/// Some rows that meet some panels.
+struct Part<'a, 'b> {
+    left: &'a Words<'b>,
+    right: &'a Columns<'b>,
+    finish: Finish<'b>,
+    out: &'a mut [f32],
+    panel_stride: usize,
+    row: usize,
+    panel: usize,
+}
+
+impl Part<'_, '_> {
+    /// # Safety
+    /// As [`dot`], for so many rows and panels.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn run<const HALVES: bool>(&mut self, sizes: (usize, usize)) {
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            if HALVES {
+                sized!(halves, (sizes.0, sizes.1), (self), [
+                    1 x [1, 2, 3], 2 x [1, 2, 3], 3 x [1, 2, 3], 4 x [1, 2, 3],
+                    5 x [1, 2, 3], 6 x [1, 2, 3], 7 x [1, 2, 3], 8 x [1, 2, 3],
+                ]);
+            } else {
+                sized!(bytes, (sizes.0, sizes.1), (self), [
+                    1 x [1, 2, 3], 2 x [1, 2, 3], 3 x [1, 2, 3], 4 x [1, 2, 3],
+                    5 x [1, 2, 3], 6 x [1, 2, 3], 7 x [1, 2, 3], 8 x [1, 2, 3],
+                ]);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`dot`], for `R` rows and `P` panels.
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn bytes<const R: usize, const P: usize>(part: &mut Part<'_, '_>) {
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        let sums = sums::<R, P, false>(part);
+        finish(part, sums);
+    }
+}
+
+/// # Safety
+/// As [`dot`], for `R` rows and `P` panels.
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn halves<const R: usize, const P: usize>(part: &mut Part<'_, '_>) {
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        let sums = sums::<R, P, true>(part);
+        finish(part, sums);
+    }
+}
+
+/// # Safety
+/// As [`dot`], for `R` rows and `P` panels.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+unsafe fn sums<const R: usize, const P: usize, const HALVES: bool>(part: &Part<'_, '_>) -> [[__m512i; P]; R] {
+    let Part { left, right, row, panel, .. } = *part;
+    let mut sums = [[_mm512_setzero_si512(); P]; R];
+    // SAFETY: the rows and panels lie in their slices by the caller's promise; steps past the last read use wrapping
+    // arithmetic and are never read.
+    unsafe {
+        let base = left.bytes.as_ptr().add(left.first + row * left.row_stride);
+        let rows: [*const u8; R] = std::array::from_fn(|i| base.add(i * left.row_stride));
+        let mut columns = right.words.as_ptr().add(panel * right.stride + right.from * NR);
+        let mut at = 0;
+        for _ in 0..left.steps {
+            let mut words = [_mm512_setzero_si512(); P];
+            for (i, word) in words.iter_mut().enumerate() {
+                *word = _mm512_loadu_si512(columns.add(i * right.stride).cast());
+            }
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                let value = _mm512_set1_epi32(row.add(at).cast::<i32>().read_unaligned());
+                for (sum, word) in sums.iter_mut().zip(words) {
+                    *sum = if HALVES {
+                        _mm512_dpwssd_epi32(*sum, value, word)
+                    } else {
+                        _mm512_dpbusd_epi32(*sum, value, word)
+                    };
+                }
+            }
+            columns = columns.wrapping_add(NR);
+            at += left.step_stride;
+        }
+    }
+    sums
+}
+
+/// # Safety
+/// As [`dot`], for `R` rows and `P` panels.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+unsafe fn finish<const R: usize, const P: usize>(part: &mut Part<'_, '_>, sums: [[__m512i; P]; R]) {
+    let stride = part.panel_stride;
+    for (i, sums) in sums.into_iter().enumerate() {
+        let row = part.row + i;
+        for (p, sum) in sums.into_iter().enumerate() {
+            let panel = part.panel + p;
+            // SAFETY: `finish` and `out` hold this row and the NR = 16 lanes of this panel by the caller's promise.
+            unsafe {
+                let to = part.out.as_mut_ptr().add(panel * stride + row * NR);
+                let sum = _mm512_cvtepi32_ps(sum);
+                let result = match part.finish {
+                    Finish::Grid { steps, minima, column_sums, keep } => {
+                        let before = if keep { _mm512_loadu_ps(to) } else { _mm512_setzero_ps() };
+                        let scaled = _mm512_fmadd_ps(_mm512_set1_ps(*steps.as_ptr().add(row)), sum, before);
+                        let lanes = _mm512_loadu_ps(column_sums.as_ptr().add(panel * NR));
+                        _mm512_fmadd_ps(_mm512_set1_ps(*minima.as_ptr().add(row)), lanes, scaled)
+                    }
+                    Finish::Weighted { decays, gains } => {
+                        let decay = _mm512_loadu_ps(decays.as_ptr().add(panel * NR));
+                        let gain = _mm512_loadu_ps(gains.as_ptr().add(panel * NR));
+                        _mm512_fmadd_ps(sum, gain, _mm512_mul_ps(_mm512_loadu_ps(to), decay))
+                    }
+                };
+                _mm512_storeu_ps(to, result);
+            }
+        }
+    }
+}
