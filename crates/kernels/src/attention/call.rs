@@ -12,7 +12,7 @@ use super::soften::{Base, fade, scale_and_add, soften};
 use super::spans::{spans, words_max};
 use super::{AttentionDims, KvSegment};
 use crate::codec::Rows;
-use crate::dot::{Columns, Finish, Pairing, Tile, dot};
+use crate::dot::{Columns, Finish, Tile, dot};
 use crate::isa::Isa;
 use crate::micro::{KC, Keep, Left, NR, Out, Panels, Right, multiply};
 use crate::panel;
@@ -214,7 +214,7 @@ impl<'a> Call<'a> {
             };
             let mut out = Tile { values: &mut *scratch.logits, panel_stride: TILE_KEYS * NR };
             let left = keys.key_words(span, scratch.keys);
-            dot(self.isa, Pairing::Bytes, &left, &right, finish, &mut out);
+            dot(self.isa, &left, &right, finish, &mut out);
         }
     }
 
@@ -323,7 +323,7 @@ impl<'a> Call<'a> {
             let sums = &mut scratch.sums[(panels.start * head_dim + span.offset) * NR..];
             let mut out = Tile { values: sums, panel_stride: head_dim * NR };
             let left = values.value_words(span, scratch.values);
-            dot(self.isa, Pairing::Halves, &left, &right, finish, &mut out);
+            dot(self.isa, &left, &right, finish, &mut out);
         }
     }
 

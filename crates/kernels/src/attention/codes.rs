@@ -87,13 +87,25 @@ impl<'a> Coded<'a> {
         let odd = &mut odd[..self.head_dim];
         for (i, pairs) in pairs.chunks_exact_mut(self.head_dim).take(self.count.div_ceil(2)).enumerate() {
             let at = self.first + 2 * i;
-            self.rows.read_codes(self.isa, at, self.start, even);
-            if 2 * i + 1 < self.count {
-                self.rows.read_codes(self.isa, at + 1, self.start, odd);
+            let even = self.codes(at, &mut *even);
+            let odd = if 2 * i + 1 < self.count {
+                self.codes(at + 1, &mut *odd)
             } else {
                 odd.fill(0);
-            }
+                &*odd
+            };
             pair(self.isa, even, odd, pairs);
+        }
+    }
+
+    /// The head's codes of a row, where they lie or unpacked.
+    fn codes<'b>(&'b self, at: usize, buffer: &'b mut [u8]) -> &'b [u8] {
+        match self.rows.code_bytes(at) {
+            Some((bytes, first, _)) => &bytes[first + self.start..][..self.head_dim],
+            None => {
+                self.rows.read_codes(self.isa, at, self.start, buffer);
+                buffer
+            }
         }
     }
 

@@ -12,6 +12,8 @@ use crate::isa::by_isa;
 const GRID_BYTES: usize = 4;
 /// Adding this rounds to the nearest integer, whose bits then lie at the bottom.
 const ROUND: f32 = 12_582_912.0;
+/// A power of two that brings the smallest numbers into the middle of the range.
+const TINY: f32 = f32::from_bits((127 + 64) << 23);
 /// Numbers that are looked at side by side.
 const LANES: usize = 16;
 
@@ -30,24 +32,32 @@ pub(crate) struct Grid {
 /// The least and the greatest number of a group; both NaN if one is not finite.
 #[inline(always)]
 pub(super) fn extremes(group: &[f32]) -> [f32; 2] {
-    let (mut least, mut greatest, mut poison) =
-        ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], [0.0; LANES]);
+    let (mut least, mut greatest) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    let mut poison = [0.0_f32; LANES];
     let (whole, rest) = group.as_chunks::<LANES>();
-    let mut meet = |numbers: &[f32]| {
-        for (i, x) in numbers.iter().enumerate() {
-            least[i] = if *x < least[i] { *x } else { least[i] };
-            greatest[i] = if *x > greatest[i] { *x } else { greatest[i] };
+    for numbers in whole {
+        for i in 0..LANES {
+            least[i] = if numbers[i] < least[i] { numbers[i] } else { least[i] };
+            greatest[i] = if numbers[i] > greatest[i] { numbers[i] } else { greatest[i] };
             // Zero, or NaN for ever.
-            poison[i] += x * 0.0;
+            poison[i] += numbers[i] * 0.0;
         }
-    };
-    whole.iter().for_each(|numbers| meet(numbers));
-    meet(rest);
-    let poison: f32 = poison.iter().sum();
-    let fold = |lanes: [f32; LANES], wins: fn(f32, f32) -> bool| {
-        lanes.into_iter().reduce(|a, b| if wins(b, a) { b } else { a }).unwrap_or(f32::NAN) + poison
-    };
-    [fold(least, |a, b| a < b), fold(greatest, |a, b| a > b)]
+    }
+    for (i, x) in rest.iter().enumerate() {
+        least[i] = if *x < least[i] { *x } else { least[i] };
+        greatest[i] = if *x > greatest[i] { *x } else { greatest[i] };
+        poison[i] += x * 0.0;
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            least[i] = if least[i + half] < least[i] { least[i + half] } else { least[i] };
+            greatest[i] = if greatest[i + half] > greatest[i] { greatest[i + half] } else { greatest[i] };
+            poison[i] += poison[i + half];
+        }
+        half /= 2;
+    }
+    [least[0] + poison[0], greatest[0] + poison[0]]
 }
 
 impl Grid {
@@ -69,10 +79,11 @@ impl Grid {
     #[inline(always)]
     pub(super) fn codes(self, numbers: &[f32], top: f32, codes: &mut [u8]) {
         let inverse = self.step.recip();
-        // The inverse of the smallest steps is infinite.
-        let by = |x: f32| if inverse.is_finite() { x * inverse } else { x / self.step };
+        // The inverse of the smallest steps is infinite: two factors then. Steps of 0 make NaN as well as infinity.
+        let (scale, inverse) =
+            if inverse.is_finite() { (1.0, inverse) } else { (TINY, (self.step * TINY).recip()) };
         for (code, x) in codes.iter_mut().zip(numbers) {
-            let place = by(x - self.minimum);
+            let place = (x - self.minimum) * scale * inverse;
             // A NaN becomes 0: where all numbers are the minimum that is right, and a grid of NaN makes it NaN again.
             let place = if place > 0.0 { place } else { 0.0 };
             let place = if place < top { place } else { top };
@@ -158,12 +169,15 @@ by_isa! {
 
 #[inline(always)]
 fn decode_int8_inner(row: &[u8], width: usize, start: usize, out: &mut [f32]) {
-    each_group(start, out, |group, at, out| {
+    let mut done = 0;
+    while done < out.len() {
+        let (group, count) = part(start + done, out.len() - done);
         let grid = Grid::of(row, width, group);
-        for (to, code) in out.iter_mut().zip(&row[at..]) {
+        for (to, code) in out[done..done + count].iter_mut().zip(&row[start + done..]) {
             *to = f32::from(*code).mul_add(grid.step, grid.minimum);
         }
-    });
+        done += count;
+    }
 }
 
 by_isa! {
@@ -173,12 +187,17 @@ by_isa! {
 
 #[inline(always)]
 fn decode_int4_inner(row: &[u8], width: usize, start: usize, out: &mut [f32]) {
-    each_group(start, out, |group, at, out| {
+    let mut done = 0;
+    while done < out.len() {
+        let (group, count) = part(start + done, out.len() - done);
         let grid = Grid::of(row, width, group);
-        for (i, to) in out.iter_mut().enumerate() {
-            *to = f32::from(half_at(row, at + i)).mul_add(grid.step, grid.minimum);
+        let mut codes = [0_u8; GROUP];
+        unpack_int4_inner(row, start + done, &mut codes[..count]);
+        for (to, code) in out[done..done + count].iter_mut().zip(codes) {
+            *to = f32::from(code).mul_add(grid.step, grid.minimum);
         }
-    });
+        done += count;
+    }
 }
 
 by_isa! {
@@ -205,18 +224,8 @@ fn half_at(row: &[u8], at: usize) -> u8 {
     row[at / 2] >> (at % 2 * 4) & 15
 }
 
-/// Calls `decode(group, at, part)` for the part of `out` in each group; `at` is the part's first number in the row.
+/// The group of number `at` of a row, and how many of the next `len` numbers lie in it.
 #[inline(always)]
-pub(super) fn each_group(
-    start: usize,
-    mut out: &mut [f32],
-    mut decode: impl FnMut(usize, usize, &mut [f32]),
-) {
-    let mut at = start;
-    while !out.is_empty() {
-        let count = (GROUP - at % GROUP).min(out.len());
-        let (part, rest) = out.split_at_mut(count);
-        decode(at / GROUP, at, part);
-        (at, out) = (at + count, rest);
-    }
+pub(super) fn part(at: usize, len: usize) -> (usize, usize) {
+    (at / GROUP, (GROUP - at % GROUP).min(len))
 }

@@ -10,7 +10,7 @@
 use half::bf16;
 
 use super::GROUP;
-use super::grid::{Grid, each_group, extremes, towards};
+use super::grid::{Grid, extremes, part, towards};
 use crate::isa::by_isa;
 
 /// Bytes of a group's step, minimum and first number.
@@ -45,18 +45,35 @@ fn small_float(exponent: u8, fraction: u8, bits: u32) -> f32 {
     f32::from(one + fraction) * f32::from_bits((127 + power).cast_unsigned() << 23)
 }
 
+/// The code of the largest small float up to `wanted`, which is not negative, of those up to `top`.
+fn code_below(wanted: f32, bits: u32, top: u8) -> u8 {
+    const SMALLEST_NORMAL: f32 = f32::from_bits((127 - 14) << 23);
+    let code = if wanted >= SMALLEST_NORMAL {
+        // The exponent that means 1 is 127 there and 15 here.
+        (wanted.to_bits() >> (23 - bits)) - (112 << bits)
+    } else {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 2^bits")]
+        let code = (wanted * f32::from_bits((127 + 14 + bits) << 23)) as u32;
+        code
+    };
+    u8::try_from(code).map_or(top, |code| code.min(top))
+}
+
 /// The code of the least step from `wanted` units on, or the largest one.
 fn step_code(wanted: f32) -> u8 {
-    first(|code| step_of(code) >= wanted)
+    let code = code_below(2.0 * wanted, 4, u8::MAX);
+    if step_of(code) < wanted { code.saturating_add(1) } else { code }
 }
 
 /// The code of the greatest minimum up to `wanted` units, or the least one.
 fn minimum_code(wanted: f32) -> u8 {
-    if wanted < 0.0 {
-        // The least magnitude that reaches as far; a negative number never has the code of zero.
-        return (first(|code| minimum_of(code & 0x7F) >= -wanted || code >= 0x7F) & 0x7F).max(1) | 0x80;
+    let magnitude = code_below(wanted.abs(), 3, 0x7F);
+    if wanted >= 0.0 {
+        return magnitude;
     }
-    first(|code| code >= 0x7F || minimum_of(code + 1) > wanted)
+    // A negative number never has the code of zero.
+    let reaches = minimum_of(magnitude) >= -wanted || magnitude == 0x7F;
+    (if reaches { magnitude } else { magnitude + 1 }).max(1) | 0x80
 }
 
 /// The code of the signed number next to `wanted` units.
@@ -70,16 +87,6 @@ fn nearest_code(wanted: f32) -> u8 {
         _ => below,
     };
     if minimum_of(above) - wanted < wanted - minimum_of(below) { above } else { below }
-}
-
-/// The first code that `reaches`, which holds for all codes behind it; else the last.
-fn first(reaches: impl Fn(u8) -> bool) -> u8 {
-    let (mut low, mut high) = (0_u8, u8::MAX);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if reaches(middle) { high = middle } else { low = middle + 1 }
-    }
-    low
 }
 
 /// The grids of a row.
@@ -114,7 +121,7 @@ fn turn(mut group: &mut [f32]) {
         let len = 1 << group.len().ilog2();
         let (block, rest) = group.split_at_mut(len);
         if let Ok(whole) = <&mut [f32; GROUP]>::try_from(&mut *block) {
-            turn_block(whole);
+            turn_whole(whole);
         } else {
             turn_block(block);
         }
@@ -137,6 +144,36 @@ fn turn_block(block: &mut [f32]) {
         }
         half /= 2;
     }
+}
+
+/// As [`turn_block`] for a whole group: four registers of 16, among them and then within them.
+#[inline(always)]
+fn turn_whole(group: &mut [f32; GROUP]) {
+    let rows = group.as_chunks_mut::<16>().0;
+    let [a, b, c, d]: [[f32; 16]; 4] = std::array::from_fn(|i| rows[i].map(|x| x * 0.125));
+    let (ac, bd, a_c, b_d) = (add(a, c), add(b, d), sub(a, c), sub(b, d));
+    let mixed = [add(ac, bd), sub(ac, bd), add(a_c, b_d), sub(a_c, b_d)];
+    for (row, mixed) in rows.iter_mut().zip(mixed) {
+        *row = within::<1>(within::<2>(within::<4>(within::<8>(mixed))));
+    }
+}
+
+#[inline(always)]
+fn add(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+    std::array::from_fn(|i| a[i] + b[i])
+}
+
+#[inline(always)]
+fn sub(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+    std::array::from_fn(|i| a[i] - b[i])
+}
+
+/// Sums and differences of numbers that are `HALF` apart.
+#[inline(always)]
+fn within<const HALF: usize>(x: [f32; 16]) -> [f32; 16] {
+    let signed: [f32; 16] = std::array::from_fn(|i| if i & HALF == 0 { x[i] } else { -x[i] });
+    let other: [f32; 16] = std::array::from_fn(|i| x[i ^ HALF]);
+    add(signed, other)
 }
 
 #[inline(always)]
@@ -205,20 +242,24 @@ by_isa! {
 fn decode_inner(row: &[u8], width: usize, start: usize, out: &mut [f32]) {
     let header = Header::of(row, width);
     let mut buffer = [0.0_f32; GROUP];
-    each_group(start, out, |group, at, out| {
-        let grid = header.grid(group);
+    let mut done = 0;
+    while done < out.len() {
+        let (group, count) = part(start + done, out.len() - done);
         let first = group * GROUP;
+        let grid = header.grid(group);
         let numbers = &mut buffer[..GROUP.min(width - first)];
+        let levels: [f32; 4] = [0.0_f32, 1.0, 2.0, 3.0].map(|code| code.mul_add(grid.step, grid.minimum));
         for (four, byte) in numbers.chunks_mut(4).zip(&row[first / 4..]) {
             for (i, to) in four.iter_mut().enumerate() {
-                *to = f32::from(byte >> (2 * i) & 3).mul_add(grid.step, grid.minimum);
+                *to = levels[usize::from(byte >> (2 * i) & 3)];
             }
         }
         // What is lost in one number is lost in all.
         numbers[0] = header.first_number(group) + grid.step * 0.0;
         turn(numbers);
-        out.copy_from_slice(&numbers[at - first..][..out.len()]);
-    });
+        out[done..done + count].copy_from_slice(&numbers[start + done - first..][..count]);
+        done += count;
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::arch::x86_64::{
     _mm256_srli_epi16, _mm256_storeu_ps,
 };
 
-use super::{Columns, Finish, NR, Pairing, Tile, Words};
+use super::{Columns, Finish, NR, Tile, Words};
 
 /// Rows that share one walk over a panel.
 const ROWS: usize = 4;
@@ -19,13 +19,7 @@ const LANES: usize = NR / 2;
 /// The machine has AVX2 and FMA; every row lies in its bytes, every panel in its words, `finish` and `out` hold all rows and
 /// panels.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn dot(
-    pairing: Pairing,
-    left: &Words<'_>,
-    right: &Columns<'_>,
-    finish: Finish<'_>,
-    out: &mut Tile<'_>,
-) {
+pub(super) unsafe fn dot(left: &Words<'_>, right: &Columns<'_>, finish: Finish<'_>, out: &mut Tile<'_>) {
     for panel in 0..right.count {
         for row in (0..left.rows).step_by(ROWS) {
             let mut part = Part {
@@ -39,15 +33,15 @@ pub(super) unsafe fn dot(
             };
             // SAFETY: the caller's promise covers every group of rows and every panel.
             unsafe {
-                match (pairing, ROWS.min(left.rows - row)) {
-                    (Pairing::Bytes, 1) => part.run::<1, false>(),
-                    (Pairing::Bytes, 2) => part.run::<2, false>(),
-                    (Pairing::Bytes, 3) => part.run::<3, false>(),
-                    (Pairing::Bytes, _) => part.run::<4, false>(),
-                    (Pairing::Halves, 1) => part.run::<1, true>(),
-                    (Pairing::Halves, 2) => part.run::<2, true>(),
-                    (Pairing::Halves, 3) => part.run::<3, true>(),
-                    (Pairing::Halves, _) => part.run::<4, true>(),
+                match (finish, ROWS.min(left.rows - row)) {
+                    (Finish::Grid { .. }, 1) => part.run::<1, false>(),
+                    (Finish::Grid { .. }, 2) => part.run::<2, false>(),
+                    (Finish::Grid { .. }, 3) => part.run::<3, false>(),
+                    (Finish::Grid { .. }, _) => part.run::<4, false>(),
+                    (Finish::Weighted { .. }, 1) => part.run::<1, true>(),
+                    (Finish::Weighted { .. }, 2) => part.run::<2, true>(),
+                    (Finish::Weighted { .. }, 3) => part.run::<3, true>(),
+                    (Finish::Weighted { .. }, _) => part.run::<4, true>(),
                 }
             }
         }

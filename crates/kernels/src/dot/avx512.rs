@@ -6,7 +6,7 @@ use std::arch::x86_64::{
     _mm512_setzero_si512, _mm512_storeu_ps,
 };
 
-use super::{Columns, Finish, NR, Pairing, Tile, Words};
+use super::{Columns, Finish, NR, Tile, Words};
 use crate::micro::sized;
 
 /// Rows that share one walk over some panels.
@@ -18,13 +18,7 @@ const PANELS: usize = 3;
 /// The machine has AVX-512 F and VNNI; every row lies in its bytes, every panel in its words, `finish` and `out` hold all
 /// rows and panels.
 #[target_feature(enable = "avx512f,avx512vnni")]
-pub(super) unsafe fn dot(
-    pairing: Pairing,
-    left: &Words<'_>,
-    right: &Columns<'_>,
-    finish: Finish<'_>,
-    out: &mut Tile<'_>,
-) {
+pub(super) unsafe fn dot(left: &Words<'_>, right: &Columns<'_>, finish: Finish<'_>, out: &mut Tile<'_>) {
     for panel in (0..right.count).step_by(PANELS) {
         for row in (0..left.rows).step_by(ROWS) {
             let mut part = Part {
@@ -39,10 +33,7 @@ pub(super) unsafe fn dot(
             let sizes = (ROWS.min(left.rows - row), PANELS.min(right.count - panel));
             // SAFETY: the caller's promise covers every group of rows and panels.
             unsafe {
-                match pairing {
-                    Pairing::Bytes => part.run::<false>(sizes),
-                    Pairing::Halves => part.run::<true>(sizes),
-                }
+                part.run(sizes);
             }
         }
     }
@@ -63,20 +54,13 @@ impl Part<'_, '_> {
     /// # Safety
     /// As [`dot`], for so many rows and panels.
     #[target_feature(enable = "avx512f,avx512vnni")]
-    unsafe fn run<const HALVES: bool>(&mut self, sizes: (usize, usize)) {
+    unsafe fn run(&mut self, (rows, panels): (usize, usize)) {
         // SAFETY: the caller's promise is the same.
         unsafe {
-            if HALVES {
-                sized!(halves, (sizes.0, sizes.1), (self), [
-                    1 x [1, 2, 3], 2 x [1, 2, 3], 3 x [1, 2, 3], 4 x [1, 2, 3],
-                    5 x [1, 2, 3], 6 x [1, 2, 3], 7 x [1, 2, 3], 8 x [1, 2, 3],
-                ]);
-            } else {
-                sized!(bytes, (sizes.0, sizes.1), (self), [
-                    1 x [1, 2, 3], 2 x [1, 2, 3], 3 x [1, 2, 3], 4 x [1, 2, 3],
-                    5 x [1, 2, 3], 6 x [1, 2, 3], 7 x [1, 2, 3], 8 x [1, 2, 3],
-                ]);
-            }
+            sized!(product, (rows, panels), (self), [
+                1 x [1, 2, 3], 2 x [1, 2, 3], 3 x [1, 2, 3], 4 x [1, 2, 3],
+                5 x [1, 2, 3], 6 x [1, 2, 3], 7 x [1, 2, 3], 8 x [1, 2, 3],
+            ]);
         }
     }
 }
@@ -84,22 +68,40 @@ impl Part<'_, '_> {
 /// # Safety
 /// As [`dot`], for `R` rows and `P` panels.
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn bytes<const R: usize, const P: usize>(part: &mut Part<'_, '_>) {
-    // SAFETY: the caller's promise is the same.
+unsafe fn product<const R: usize, const P: usize>(part: &mut Part<'_, '_>) {
+    let stride = part.panel_stride;
+    // SAFETY: `finish` and `out` hold these rows and the NR = 16 lanes of these panels by the caller's promise, which covers
+    // the sums as well. One loop for each finish, so that sums never leave their registers.
     unsafe {
-        let sums = sums::<R, P, false>(part);
-        finish(part, sums);
-    }
-}
-
-/// # Safety
-/// As [`dot`], for `R` rows and `P` panels.
-#[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn halves<const R: usize, const P: usize>(part: &mut Part<'_, '_>) {
-    // SAFETY: the caller's promise is the same.
-    unsafe {
-        let sums = sums::<R, P, true>(part);
-        finish(part, sums);
+        let to = part.out.as_mut_ptr().add(part.panel * stride + part.row * NR);
+        match part.finish {
+            Finish::Grid { steps, minima, column_sums, keep } => {
+                let sums = sums::<R, P, false>(part);
+                let (steps, minima) = (steps.as_ptr().add(part.row), minima.as_ptr().add(part.row));
+                for (i, sums) in sums.into_iter().enumerate() {
+                    let (step, minimum) = (_mm512_set1_ps(*steps.add(i)), _mm512_set1_ps(*minima.add(i)));
+                    for (p, sum) in sums.into_iter().enumerate() {
+                        let to = to.add(p * stride + i * NR);
+                        let before = if keep { _mm512_loadu_ps(to) } else { _mm512_setzero_ps() };
+                        let lanes = _mm512_loadu_ps(column_sums.as_ptr().add((part.panel + p) * NR));
+                        let scaled = _mm512_fmadd_ps(step, _mm512_cvtepi32_ps(sum), before);
+                        _mm512_storeu_ps(to, _mm512_fmadd_ps(minimum, lanes, scaled));
+                    }
+                }
+            }
+            Finish::Weighted { decays, gains } => {
+                let sums = sums::<R, P, true>(part);
+                for (i, sums) in sums.into_iter().enumerate() {
+                    for (p, sum) in sums.into_iter().enumerate() {
+                        let (to, lane) = (to.add(p * stride + i * NR), (part.panel + p) * NR);
+                        let faded =
+                            _mm512_mul_ps(_mm512_loadu_ps(to), _mm512_loadu_ps(decays.as_ptr().add(lane)));
+                        let gain = _mm512_loadu_ps(gains.as_ptr().add(lane));
+                        _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), gain, faded));
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -137,37 +139,4 @@ unsafe fn sums<const R: usize, const P: usize, const HALVES: bool>(part: &Part<'
         }
     }
     sums
-}
-
-/// # Safety
-/// As [`dot`], for `R` rows and `P` panels.
-#[target_feature(enable = "avx512f,avx512vnni")]
-#[inline]
-unsafe fn finish<const R: usize, const P: usize>(part: &mut Part<'_, '_>, sums: [[__m512i; P]; R]) {
-    let stride = part.panel_stride;
-    for (i, sums) in sums.into_iter().enumerate() {
-        let row = part.row + i;
-        for (p, sum) in sums.into_iter().enumerate() {
-            let panel = part.panel + p;
-            // SAFETY: `finish` and `out` hold this row and the NR = 16 lanes of this panel by the caller's promise.
-            unsafe {
-                let to = part.out.as_mut_ptr().add(panel * stride + row * NR);
-                let sum = _mm512_cvtepi32_ps(sum);
-                let result = match part.finish {
-                    Finish::Grid { steps, minima, column_sums, keep } => {
-                        let before = if keep { _mm512_loadu_ps(to) } else { _mm512_setzero_ps() };
-                        let scaled = _mm512_fmadd_ps(_mm512_set1_ps(*steps.as_ptr().add(row)), sum, before);
-                        let lanes = _mm512_loadu_ps(column_sums.as_ptr().add(panel * NR));
-                        _mm512_fmadd_ps(_mm512_set1_ps(*minima.as_ptr().add(row)), lanes, scaled)
-                    }
-                    Finish::Weighted { decays, gains } => {
-                        let decay = _mm512_loadu_ps(decays.as_ptr().add(panel * NR));
-                        let gain = _mm512_loadu_ps(gains.as_ptr().add(panel * NR));
-                        _mm512_fmadd_ps(sum, gain, _mm512_mul_ps(_mm512_loadu_ps(to), decay))
-                    }
-                };
-                _mm512_storeu_ps(to, result);
-            }
-        }
-    }
 }

@@ -17,15 +17,6 @@ mod scalar;
 use crate::isa::{Isa, Kind};
 use crate::micro::NR;
 
-/// What a word holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pairing {
-    /// Four bytes: unsigned in rows, signed in columns.
-    Bytes,
-    /// Two signed halves.
-    Halves,
-}
-
 /// Rows to multiply: word `i` of row `r` are the four bytes from `first + r * row_stride + i * step_stride` on,
 /// the lowest first.
 #[derive(Clone, Copy, Debug)]
@@ -48,12 +39,14 @@ pub(crate) struct Columns<'a> {
     pub(crate) count: usize,
 }
 
-/// What becomes of an integer sum. Lanes are those of all panels one after the other.
+/// What a word holds, and what becomes of an integer sum. Lanes are those of all panels one after the other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Finish<'a> {
+    /// Four bytes, unsigned in rows and signed in columns.
     /// `out = before + steps[row] * sum + minima[row] * column_sums[lane]`, where `before` is what is there if `keep`,
     /// else 0.
     Grid { steps: &'a [f32], minima: &'a [f32], column_sums: &'a [f32], keep: bool },
+    /// Two signed halves.
     /// `out = out * decays[lane] + sum * gains[lane]`.
     Weighted { decays: &'a [f32], gains: &'a [f32] },
 }
@@ -86,14 +79,7 @@ impl Finish<'_> {
 }
 
 /// Multiplies the rows with the panels, and finishes each sum into `out`.
-pub(crate) fn dot(
-    isa: Isa,
-    pairing: Pairing,
-    left: &Words<'_>,
-    right: &Columns<'_>,
-    finish: Finish<'_>,
-    out: &mut Tile<'_>,
-) {
+pub(crate) fn dot(isa: Isa, left: &Words<'_>, right: &Columns<'_>, finish: Finish<'_>, out: &mut Tile<'_>) {
     left.assert_inside();
     let (rows, count) = (left.rows, right.count);
     assert!(
@@ -106,15 +92,15 @@ pub(crate) fn dot(
         "an output tile is too small"
     );
     match isa.kind() {
-        Kind::Scalar => scalar::dot(pairing, left, right, finish, out),
+        Kind::Scalar => scalar::dot(left, right, finish, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Kind::Avx512` and the line before promise the features; the assertions above are the rest.
         Kind::Avx512 if is_x86_feature_detected!("avx512vnni") => unsafe {
-            avx512::dot(pairing, left, right, finish, out);
+            avx512::dot(left, right, finish, out);
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: both kinds exist only after AVX2 and FMA were detected; the assertions above are the rest.
-        Kind::Avx2 | Kind::Avx512 => unsafe { avx2::dot(pairing, left, right, finish, out) },
+        Kind::Avx2 | Kind::Avx512 => unsafe { avx2::dot(left, right, finish, out) },
     }
 }
 

@@ -1,14 +1,8 @@
 //! The product as it is defined.
 
-use super::{Columns, Finish, NR, Pairing, Tile, Words};
+use super::{Columns, Finish, NR, Tile, Words};
 
-pub(super) fn dot(
-    pairing: Pairing,
-    left: &Words<'_>,
-    right: &Columns<'_>,
-    finish: Finish<'_>,
-    out: &mut Tile<'_>,
-) {
+pub(super) fn dot(left: &Words<'_>, right: &Columns<'_>, finish: Finish<'_>, out: &mut Tile<'_>) {
     for panel in 0..right.count {
         let columns = &right.words[panel * right.stride + right.from * NR..][..left.steps * NR];
         for row in 0..left.rows {
@@ -17,7 +11,7 @@ pub(super) fn dot(
             for columns in columns.as_chunks::<NR>().0 {
                 let word = &left.bytes[at..at + 4];
                 for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = sum.wrapping_add(product(pairing, [word[0], word[1], word[2], word[3]], *column));
+                    *sum = sum.wrapping_add(product(finish, [word[0], word[1], word[2], word[3]], *column));
                 }
                 at += left.step_stride;
             }
@@ -29,13 +23,13 @@ pub(super) fn dot(
     }
 }
 
-fn product(pairing: Pairing, row: [u8; 4], column: u32) -> i32 {
+fn product(finish: Finish<'_>, row: [u8; 4], column: u32) -> i32 {
     let column = column.to_le_bytes();
-    match pairing {
-        Pairing::Bytes => {
+    match finish {
+        Finish::Grid { .. } => {
             row.iter().zip(column).map(|(a, b)| i32::from(*a) * i32::from(b.cast_signed())).sum()
         }
-        Pairing::Halves => {
+        Finish::Weighted { .. } => {
             let half = |bytes: [u8; 4], at: usize| i32::from(i16::from_le_bytes([bytes[at], bytes[at + 1]]));
             (half(row, 0) * half(column, 0)).wrapping_add(half(row, 2) * half(column, 2))
         }

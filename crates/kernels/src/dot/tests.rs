@@ -1,4 +1,4 @@
-use super::{Columns, Finish, Isa, NR, Pairing, Tile, Words, dot};
+use super::{Columns, Finish, Isa, NR, Tile, Words, dot};
 
 fn bytes(count: usize, seed: usize) -> Vec<u8> {
     (0..count).map(|i| ((i * 97 + seed) * 31 % 257 % 256) as u8).collect()
@@ -30,11 +30,11 @@ fn every_instruction_set_gives_the_same_bits() {
                 };
                 let weighted = Finish::Weighted { decays: &lane_numbers, gains: &lane_numbers };
                 for finish in [grid(false), grid(true), weighted] {
-                    for pairing in [Pairing::Bytes, Pairing::Halves] {
+                    {
                         let run = |isa| {
                             let mut values = vec![0.5; count * 20 * NR];
                             let mut out = Tile { values: &mut values, panel_stride: 20 * NR };
-                            dot(isa, pairing, &left, &right, finish, &mut out);
+                            dot(isa, &left, &right, finish, &mut out);
                             values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
                         };
                         let expected = run(Isa::SCALAR);
@@ -43,7 +43,7 @@ fn every_instruction_set_gives_the_same_bits() {
                             .all(|panel| panel[rows * NR..].iter().all(|v| *v == 0.5_f32.to_bits()));
                         assert!(guarded, "{rows} rows, {count} panels spill");
                         for isa in Isa::present() {
-                            assert!(run(isa) == expected, "{rows} rows, {count} panels, {pairing:?}: {isa}");
+                            assert!(run(isa) == expected, "{rows} rows, {count} panels: {isa}");
                         }
                     }
                 }
@@ -56,19 +56,20 @@ fn every_instruction_set_gives_the_same_bits() {
 #[test]
 fn the_largest_numbers_are_added_exactly() {
     for isa in Isa::present() {
-        for (pairing, row, column, each) in [
-            (Pairing::Bytes, 0xFFFF_FFFF_u32, 0x7F7F_7F7F_u32, 4 * 255 * 127),
-            (Pairing::Bytes, 0xFFFF_FFFF, 0x8080_8080, -4 * 255 * 128),
-            (Pairing::Halves, 0x00FF_00FF, 0x7FFF_7FFF, 2 * 255 * 32767),
+        let (ones, zeros) = ([1.0; NR], [0.0; NR]);
+        let bytes = Finish::Grid { steps: &ones, minima: &ones, column_sums: &zeros, keep: false };
+        let halves = Finish::Weighted { decays: &ones, gains: &ones };
+        for (finish, row, column, each) in [
+            (bytes, 0xFFFF_FFFF_u32, 0x7F7F_7F7F_u32, 4 * 255 * 127),
+            (bytes, 0xFFFF_FFFF, 0x8080_8080, -4 * 255 * 128),
+            (halves, 0x00FF_00FF, 0x7FFF_7FFF, 2 * 255 * 32767),
         ] {
             let (row, column) = (row.to_le_bytes().repeat(48), vec![column; 48 * NR]);
             let left = Words { bytes: &row, first: 0, rows: 1, row_stride: 0, step_stride: 4, steps: 48 };
             let right = Columns { words: &column, stride: 0, from: 0, count: 1 };
             let mut values = [0.0; NR];
-            let ones = [1.0; NR];
-            let finish = Finish::Weighted { decays: &ones, gains: &ones };
-            dot(isa, pairing, &left, &right, finish, &mut Tile { values: &mut values, panel_stride: NR });
-            assert_eq!(values, [(48 * each) as f32; NR], "{isa} {pairing:?}");
+            dot(isa, &left, &right, finish, &mut Tile { values: &mut values, panel_stride: NR });
+            assert_eq!(values, [(48 * each) as f32; NR], "{isa} {finish:?}");
         }
     }
 }
@@ -82,5 +83,5 @@ fn a_row_that_passes_its_slice_is_refused() {
     let finish = Finish::Weighted { decays: &ones, gains: &ones };
     let mut values = [0.0; 2 * NR];
     let mut out = Tile { values: &mut values, panel_stride: 2 * NR };
-    dot(Isa::SCALAR, Pairing::Bytes, &left, &right, finish, &mut out);
+    dot(Isa::SCALAR, &left, &right, finish, &mut out);
 }
