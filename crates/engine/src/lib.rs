@@ -9,6 +9,7 @@
 mod admission;
 mod ahead;
 mod blocks;
+mod blueprint;
 mod bytes;
 mod cancel;
 mod cross_kv;
