@@ -16,8 +16,8 @@ use crate::text::workspace_bytes;
 const LATENTS_AT_ONCE: usize = 7;
 const F32_BYTES: usize = size_of::<f32>();
 
-/// The least that lets a job finish: one group of weights at a time, everything else of a stage together, and of pages
-/// what the tiers below cannot take.
+/// The least that lets a job finish: one group of weights at a time and one that is read ahead, everything else of a stage
+/// together, and of pages what the tiers below cannot take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
     text_bytes: usize,
@@ -83,7 +83,9 @@ impl Needs {
             + stays(embedding_bytes + cross_kv_bytes)
             + group(Component::VaeDecoder);
         let pages = Pages::new(blueprint, spec, frame_tokens);
-        Self { text_bytes: text, stage_bytes: denoise.max(decode), pages }
+        // The thread that reads weights ahead may be in the middle of one group whatever comes next.
+        let read_ahead = if experts[0] == experts[1] { 0 } else { over(experts, group) };
+        Self { text_bytes: text, stage_bytes: denoise.max(decode) + read_ahead, pages }
     }
 
     /// The least Device tier in which the job finishes without help from the tiers below.
@@ -92,7 +94,7 @@ impl Needs {
     }
 
     /// The least Device tier in which the job finishes beside tiers of these budgets.
-    pub(crate) fn device_bytes_beside(&self, host_bytes: u64, disk: Option<&dyn DiskShape>) -> u64 {
+    pub(crate) fn device_bytes_beside(&self, host_bytes: u64, disk: Option<&Disk>) -> u64 {
         let host_bytes = usize::try_from(host_bytes).unwrap_or(usize::MAX);
         let below = self.pages.below_bytes(host_bytes, disk);
         let on_device = self.pages.all_bytes.saturating_sub(below).max(self.pages.staged_bytes);
@@ -110,30 +112,13 @@ impl Needs {
     /// [`EngineError::Budget`], with the least that would do beside the other tiers' budgets.
     pub(crate) fn check(&self, model: &Model) -> Result<()> {
         let budget = |tier| model.counters().tier(tier).budget_bytes;
-        let disk = model.cache().disk().map(|disk| disk as &dyn DiskShape);
-        let needed = self.device_bytes_beside(budget(Tier::Host), disk);
+        let needed = self.device_bytes_beside(budget(Tier::Host), model.cache().disk());
         if budget(Tier::Device) < needed {
             let [budget_bytes, needed_bytes] =
                 [budget(Tier::Device), needed].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
             return Err(EngineError::Budget { tier: Tier::Device.as_str(), budget_bytes, needed_bytes });
         }
         Ok(())
-    }
-}
-
-/// What counts about a disk tier: how much it holds, and what an entry takes of it.
-pub(crate) trait DiskShape {
-    fn budget_bytes(&self) -> u64;
-    fn entry_bytes(&self, len_bytes: usize) -> u64;
-}
-
-impl DiskShape for Disk {
-    fn budget_bytes(&self) -> u64 {
-        Disk::budget_bytes(self)
-    }
-
-    fn entry_bytes(&self, len_bytes: usize) -> u64 {
-        Disk::entry_bytes(self, len_bytes)
     }
 }
 
@@ -161,7 +146,7 @@ impl Pages {
 
     /// Bytes of pages that host and disk can take. Each keeps room for two groups: one that comes down while another one
     /// has not left yet. What goes to disk passes through the host.
-    fn below_bytes(&self, host_bytes: usize, disk: Option<&dyn DiskShape>) -> usize {
+    fn below_bytes(&self, host_bytes: usize, disk: Option<&Disk>) -> usize {
         let slack_pages = 2 * self.group_pages;
         let Some(host_pages) = host_bytes.checked_div(self.page_bytes) else { return 0 };
         let Some(host_pages) = host_pages.checked_sub(slack_pages) else { return 0 };

@@ -38,7 +38,8 @@ impl Decode<'_> {
         drop(latent);
         let weights = self.model.weights.for_job(self.job, self.itinerary.latent_frame(frame));
         let features = FeatureEntries { job: self.job, spec: self.spec, itinerary: self.itinerary, frame };
-        let pictures = self.model.blueprint.decoder.decode_chunk(&latents, frame as u64, &weights, &features)?;
+        let pictures =
+            self.model.blueprint.decoder.decode_chunk(&latents, frame as u64, &weights, &features)?;
         let mut pictures = pictures.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(WanError::from)?;
         for value in &mut pictures {
             *value = (*value / 2.0 + 0.5).clamp(0.0, 1.0);

@@ -32,7 +32,8 @@ pub(crate) struct Itinerary {
 impl Itinerary {
     pub(crate) fn new(blueprint: &Blueprint, spec: &JobSpec) -> Self {
         let timesteps = spec.schedule.timesteps().iter();
-        let mut experts: Vec<_> = timesteps.map(|t| blueprint.serving(expert_for(*t, spec.boundary))).collect();
+        let mut experts: Vec<_> =
+            timesteps.map(|t| blueprint.serving(expert_for(*t, spec.boundary))).collect();
         let steps = experts.len();
         if let Some(rollout) = spec.rollout {
             // The expert that was used last is still there; the one that the next block begins with comes last.
@@ -45,12 +46,7 @@ impl Itinerary {
             [Component::TextEncoder, Component::HighNoise, Component::LowNoise, Component::VaeDecoder];
         let most_groups =
             components.map(|component| blueprint.group_bytes(component).len()).into_iter().max();
-        Self {
-            experts,
-            steps,
-            blocks: spec.blocks(),
-            stride_ticks: most_groups.unwrap_or(1).max(1) as u64,
-        }
+        Self { experts, steps, blocks: spec.blocks(), stride_ticks: most_groups.unwrap_or(1).max(1) as u64 }
     }
 
     /// The component that serves a denoising step.
@@ -142,7 +138,14 @@ impl Itinerary {
         self.announce_component(blueprint, job, Component::VaeDecoder, first + at as u64, frames as u64);
     }
 
-    fn announce_component(&self, blueprint: &Blueprint, job: &Job, component: Component, from_unit: u64, units: u64) {
+    fn announce_component(
+        &self,
+        blueprint: &Blueprint,
+        job: &Job,
+        component: Component,
+        from_unit: u64,
+        units: u64,
+    ) {
         for index in 0..blueprint.group_bytes(component).len() {
             let first = Tick(self.tick(from_unit).0 + index as u64);
             let key = blueprint.weights_key(GroupId { component, index });
@@ -152,7 +155,15 @@ impl Itinerary {
 
     /// The pages that `run` passes from `at` on read: those of the text, and those of earlier frames in reach, which need
     /// not exist yet.
-    fn announce_pages(&self, blueprint: &Blueprint, spec: &JobSpec, job: &Job, block: usize, at: usize, run: u64) {
+    fn announce_pages(
+        &self,
+        blueprint: &Blueprint,
+        spec: &JobSpec,
+        job: &Job,
+        block: usize,
+        at: usize,
+        run: u64,
+    ) {
         let expert = self.experts[at];
         let earlier = spec.rollout.map(|rollout| {
             let frames = reach(rollout, spec.block(block).frames.start).frames;

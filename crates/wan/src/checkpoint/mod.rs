@@ -20,10 +20,10 @@ mod sizes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+pub use description::Description;
 pub use files::parse_index;
 pub use header::{Entry, parse_header};
 pub use pickle::{PickledTensor, parse_pickle};
-pub use description::Description;
 pub use rollout::{Context, ContextSample, Positions, ROLLOUT_LATENT_FRAMES_MAX, Rollout};
 pub use settings::Defaults;
 pub use sizes::SizeRule;

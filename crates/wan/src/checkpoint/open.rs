@@ -218,8 +218,14 @@ impl Opening {
         settings: Settings,
     ) -> Result<Checkpoint> {
         let Self { weights, groups, experts, .. } = self;
-        let description =
-            Description { experts, text, vae, settings, groups, tokenizer: tokenizer.exists().then_some(tokenizer.clone()) };
+        let description = Description {
+            experts,
+            text,
+            vae,
+            settings,
+            groups,
+            tokenizer: tokenizer.exists().then_some(tokenizer.clone()),
+        };
         checked(Checkpoint { dir: dir.to_owned(), layout, tokenizer, description, weights })
     }
 }
@@ -241,7 +247,8 @@ fn open_diffusers(dir: &Path, want: Want) -> Result<Checkpoint> {
         opening.add_expert(component, config, files, Layout::Diffusers)?;
     }
     if causal.iter().any(|fields| *fields != causal[0]) {
-        let message = "the two transformers differ in how they go on block by block, expected the same of both";
+        let message =
+            "the two transformers differ in how they go on block by block, expected the same of both";
         return Err(WanError::checkpoint(dir, message));
     }
     let part = subdirectory(dir, "text_encoder")?;
@@ -292,7 +299,8 @@ fn open_self_forcing(dir: &Path, pt: &Path, want: Want) -> Result<Checkpoint> {
 fn generator(files: WeightFiles) -> Result<WeightFiles> {
     let has = |prefix: &str| files.tensors.keys().any(|name| name.starts_with(prefix));
     let Some(prefix) = ["generator_ema.", "generator."].into_iter().find(|prefix| has(prefix)) else {
-        let message = "no generator in it, expected a checkpoint of Self-Forcing, with `generator_ema` or `generator`";
+        let message =
+            "no generator in it, expected a checkpoint of Self-Forcing, with `generator_ema` or `generator`";
         return Err(WanError::checkpoint(files.path, message));
     };
     let WeightFiles { path, files, tensors } = files;

@@ -170,14 +170,13 @@ fn choice<T: Copy>(fields: &mut Fields, name: &str, choices: [(&str, T); 2]) -> 
 
 fn steps(fields: &Fields, value: &Value) -> Result<Vec<usize>> {
     let whole = |value: &Value| value.as_u64().and_then(|step| usize::try_from(step).ok());
-    let steps: Option<Vec<usize>> =
-        value.as_array().and_then(|steps| steps.iter().map(whole).collect());
+    let steps: Option<Vec<usize>> = value.as_array().and_then(|steps| steps.iter().map(whole).collect());
     let falling = |steps: &Vec<usize>| {
         !steps.is_empty()
             && steps.iter().all(|step| (1..=1000).contains(step))
             && steps.windows(2).all(|pair| pair[0] > pair[1])
     };
-    steps
-        .filter(falling)
-        .ok_or_else(|| fields.fault("steps", value, "falling whole numbers from 1000 to 1, such as [1000, 750, 500, 250]"))
+    steps.filter(falling).ok_or_else(|| {
+        fields.fault("steps", value, "falling whole numbers from 1000 to 1, such as [1000, 750, 500, 250]")
+    })
 }

@@ -149,7 +149,8 @@ impl ModelIndex {
             None | Some("WanPipeline") => false,
             Some("WanCausalDMDPipeline") => true,
             Some(other) => {
-                let expected = "WanPipeline or WanCausalDMDPipeline: only text-to-video pipelines are supported";
+                let expected =
+                    "WanPipeline or WanCausalDMDPipeline: only text-to-video pipelines are supported";
                 return Err(fields.fault("_class_name", other, expected));
             }
         };
@@ -188,7 +189,11 @@ impl ModelIndex {
     }
 
     /// The settings of the whole pipeline, `causal` being what its transformers say about themselves.
-    pub(crate) fn settings(self, (solver, flow_shift): (Solver, f64), causal: Option<CausalFields>) -> Settings {
+    pub(crate) fn settings(
+        self,
+        (solver, flow_shift): (Solver, f64),
+        causal: Option<CausalFields>,
+    ) -> Settings {
         let boundary = if self.has_second_expert { self.boundary.unwrap_or(0.0) } else { 0.0 };
         let own_steps: &[usize] =
             if self.has_second_expert { &TWO_EXPERT_STEPS } else { &SELF_FORCING_STEPS };
@@ -249,7 +254,8 @@ pub(crate) fn parse_scheduler(path: &Path, bytes: &[u8]) -> Result<(Solver, f64)
         Some("FlowMatchEulerDiscreteScheduler") => (Solver::Euler, "shift"),
         Some("SelfForcingFlowMatchScheduler") => (Solver::FewStep, "shift"),
         other => {
-            let expected = "UniPCMultistepScheduler, FlowMatchEulerDiscreteScheduler or SelfForcingFlowMatchScheduler";
+            let expected =
+                "UniPCMultistepScheduler, FlowMatchEulerDiscreteScheduler or SelfForcingFlowMatchScheduler";
             return Err(fields.fault("_class_name", other.unwrap_or("absent"), expected));
         }
     };

@@ -30,7 +30,8 @@ pub fn step_noise(seed: u64, block: u32, step: u32, len: usize) -> Vec<f32> {
     let [low, high] = [seed, seed >> 32].map(|half| u32::try_from(half & 0xFFFF_FFFF).unwrap_or_default());
     let mut noise = vec![0.0; len];
     for (at, four) in noise.chunks_mut(4).enumerate() {
-        let place = [at as u64, at as u64 >> 32].map(|half| u32::try_from(half & 0xFFFF_FFFF).unwrap_or_default());
+        let place =
+            [at as u64, at as u64 >> 32].map(|half| u32::try_from(half & 0xFFFF_FFFF).unwrap_or_default());
         // A latent has fewer than 2^34 numbers, so the upper half of a place never meets a step.
         let words = philox([place[0], block, step, place[1]], [low, high]);
         let [a, b, c, d] = words.map(|word| f32::from_bits(0x3F80_0000 | word >> 9) - 1.0);
@@ -49,7 +50,10 @@ mod tests {
     #[test]
     fn the_words_are_those_of_the_reference() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8]);
-        assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408F_276D, 0x41C8_3B0E, 0xA20B_C7C6, 0x6D54_51FD]);
+        assert_eq!(
+            philox([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408F_276D, 0x41C8_3B0E, 0xA20B_C7C6, 0x6D54_51FD]
+        );
         assert_eq!(
             philox([0x243F_6A88, 0x85A3_08D3, 0x1319_8A2E, 0x0370_7344], [0xA409_3822, 0x299F_31D0]),
             [0xD16C_FE09, 0x94FD_CCEB, 0x5001_E420, 0x2412_6EA1]
@@ -59,7 +63,8 @@ mod tests {
     #[test]
     fn every_seed_block_and_step_has_noise_of_its_own_and_a_shorter_one_is_its_beginning() {
         let noise = |seed, block, step| step_noise(seed, block, step, 1001);
-        let all = [noise(7, 0, 0), noise(8, 0, 0), noise(7 + (1 << 32), 0, 0), noise(7, 1, 0), noise(7, 0, 1)];
+        let all =
+            [noise(7, 0, 0), noise(8, 0, 0), noise(7 + (1 << 32), 0, 0), noise(7, 1, 0), noise(7, 0, 1)];
         for (at, one) in all.iter().enumerate() {
             assert!(all[..at].iter().all(|other| other != one), "{at}");
         }

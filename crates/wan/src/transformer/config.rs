@@ -64,8 +64,7 @@ impl TransformerConfig {
             None | Some("WanTransformer3DModel") => false,
             Some("CausalWanTransformer3DModel") => true,
             Some(other) => {
-                let expected =
-                    "WanTransformer3DModel or CausalWanTransformer3DModel: only Wan transformers are supported";
+                let expected = "WanTransformer3DModel or CausalWanTransformer3DModel: only Wan transformers are supported";
                 return Err(fields.fault("_class_name", other, expected));
             }
         };
