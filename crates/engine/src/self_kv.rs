@@ -1,6 +1,6 @@
 //! Keys and values of committed latent frames as pages: entries of a job, one for each latent frame and layer.
 
-use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier};
+use evanesce_cache::{GroupWriter, Job, Lease, Lifetime, PutSpec, Tier};
 use evanesce_wan::Result;
 use evanesce_wan::checkpoint::Rollout;
 use evanesce_wan::transformer::{Codec, EncodedRows, FrameKv, FramePage, Rows, encode};
@@ -143,27 +143,33 @@ impl FrameKv for FramePages<'_> {
         if !self.commits {
             return Ok(());
         }
-        let frames = self.block.frames.clone();
-        let numbers = keys.len() / frames.len();
-        let [sink, recent] = [self.rollout.sink_frames, self.rollout.recent_frames]
-            .map(|frames| u32::try_from(frames).expect("a checkpoint names at most 1024"));
+        let numbers = keys.len() / self.block.frames.len();
         let tokens = numbers / self.dim;
-        let page_bytes = self.codec.page_bytes(tokens, self.dim);
-        let put = PutSpec::new(Tier::Device, Lifetime::Window { sink, recent }, page_bytes)
-            .raw_bytes((2 * size_of::<f32>() * numbers) as u64);
-        let key = |frame| keys::self_kv(self.expert, self.branch, layer, frame);
-        let first = key(frames.start);
-        let mut group = self
-            .job
-            .put_group(frames.map(|frame| (key(frame), put)))
-            .map_err(|error| crate::store_error(&first, error))?;
+        let mut group = self.begin(layer, tokens)?;
         for (at, (keys, values)) in keys.chunks_exact(numbers).zip(values.chunks_exact(numbers)).enumerate() {
             let (first, second) =
                 group.bytes_mut(at).split_at_mut(tokens * self.codec.keys.row_bytes(self.dim));
             encode(self.codec.keys, keys, self.dim, first);
             encode(self.codec.values, values, self.dim, second);
         }
+        let first = keys::self_kv(self.expert, self.branch, layer, self.block.frames.start);
         group.commit().map_err(|error| crate::store_error(&first, error.refusal))?;
         Ok(())
+    }
+}
+
+impl FramePages<'_> {
+    /// Begins the pages of the block, of `tokens` tokens a frame: all of them or none.
+    pub(crate) fn begin(&self, layer: usize, tokens: usize) -> Result<GroupWriter> {
+        let [sink, recent] = [self.rollout.sink_frames, self.rollout.recent_frames]
+            .map(|frames| u32::try_from(frames).expect("a checkpoint names at most 1024"));
+        let page_bytes = self.codec.page_bytes(tokens, self.dim);
+        let put = PutSpec::new(Tier::Device, Lifetime::Window { sink, recent }, page_bytes)
+            .raw_bytes((2 * size_of::<f32>() * tokens * self.dim) as u64);
+        let key = |frame| keys::self_kv(self.expert, self.branch, layer, frame);
+        let frames = self.block.frames.clone();
+        self.job
+            .put_group(frames.clone().map(|frame| (key(frame), put)))
+            .map_err(|error| crate::store_error(&key(frames.start), error))
     }
 }

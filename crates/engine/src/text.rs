@@ -34,7 +34,7 @@ impl Prompt {
 /// Tokenizes and encodes `text`, or finds it encoded.
 pub(crate) fn encode(model: &Model, job: &Job, position: Position, text: &str) -> Result<Prompt> {
     let ids = model.tokenizer.prompt_ids(text)?;
-    let key = keys::embedding(&model.weights.fingerprint(Component::TextEncoder), &ids);
+    let key = keys::embedding(&model.blueprint.fingerprint(Component::TextEncoder), &ids);
     let lease = match job.shared_get(&key) {
         Some(lease) => lease,
         None => {

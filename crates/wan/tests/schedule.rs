@@ -63,7 +63,7 @@ fn trajectory(schedule: &Schedule, start: &[f32]) -> Vec<Vec<f32>> {
         let mut corrected = (corrected_steps > 0).then(|| vec![0.0; len]);
         let output =
             StepOutput { next: &mut next, x0: x0.as_deref_mut(), corrected: corrected.as_deref_mut() };
-        let input = StepInput { velocity: &velocity, sample, history };
+        let input = StepInput { velocity: &velocity, sample, history, noise: None };
         schedule.step(index, &input, output).expect("a whole history");
         kept.push((x0, corrected));
         samples.push(next);
@@ -132,7 +132,7 @@ fn a_step_without_its_history_is_refused() {
             (0..8).map(|bits| (pieces[bits & 1], pieces[bits >> 1 & 1], pieces[bits >> 2 & 1]))
         {
             let history = History { x0: [first, second], corrected };
-            let input = StepInput { velocity: &numbers, sample: &numbers, history };
+            let input = StepInput { velocity: &numbers, sample: &numbers, history, noise: None };
             let mut next = [f32::NAN; 4];
             let result =
                 schedule.step(index, &input, StepOutput { next: &mut next, x0: None, corrected: None });
@@ -150,10 +150,10 @@ fn lengths_that_do_not_fit_are_refused() {
     let schedule = Schedule::new(Solver::Euler, Grid::Diffusers, 2, 3.0).unwrap();
     let (long, short) = ([0.0; 4], [0.0; 3]);
     let mut next = [0.0; 4];
-    let input = StepInput { velocity: &short, sample: &long, history: History::default() };
+    let input = StepInput { velocity: &short, sample: &long, history: History::default(), noise: None };
     let output = StepOutput { next: &mut next, x0: None, corrected: None };
     assert!(matches!(schedule.step(0, &input, output), Err(WanError::Mismatch { .. })));
-    let input = StepInput { velocity: &long, sample: &long, history: History::default() };
+    let input = StepInput { velocity: &long, sample: &long, history: History::default(), noise: None };
     let output = StepOutput { next: &mut next, x0: None, corrected: None };
     assert!(matches!(schedule.step(2, &input, output), Err(WanError::Mismatch { .. })));
 }

@@ -13,7 +13,7 @@ use evanesce_engine::report::KindReport;
 use evanesce_engine::video::thumbnails;
 use html_escape::encode_text;
 
-pub(crate) use recorder::Recorder;
+pub(crate) use recorder::{Recorder, Sample};
 
 use crate::progress::StageTimes;
 use crate::quantity::show_bytes;
@@ -39,18 +39,7 @@ impl Page<'_> {
     /// # Errors
     /// When the video cannot be read back or the page cannot be written.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let page = self.html()?;
-        let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let cannot = || format!("cannot write the report {}", path.display());
-        let mut file = tempfile::Builder::new()
-            .prefix(".evanesce-")
-            .suffix(".part")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            .tempfile_in(directory)
-            .with_context(cannot)?;
-        std::io::Write::write_all(&mut file, page.as_bytes()).with_context(cannot)?;
-        file.persist(path).with_context(cannot)?;
-        Ok(())
+        write_page(path, &self.html()?)
     }
 
     fn html(&self) -> anyhow::Result<String> {
@@ -67,29 +56,21 @@ impl Page<'_> {
             show_bytes(self.process_peak_bytes)
         );
         let pictures = thumbnails(self.video, PICTURES, PICTURE_PIXELS)?;
-        Ok(format!(
-            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-             <title>evanesce: {prompt}</title><style>{STYLE}</style></head><body><h1>{prompt}</h1><p>{summary}</p>\
-             {}<h2>What was held</h2><p>After each of {} units of work (a prompt, a step, a commit, a latent frame); within a unit there \
-             is scratch besides, which the peaks in the tables count.</p>{}{}<h2>What became of it</h2>{}<h2>Where the time went</h2>{}</body></html>\n",
+        let prompt = encode_text(self.prompt);
+        let body = format!(
+            "<h1>{prompt}</h1><p>{summary}</p>{}<h2>What was held</h2><p>After each of {} units of work (a prompt, a step, a commit, a latent frame); within a unit there \
+             is scratch besides, which the peaks in the tables count.</p>{}{}<h2>What became of it</h2>{}<h2>Where the time went</h2>{}",
             sheet::contact_sheet(&pictures),
             self.recorder.units(),
-            self.areas(),
+            areas(
+                self.recorder.samples(),
+                &self.outcome.memory.tiers.iter().map(|tier| tier.tier).collect::<Vec<_>>()
+            ),
             self.tiers(),
             self.kinds(),
             self.stages(),
-            prompt = encode_text(self.prompt),
-        ))
-    }
-
-    fn areas(&self) -> String {
-        let samples = self.recorder.samples();
-        let tiers = self.outcome.memory.tiers.iter().enumerate();
-        tiers
-            .filter_map(|(i, tier)| {
-                Some(format!("<h3>{}</h3>{}", tier.tier, chart::stacked_areas(samples, i)?))
-            })
-            .collect()
+        );
+        Ok(document(&format!("evanesce: {}", self.prompt), &body))
     }
 
     fn tiers(&self) -> String {
@@ -139,6 +120,40 @@ impl Page<'_> {
         });
         table(&["stage", "seconds", ""], rows)
     }
+}
+
+/// What every tier held, one picture each; `tiers` are their names.
+pub(crate) fn areas(samples: &[Sample], tiers: &[&str]) -> String {
+    let picture =
+        |(at, tier): (usize, &&str)| Some(format!("<h3>{tier}</h3>{}", chart::stacked_areas(samples, at)?));
+    tiers.iter().enumerate().filter_map(picture).collect()
+}
+
+/// A whole page around `body`, which is HTML; the title is text.
+pub(crate) fn document(title: &str, body: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+         <title>{}</title><style>{STYLE}</style></head><body>{body}</body></html>\n",
+        encode_text(title)
+    )
+}
+
+/// Writes a page to `path`, whole or not at all.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn write_page(path: &Path, page: &str) -> anyhow::Result<()> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let cannot = || format!("cannot write the report {}", path.display());
+    let mut file = tempfile::Builder::new()
+        .prefix(".evanesce-")
+        .suffix(".part")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .tempfile_in(directory)
+        .with_context(cannot)?;
+    std::io::Write::write_all(&mut file, page.as_bytes()).with_context(cannot)?;
+    file.persist(path).with_context(cannot)?;
+    Ok(())
 }
 
 fn show(bytes: u64) -> String {
