@@ -3,12 +3,14 @@
 use evanesce_cache::{GroupWriter, Job, Lease, Lifetime, PutSpec, Tier};
 use evanesce_wan::Result;
 use evanesce_wan::checkpoint::Rollout;
-use evanesce_wan::transformer::{Codec, EncodedRows, FrameKv, FramePage, Rows, encode};
+use evanesce_wan::transformer::{Attended, Codec, EncodedRows, FrameKv, FramePage, Rows, encode};
 use evanesce_wan::weights::Component;
 
 use crate::ahead::Ahead;
 use crate::blocks::{Block, Reach, reach};
+use crate::calibration::Measurement;
 use crate::keys::{self, BranchName};
+use crate::request::JobSpec;
 
 /// How pages are stored: keys and values each in a codec of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,17 +28,20 @@ impl KvCodec {
         Self { keys: codec, values: codec }
     }
 
-    /// The codec of this name: `f32`, `bf16`, `int8`, `int4`, or `k8v4` for keys in `int8` and values in `int4`.
+    /// The codec of this name: `f32`, `bf16`, `int8`, `int4`, `int2`, or two of them as `k8v4` for keys in `int8` and values in
+    /// `int4`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        if name == "k8v4" {
-            return Some(Self { keys: Codec::Int8, values: Codec::Int4 });
+        match name {
+            "k8v4" => return Some(Self { keys: Codec::Int8, values: Codec::Int4 }),
+            "k4v2" => return Some(Self { keys: Codec::Int4, values: Codec::Int2 }),
+            _ => {}
         }
         Codec::ALL.into_iter().find(|codec| codec.as_str() == name).map(Self::both)
     }
 
     /// Every name that [`Self::from_name`] knows.
-    pub const NAMES: [&'static str; 5] = ["f32", "bf16", "int8", "int4", "k8v4"];
+    pub const NAMES: [&'static str; 7] = ["f32", "bf16", "int8", "int4", "k8v4", "int2", "k4v2"];
 
     /// Bytes of a page of `tokens` tokens of `dim` numbers.
     pub(crate) const fn page_bytes(self, tokens: usize, dim: usize) -> usize {
@@ -62,7 +67,8 @@ pub(crate) struct FramePages<'a> {
     pub(crate) branch: BranchName,
     pub(crate) block: &'a Block,
     pub(crate) rollout: Rollout,
-    pub(crate) codec: KvCodec,
+    /// How the pages of the job are stored.
+    pub(crate) spec: &'a JobSpec,
     /// Numbers of a row.
     pub(crate) dim: usize,
     /// Whether the block leaves pages of its own.
@@ -70,6 +76,8 @@ pub(crate) struct FramePages<'a> {
     pub(crate) reach: Reach,
     /// Asks for what the layers behind the one that is read will read.
     pub(crate) ahead: Option<Ahead<'a>>,
+    /// Measures what other codecs would cost.
+    pub(crate) measured: Option<&'a Measurement>,
 }
 
 impl<'a> FramePages<'a> {
@@ -80,10 +88,15 @@ impl<'a> FramePages<'a> {
         branch: BranchName,
         block: &'a Block,
         rollout: Rollout,
-        codec: KvCodec,
+        spec: &'a JobSpec,
     ) -> Self {
         let reach = reach(rollout, block.frames.start);
-        Self { job, expert, branch, block, rollout, codec, dim, commits: false, reach, ahead: None }
+        let (commits, ahead, measured) = (false, None, None);
+        Self { job, expert, branch, block, rollout, spec, dim, commits, reach, ahead, measured }
+    }
+
+    fn codec(&self, layer: usize, frame: usize) -> KvCodec {
+        self.spec.page_codec(self.expert, layer, frame)
     }
 }
 
@@ -129,7 +142,8 @@ impl FrameKv for FramePages<'_> {
         let page = |frame: &usize| {
             let key = keys::self_kv(self.expert, self.branch, layer, *frame);
             let lease = self.job.try_get(&key).map_err(|error| crate::store_error(&key, error))?;
-            Ok(Box::new(Page { lease, codec: self.codec, dim: self.dim }) as Box<dyn FramePage>)
+            let codec = self.codec(layer, *frame);
+            Ok(Box::new(Page { lease, codec, dim: self.dim }) as Box<dyn FramePage>)
         };
         let pages = self.reach.frames.iter().map(page).collect();
         if let Some(ahead) = &self.ahead {
@@ -146,15 +160,22 @@ impl FrameKv for FramePages<'_> {
         let numbers = keys.len() / self.block.frames.len();
         let tokens = numbers / self.dim;
         let mut group = self.begin(layer, tokens)?;
-        for (at, (keys, values)) in keys.chunks_exact(numbers).zip(values.chunks_exact(numbers)).enumerate() {
-            let (first, second) =
-                group.bytes_mut(at).split_at_mut(tokens * self.codec.keys.row_bytes(self.dim));
-            encode(self.codec.keys, keys, self.dim, first);
-            encode(self.codec.values, values, self.dim, second);
+        let rows = keys.chunks_exact(numbers).zip(values.chunks_exact(numbers));
+        for (at, (frame, (keys, values))) in self.block.frames.clone().zip(rows).enumerate() {
+            let codec = self.codec(layer, frame);
+            let (first, second) = group.bytes_mut(at).split_at_mut(tokens * codec.keys.row_bytes(self.dim));
+            encode(codec.keys, keys, self.dim, first);
+            encode(codec.values, values, self.dim, second);
         }
         let first = keys::self_kv(self.expert, self.branch, layer, self.block.frames.start);
         group.commit().map_err(|error| crate::store_error(&first, error.refusal))?;
         Ok(())
+    }
+
+    fn attended(&self, layer: usize, seen: &Attended<'_>) {
+        if let Some(measured) = self.measured {
+            measured.take(self.expert, layer, seen);
+        }
     }
 }
 
@@ -163,13 +184,15 @@ impl FramePages<'_> {
     pub(crate) fn begin(&self, layer: usize, tokens: usize) -> Result<GroupWriter> {
         let [sink, recent] = [self.rollout.sink_frames, self.rollout.recent_frames]
             .map(|frames| u32::try_from(frames).expect("a checkpoint names at most 1024"));
-        let page_bytes = self.codec.page_bytes(tokens, self.dim);
-        let put = PutSpec::new(Tier::Device, Lifetime::Window { sink, recent }, page_bytes)
-            .raw_bytes((2 * size_of::<f32>() * tokens * self.dim) as u64);
+        let put = |frame| {
+            let page_bytes = self.codec(layer, frame).page_bytes(tokens, self.dim);
+            PutSpec::new(Tier::Device, Lifetime::Window { sink, recent }, page_bytes)
+                .raw_bytes((2 * size_of::<f32>() * tokens * self.dim) as u64)
+        };
         let key = |frame| keys::self_kv(self.expert, self.branch, layer, frame);
         let frames = self.block.frames.clone();
         self.job
-            .put_group(frames.clone().map(|frame| (key(frame), put)))
+            .put_group(frames.clone().map(|frame| (key(frame), put(frame))))
             .map_err(|error| crate::store_error(&key(frames.start), error))
     }
 }

@@ -296,7 +296,7 @@ impl<'a> Rehearsal<'a> {
         let Some(rollout) = self.spec.rollout else { return Ok(()) };
         let owner =
             (self.blueprint.context_of(rollout, expert), self.blueprint.expert(expert).config().dim());
-        let pages = FramePages::new(&self.job, owner, branch, block, rollout, self.spec.kv_codec);
+        let pages = FramePages::new(&self.job, owner, branch, block, rollout, self.spec);
         let read: WanResult<_> = pages.pages(layer);
         let read = read?;
         if branch == BranchName::Cond {
