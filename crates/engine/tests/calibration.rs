@@ -81,7 +81,8 @@ fn what_is_chosen_is_what_a_job_keeps() {
     assert_eq!(pages.puts, 3 * 8);
 
     // The sink alone in another codec is another video, and takes other bytes.
-    let sink = KvOverrides { sink: KvCodec::from_name("f32"), ..overrides };
+    let mut sink = overrides;
+    sink.sink = KvCodec::from_name("f32");
     let with_sink = Request { kv_overrides: sink, ..mixed.clone() };
     assert_ne!(pictures(&fresh, with_sink.clone()), pictures(&fresh, mixed));
     let outcome = run(&fresh, with_sink, Kept::default().outputs(), &mut Silent).unwrap();
