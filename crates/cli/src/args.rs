@@ -192,6 +192,9 @@ pub(crate) struct Calibrate {
     /// A codec of its own for the first frames, which every block sees; not counted in the budget.
     #[arg(long, value_name = "NAME", value_parser = parse_kv_codec)]
     pub(crate) sink: Option<KvCodec>,
+    /// A codec for the frames right before a block, beside the one that they have later; not counted in the budget.
+    #[arg(long, value_name = "NAME", value_parser = parse_kv_codec)]
+    pub(crate) newest: Option<KvCodec>,
     /// A checkpoint that makes videos block by block [default: the small one that ships with evanesce].
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,

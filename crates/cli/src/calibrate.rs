@@ -69,7 +69,7 @@ fn calibrate(args: &Calibrate) -> anyhow::Result<()> {
     let short =
         || refusal("the video has one block only, so nothing reads a page; ask for more --frames".to_owned());
     let mut chosen = job.choose(budget).ok_or_else(short)?;
-    chosen.overrides.sink = args.sink;
+    (chosen.overrides.sink, chosen.overrides.newest) = (args.sink, args.newest);
     if !chosen.fits {
         let Assignment { token_bytes, error, .. } = chosen;
         let least = show_bytes(token_bytes * tokens);

@@ -6,6 +6,7 @@
 //! {
 //!   "base": "int4",
 //!   "sink": "bf16",
+//!   "newest": "int8",
 //!   "layers": { "high_noise": ["int8", { "keys": "int8", "values": "int2" }], "low_noise": ["int4", "int4"] }
 //! }
 //! ```
@@ -16,10 +17,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use evanesce_cache::Key;
 use evanesce_wan::weights::Component;
 use serde_json::{Map, Value, json};
 
 use crate::error::{EngineError, Result};
+use crate::keys::{self, BranchName};
 use crate::request::JobSpec;
 use crate::self_kv::KvCodec;
 
@@ -32,6 +35,9 @@ const EXPERTS: [(&str, Component); 2] =
 pub struct KvOverrides {
     /// The first frames, which every later block sees: noise there is seen longest.
     pub sink: Option<KvCodec>,
+    /// The frames right before a block, beyond the sink. They are stored twice when they are committed, in this codec for the next
+    /// block and in their own for those after it, so that no page is encoded from what another codec left.
+    pub newest: Option<KvCodec>,
     /// All layers of an expert.
     layers: BTreeMap<Component, Vec<KvCodec>>,
 }
@@ -61,14 +67,15 @@ impl KvOverrides {
     }
 
     fn from_json(value: &Value) -> std::result::Result<(KvCodec, Self), String> {
-        const FIELDS: [&str; 4] = ["base", "sink", "layers", "measured"];
+        const FIELDS: [&str; 5] = ["base", "sink", "newest", "layers", "measured"];
         let fields = value.as_object().ok_or("must be an object with \"base\"")?;
         if let Some(unknown) = fields.keys().find(|key| !FIELDS.contains(&key.as_str())) {
             return Err(format!("has a field {unknown:?}; it may have {}", FIELDS.join(", ")));
         }
         let base = fields.get("base").ok_or("lacks \"base\", the codec of most pages")?;
-        let sink = fields.get("sink").filter(|sink| !sink.is_null());
-        let mut overrides = Self { sink: sink.map(codec_from).transpose()?, layers: BTreeMap::new() };
+        let optional = |name| fields.get(name).filter(|codec| !codec.is_null()).map(codec_from).transpose();
+        let (sink, newest) = (optional("sink")?, optional("newest")?);
+        let mut overrides = Self { sink, newest, layers: BTreeMap::new() };
         let none = Map::new();
         let layers = match fields.get("layers") {
             None => &none,
@@ -95,6 +102,7 @@ impl KvOverrides {
         json!({
             "base": codec_json(base),
             "sink": self.sink.map(codec_json),
+            "newest": self.newest.map(codec_json),
             "layers": layers.collect::<Map<_, _>>(),
         })
     }
@@ -141,6 +149,26 @@ fn codec_json(codec: KvCodec) -> Value {
 }
 
 impl JobSpec {
+    /// The codec of a second page of a frame, if it has one: see [`KvOverrides::newest`].
+    pub(crate) fn newest_codec(&self, frame: usize) -> Option<KvCodec> {
+        let sink_frames = self.rollout.map_or(0, |rollout| rollout.sink_frames);
+        self.kv_overrides.newest.filter(|_| frame >= sink_frames)
+    }
+
+    /// The page of a frame that block `block` reads, and its codec.
+    pub(crate) fn page_read(
+        &self,
+        (expert, branch): (Component, BranchName),
+        layer: usize,
+        frame: usize,
+        block: usize,
+    ) -> (Key, KvCodec) {
+        match self.newest_codec(frame).filter(|_| self.block_of(frame) + 1 == block) {
+            Some(newest) => (keys::newest_kv(expert, branch, layer, frame), newest),
+            None => (keys::self_kv(expert, branch, layer, frame), self.page_codec(expert, layer, frame)),
+        }
+    }
+
     /// The codec of a page.
     pub(crate) fn page_codec(&self, expert: Component, layer: usize, frame: usize) -> KvCodec {
         let is_sink = self.rollout.is_some_and(|rollout| frame < rollout.sink_frames);
@@ -158,7 +186,8 @@ mod tests {
     fn what_is_written_is_read() {
         let mixed = KvCodec::from_name("k8v4").unwrap();
         let base = KvCodec::from_name("int2").unwrap();
-        let mut overrides = KvOverrides { sink: KvCodec::from_name("bf16"), ..KvOverrides::default() };
+        let mut overrides =
+            KvOverrides { sink: KvCodec::from_name("bf16"), newest: Some(mixed), ..KvOverrides::default() };
         overrides.set_layers(Component::LowNoise, vec![mixed, base]);
         let json = overrides.to_json(base);
         assert_eq!(KvOverrides::from_json(&json), Ok((base, overrides)));

@@ -94,10 +94,6 @@ impl<'a> FramePages<'a> {
         let (commits, ahead, measured) = (false, None, None);
         Self { job, expert, branch, block, rollout, spec, dim, commits, reach, ahead, measured }
     }
-
-    fn codec(&self, layer: usize, frame: usize) -> KvCodec {
-        self.spec.page_codec(self.expert, layer, frame)
-    }
 }
 
 /// Keys, then values, in one entry: they live together (law 7).
@@ -140,9 +136,9 @@ impl FrameKv for FramePages<'_> {
 
     fn pages(&self, layer: usize) -> Result<Vec<Box<dyn FramePage + '_>>> {
         let page = |frame: &usize| {
-            let key = keys::self_kv(self.expert, self.branch, layer, *frame);
+            let owner = (self.expert, self.branch);
+            let (key, codec) = self.spec.page_read(owner, layer, *frame, self.block.at);
             let lease = self.job.try_get(&key).map_err(|error| crate::store_error(&key, error))?;
-            let codec = self.codec(layer, *frame);
             Ok(Box::new(Page { lease, codec, dim: self.dim }) as Box<dyn FramePage>)
         };
         let pages = self.reach.frames.iter().map(page).collect();
@@ -160,12 +156,11 @@ impl FrameKv for FramePages<'_> {
         let numbers = keys.len() / self.block.frames.len();
         let tokens = numbers / self.dim;
         let mut group = self.begin(layer, tokens)?;
-        let rows = keys.chunks_exact(numbers).zip(values.chunks_exact(numbers));
-        for (at, (frame, (keys, values))) in self.block.frames.clone().zip(rows).enumerate() {
-            let codec = self.codec(layer, frame);
+        for (at, (frame, codec)) in self.written(layer).into_iter().enumerate() {
+            let from = (frame - self.block.frames.start) * numbers;
             let (first, second) = group.bytes_mut(at).split_at_mut(tokens * codec.keys.row_bytes(self.dim));
-            encode(codec.keys, keys, self.dim, first);
-            encode(codec.values, values, self.dim, second);
+            encode(codec.keys, &keys[from..from + numbers], self.dim, first);
+            encode(codec.values, &values[from..from + numbers], self.dim, second);
         }
         let first = keys::self_kv(self.expert, self.branch, layer, self.block.frames.start);
         group.commit().map_err(|error| crate::store_error(&first, error.refusal))?;
@@ -184,15 +179,27 @@ impl FramePages<'_> {
     pub(crate) fn begin(&self, layer: usize, tokens: usize) -> Result<GroupWriter> {
         let [sink, recent] = [self.rollout.sink_frames, self.rollout.recent_frames]
             .map(|frames| u32::try_from(frames).expect("a checkpoint names at most 1024"));
-        let put = |frame| {
-            let page_bytes = self.codec(layer, frame).page_bytes(tokens, self.dim);
-            PutSpec::new(Tier::Device, Lifetime::Window { sink, recent }, page_bytes)
-                .raw_bytes((2 * size_of::<f32>() * tokens * self.dim) as u64)
-        };
-        let key = |frame| keys::self_kv(self.expert, self.branch, layer, frame);
+        let newest = u32::try_from(self.block.frames.len()).expect("a block has few frames");
+        let frames = self.block.frames.len();
+        let puts = self.written(layer).into_iter().enumerate().map(|(at, (frame, codec))| {
+            let (key, lifetime) = if at < frames {
+                (keys::self_kv(self.expert, self.branch, layer, frame), Lifetime::Window { sink, recent })
+            } else {
+                let lifetime = Lifetime::Window { sink: 0, recent: newest };
+                (keys::newest_kv(self.expert, self.branch, layer, frame), lifetime)
+            };
+            let put = PutSpec::new(Tier::Device, lifetime, codec.page_bytes(tokens, self.dim));
+            (key, put.raw_bytes((2 * size_of::<f32>() * tokens * self.dim) as u64))
+        });
+        let first = keys::self_kv(self.expert, self.branch, layer, self.block.frames.start);
+        self.job.put_group(puts).map_err(|error| crate::store_error(&first, error))
+    }
+
+    /// The pages that the block leaves, in order: one of each frame, then the second ones of those that have one.
+    fn written(&self, layer: usize) -> Vec<(usize, KvCodec)> {
         let frames = self.block.frames.clone();
-        self.job
-            .put_group(frames.clone().map(|frame| (key(frame), put(frame))))
-            .map_err(|error| crate::store_error(&key(frames.start), error))
+        let own = frames.clone().map(|frame| (frame, self.spec.page_codec(self.expert, layer, frame)));
+        let newest = frames.filter_map(|frame| Some((frame, self.spec.newest_codec(frame)?)));
+        own.chain(newest).collect()
     }
 }

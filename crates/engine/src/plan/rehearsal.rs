@@ -329,7 +329,7 @@ impl<'a> Rehearsal<'a> {
         let fetcher = self.job.fetcher();
         for branch in self.spec.branches(expert) {
             for frame in reach(rollout, block.frames.start).frames {
-                fetcher.prefetch(&keys::self_kv(owner, *branch, layer, frame));
+                fetcher.prefetch(&self.spec.page_read((owner, *branch), layer, frame, block.at).0);
             }
         }
     }
