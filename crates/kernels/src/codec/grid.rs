@@ -2,11 +2,14 @@
 //!
 //! The minimum is rounded down and the step up, so every number lies on the grid's range and is off by at most half a step and
 //! a rounding.
+#![expect(unsafe_code, reason = "calls a loop of an instruction set that was detected")]
 
 use half::bf16;
 
 use super::GROUP;
-use crate::isa::by_isa;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Kind;
+use crate::isa::{Isa, by_isa};
 
 /// Bytes of a group's step and minimum.
 const GRID_BYTES: usize = 4;
@@ -31,7 +34,12 @@ pub(crate) struct Grid {
 
 /// The least and the greatest number of a group; both NaN if one is not finite.
 #[inline(always)]
-pub(super) fn extremes(group: &[f32]) -> [f32; 2] {
+pub(super) fn extremes(isa: Isa, group: &[f32]) -> [f32; 2] {
+    #[cfg(target_arch = "x86_64")]
+    if let (Kind::Avx512, Ok(whole)) = (isa.kind(), <&[f32; GROUP]>::try_from(group)) {
+        // SAFETY: `Kind::Avx512` exists only after its features were detected.
+        return unsafe { extremes_avx512(whole) };
+    }
     let (mut least, mut greatest) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     let mut poison = [0.0_f32; LANES];
     let (whole, rest) = group.as_chunks::<LANES>();
@@ -60,11 +68,42 @@ pub(super) fn extremes(group: &[f32]) -> [f32; 2] {
     [least[0] + poison[0], greatest[0] + poison[0]]
 }
 
+/// As [`extremes`], step by step: of two zeros the one is taken that is taken there.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn extremes_avx512(group: &[f32; GROUP]) -> [f32; 2] {
+    use std::arch::x86_64::{
+        _mm512_add_ps, _mm512_cvtss_f32, _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps,
+        _mm512_permute_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4,
+    };
+    let (mut least, mut greatest) = (_mm512_set1_ps(f32::INFINITY), _mm512_set1_ps(f32::NEG_INFINITY));
+    let mut poison = _mm512_setzero_ps();
+    for numbers in group.as_chunks::<LANES>().0 {
+        // SAFETY: LANES numbers fill a register.
+        let x = unsafe { _mm512_loadu_ps(numbers.as_ptr()) };
+        // The first operand where it is smaller, the second where neither is.
+        least = _mm512_min_ps(x, least);
+        greatest = _mm512_max_ps(x, greatest);
+        poison = _mm512_add_ps(poison, _mm512_mul_ps(x, _mm512_setzero_ps()));
+    }
+    /// Halves of the lanes meet, then halves of the rest.
+    macro_rules! fold {
+        ($join:ident, $lanes:ident) => {{
+            let lanes = $join(_mm512_shuffle_f32x4::<0b1110>($lanes, $lanes), $lanes);
+            let lanes = $join(_mm512_shuffle_f32x4::<0b0001>(lanes, lanes), lanes);
+            let lanes = $join(_mm512_permute_ps::<0b1110>(lanes), lanes);
+            _mm512_cvtss_f32($join(_mm512_permute_ps::<0b0001>(lanes), lanes))
+        }};
+    }
+    let poison = fold!(_mm512_add_ps, poison);
+    [fold!(_mm512_min_ps, least) + poison, fold!(_mm512_max_ps, greatest) + poison]
+}
+
 impl Grid {
     /// The grid from the least to the greatest number, for codes up to `top`.
     #[inline(always)]
-    fn around(group: &[f32], top: f32) -> Self {
-        let [least, greatest] = extremes(group);
+    fn around(isa: Isa, group: &[f32], top: f32) -> Self {
+        let [least, greatest] = extremes(isa, group);
         if least.is_nan() {
             return Self { step: f32::NAN, minimum: f32::NAN };
         }
@@ -128,15 +167,15 @@ pub(super) fn towards(rounded: bf16, exact: f32, end: f32) -> f32 {
 
 by_isa! {
     /// Encodes a row in bytes.
-    pub(super) fn encode_int8(row: &[f32], out: &mut [u8]) = encode_int8_inner
+    pub(super) fn encode_int8(set: Isa, row: &[f32], out: &mut [u8]) = encode_int8_inner
 }
 
 #[inline(always)]
-fn encode_int8_inner(row: &[f32], out: &mut [u8]) {
+fn encode_int8_inner(set: Isa, row: &[f32], out: &mut [u8]) {
     let (codes, grids) = out.split_at_mut(row.len());
     let groups = row.chunks(GROUP).zip(codes.chunks_mut(GROUP)).zip(grids.chunks_exact_mut(GRID_BYTES));
     for ((group, codes), place) in groups {
-        let grid = Grid::around(group, 255.0);
+        let grid = Grid::around(set, group, 255.0);
         grid.write(place);
         grid.codes(group, 255.0, codes);
     }
@@ -144,15 +183,15 @@ fn encode_int8_inner(row: &[f32], out: &mut [u8]) {
 
 by_isa! {
     /// Encodes a row in halves of bytes: number `i` is the lower half of byte `i / 2` where `i` is even.
-    pub(super) fn encode_int4(row: &[f32], out: &mut [u8]) = encode_int4_inner
+    pub(super) fn encode_int4(set: Isa, row: &[f32], out: &mut [u8]) = encode_int4_inner
 }
 
 #[inline(always)]
-fn encode_int4_inner(row: &[f32], out: &mut [u8]) {
+fn encode_int4_inner(set: Isa, row: &[f32], out: &mut [u8]) {
     let (packed, grids) = out.split_at_mut(row.len().div_ceil(2));
     let groups = row.chunks(GROUP).zip(packed.chunks_mut(GROUP / 2)).zip(grids.chunks_exact_mut(GRID_BYTES));
     for ((group, packed), place) in groups {
-        let grid = Grid::around(group, 15.0);
+        let grid = Grid::around(set, group, 15.0);
         grid.write(place);
         let mut codes = [0_u8; GROUP];
         grid.codes(group, 15.0, &mut codes[..group.len()]);

@@ -242,9 +242,9 @@ pub fn encode(codec: Codec, x: &[f32], width: usize, out: &mut [u8]) {
             match codec {
                 Codec::F32 => out.copy_from_slice(bytemuck::cast_slice(row)),
                 Codec::Bf16 => encode_bf16(isa, row, out),
-                Codec::Int8 => grid::encode_int8(isa, row, out),
-                Codec::Int4 => grid::encode_int4(isa, row, out),
-                Codec::Int2 => turned::encode(isa, row, out),
+                Codec::Int8 => grid::encode_int8(isa, isa, row, out),
+                Codec::Int4 => grid::encode_int4(isa, isa, row, out),
+                Codec::Int2 => turned::encode(isa, isa, row, out),
             }
         }
     });

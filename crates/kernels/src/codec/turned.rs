@@ -11,7 +11,7 @@ use half::bf16;
 
 use super::GROUP;
 use super::grid::{Grid, extremes, part, towards};
-use crate::isa::by_isa;
+use crate::isa::{Isa, by_isa};
 
 /// Bytes of a group's step, minimum and first number.
 const GRID_BYTES: usize = 3;
@@ -185,18 +185,18 @@ fn turned(group: &[f32], buffer: &mut [f32; GROUP]) -> usize {
 
 by_isa! {
     /// Encodes a row: number `i` is in byte `i / 4`, the first in its lowest bits.
-    pub(super) fn encode(row: &[f32], out: &mut [u8]) = encode_inner
+    pub(super) fn encode(set: Isa, row: &[f32], out: &mut [u8]) = encode_inner
 }
 
 #[inline(always)]
-fn encode_inner(row: &[f32], out: &mut [u8]) {
+fn encode_inner(set: Isa, row: &[f32], out: &mut [u8]) {
     let (packed, grids) = out.split_at_mut(row.len().div_ceil(4));
     let (grids, unit_place) = grids.split_at_mut(grids.len() - UNIT_BYTES);
     let mut buffer = [0.0; GROUP];
     let mut largest = 0.0_f32;
     for group in row.chunks(GROUP) {
         let len = turned(group, &mut buffer);
-        let [least, greatest] = extremes(&buffer[..len]);
+        let [least, greatest] = extremes(set, &buffer[..len]);
         // NaN is not larger than anything.
         for magnitude in [-least, greatest] {
             largest = if magnitude > largest { magnitude } else { largest };
@@ -207,7 +207,7 @@ fn encode_inner(row: &[f32], out: &mut [u8]) {
     let groups = row.chunks(GROUP).zip(packed.chunks_mut(GROUP / 4)).zip(grids.chunks_exact_mut(GRID_BYTES));
     for ((group, packed), place) in groups {
         let len = turned(group, &mut buffer);
-        let grid = write_grid(&buffer[..len], unit, place);
+        let grid = write_grid(set, &buffer[..len], unit, place);
         let mut codes = [0_u8; GROUP];
         grid.codes(&buffer[..len], TOP, &mut codes[..len]);
         for (byte, four) in packed.iter_mut().zip(codes.as_chunks::<4>().0) {
@@ -218,15 +218,15 @@ fn encode_inner(row: &[f32], out: &mut [u8]) {
 
 /// Writes the grid around turned numbers, and gives it as it will be read.
 #[inline(always)]
-fn write_grid(numbers: &[f32], unit: f32, place: &mut [u8]) -> Grid {
-    if extremes(numbers)[0].is_nan() {
+fn write_grid(isa: Isa, numbers: &[f32], unit: f32, place: &mut [u8]) -> Grid {
+    if extremes(isa, numbers)[0].is_nan() {
         place.copy_from_slice(&[0, LOST, 0]);
         return Grid { step: f32::NAN, minimum: f32::NAN };
     }
     let in_units = |x: f32| if unit > 0.0 { x / unit } else { 0.0 };
     let (first, others) = numbers.split_at(1);
     place[2] = nearest_code(in_units(first[0]));
-    let [least, greatest] = if others.is_empty() { [0.0; 2] } else { extremes(others) };
+    let [least, greatest] = if others.is_empty() { [0.0; 2] } else { extremes(isa, others) };
     place[1] = minimum_code(in_units(least));
     let minimum = minimum_of(place[1]);
     place[0] = step_code((in_units(greatest) - minimum) / TOP);
