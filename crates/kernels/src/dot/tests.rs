@@ -1,7 +1,7 @@
 use super::{Columns, Finish, Isa, NR, Tile, Words, dot};
 
 fn bytes(count: usize, seed: usize) -> Vec<u8> {
-    (0..count).map(|i| ((i * 97 + seed) * 31 % 257 % 256) as u8).collect()
+    (0..count).map(|i| u8::try_from((i * 97 + seed) * 31 % 257 % 256).unwrap()).collect()
 }
 
 fn words(count: usize, seed: usize) -> Vec<u32> {
