@@ -55,10 +55,13 @@ pub(crate) struct Serve {
     /// Threads for arithmetic [default: one per processor].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// How the log is written: `text` or `json` [default: text].
+    #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
+    pub(crate) log_format: Option<String>,
     /// Print a configuration with every key and its default, and exit.
     #[arg(long)]
     pub(crate) print_config: bool,
-    /// Draw a key for a tenant, print it and its section of the configuration, and exit.
+    /// Draw a key for a tenant, and a secret for its webhooks; print them as a section of the configuration, and exit.
     #[arg(long, value_name = "TENANT")]
     pub(crate) new_key: Option<String>,
 }

@@ -33,7 +33,7 @@ pub mod video;
 
 pub use cancel::CancelToken;
 pub use error::{EngineError, Fault, Result};
-pub use evanesce_cache::{Budgets, Counters, Disk, JobId, Kind, Tier, Usage};
+pub use evanesce_cache::{Budgets, Counters, Disk, JobId, Kind, Tier, TierTraffic, Usage};
 pub use evanesce_wan::kernels;
 pub use evanesce_wan::schedule::Solver;
 pub use evanesce_wan::transformer::LoneBlock;

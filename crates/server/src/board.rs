@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use evanesce_engine::JobId;
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use utoipa::ToSchema;
 
 use crate::clock::Stopwatch;
 use crate::id::VideoId;
 use crate::job::{Class, Job, JobMemory};
+use crate::metrics::Holders;
 use crate::wire::{DeletedVideo, MemoryNow, Video};
 
 /// Updates that a slow listener may fall behind before it misses some; it is told, and can ask for everything again.
@@ -53,6 +55,8 @@ pub struct Live {
     pub queue_position: Option<usize>,
     /// What it holds.
     pub memory: Option<JobMemory>,
+    /// Its name in the cache, once it has been started.
+    pub holder: Option<JobId>,
 }
 
 /// Something to tell listeners.
@@ -95,6 +99,7 @@ pub struct Board {
     posted: Mutex<BTreeMap<VideoId, Posted>>,
     memory_told: Mutex<Option<Stopwatch>>,
     updates: broadcast::Sender<Update>,
+    ended: Notify,
 }
 
 impl Default for Board {
@@ -103,6 +108,7 @@ impl Default for Board {
             posted: Mutex::default(),
             memory_told: Mutex::default(),
             updates: broadcast::Sender::new(UPDATES_KEPT),
+            ended: Notify::new(),
         }
     }
 }
@@ -129,6 +135,19 @@ impl Board {
                 of_class.partition(|posted| posted.live.phase == Phase::Queued);
             (class, waiting.len(), under_way.len())
         })
+    }
+
+    /// Whose jobs of the cache are.
+    pub(crate) fn holders(&self) -> Holders {
+        let posted = self.posted();
+        let held =
+            posted.iter().filter_map(|(id, posted)| Some((posted.live.holder?, (id.clone(), posted.class))));
+        held.collect()
+    }
+
+    /// How many listen.
+    pub(crate) fn listeners(&self) -> usize {
+        self.updates.receiver_count()
     }
 
     /// A listener for everything from now on.
@@ -158,6 +177,12 @@ impl Board {
     pub(crate) fn end(&self, job: &Job) {
         self.posted().remove(&job.id);
         self.tell_video(job, None);
+        self.ended.notify_one();
+    }
+
+    /// Waits until some job has ended since this was last asked; for one waiter.
+    pub(crate) async fn until_a_job_ends(&self) {
+        self.ended.notified().await;
     }
 
     /// Takes a job that was deleted off the board, and tells listeners.

@@ -19,6 +19,7 @@ pub mod schedule;
 pub mod service;
 pub mod store;
 pub mod videos;
+pub mod webhooks;
 pub mod wire;
 mod worker;
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use evanesce_engine::video::{FrameSink, Mp4Writer, Result, VideoError, VideoSettings, VideoSummary};
 use jpeg_encoder::{ColorType, Encoder};
 
+use crate::journal::note;
 use crate::videos::{Draft, Variant};
 
 const JPEG_QUALITY: u8 = 85;
@@ -84,8 +85,12 @@ pub(crate) struct IllustratedVideo {
 impl IllustratedVideo {
     /// A video of `n_frames` frames.
     pub(crate) fn create(draft: &Draft, settings: VideoSettings, n_frames: usize) -> Result<Self> {
+        let video = Mp4Writer::create_growing(&draft.path(Variant::Video), settings)?;
+        if let Err(error) = draft.show_growing() {
+            note("videos", format_args!("cannot be watched while they are made: {error}"));
+        }
         Ok(Self {
-            video: Mp4Writer::create(&draft.path(Variant::Video), settings)?,
+            video,
             settings,
             n_frames,
             at: 0,

@@ -70,7 +70,19 @@ impl Draft {
     pub fn path(&self, variant: Variant) -> PathBuf {
         self.directory.join(variant.file_name())
     }
+
+    /// Lets the video be read while it is written: what is at its path now stays readable under a name of its own, also when a
+    /// finished file takes that path.
+    ///
+    /// # Errors
+    /// When the file system has no second names for files.
+    pub fn show_growing(&self) -> io::Result<()> {
+        fs::hard_link(self.path(Variant::Video), self.directory.join(GROWING))
+    }
 }
+
+/// The name of a video that is being made, in its draft.
+const GROWING: &str = "growing.mp4";
 
 impl Drop for Draft {
     fn drop(&mut self) {
@@ -101,6 +113,12 @@ pub trait VideoStore: Send + Sync {
     /// `NotFound` when there is no such video.
     fn open(&self, id: &VideoId, variant: Variant) -> io::Result<(File, u64)>;
 
+    /// Opens the video of a draft that [shows](Draft::show_growing) it, as far as it is there.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such draft, or it shows nothing.
+    fn open_growing(&self, id: &VideoId, epoch: i64) -> io::Result<File>;
+
     /// Removes a video; there need not be one.
     ///
     /// # Errors
@@ -112,6 +130,13 @@ pub trait VideoStore: Send + Sync {
     /// # Errors
     /// When they cannot be listed.
     fn ids(&self) -> io::Result<Vec<VideoId>>;
+}
+
+fn remove_if_there(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
 }
 
 /// Videos in a local directory: one directory each, which appears by one rename.
@@ -139,16 +164,21 @@ impl VideoDirectory {
     fn directory(&self, id: &VideoId) -> PathBuf {
         self.finished.join(id.as_str())
     }
+
+    fn draft_directory(&self, id: &VideoId, epoch: i64) -> PathBuf {
+        self.drafts.join(format!("{id}.{epoch}"))
+    }
 }
 
 impl VideoStore for VideoDirectory {
     fn draft(&self, id: &VideoId, epoch: i64) -> io::Result<Draft> {
-        let directory = self.drafts.join(format!("{id}.{epoch}"));
+        let directory = self.draft_directory(id, epoch);
         fs::create_dir_all(&directory)?;
         Ok(Draft { directory, is_published: false })
     }
 
     fn publish(&self, id: &VideoId, mut draft: Draft) -> io::Result<()> {
+        remove_if_there(&draft.directory.join(GROWING))?;
         for variant in Variant::ALL {
             File::open(draft.path(variant))?.sync_all()?;
         }
@@ -164,6 +194,10 @@ impl VideoStore for VideoDirectory {
         let file = File::open(self.directory(id).join(variant.file_name()))?;
         let len_bytes = file.metadata()?.len();
         Ok((file, len_bytes))
+    }
+
+    fn open_growing(&self, id: &VideoId, epoch: i64) -> io::Result<File> {
+        File::open(self.draft_directory(id, epoch).join(GROWING))
     }
 
     fn remove(&self, id: &VideoId) -> io::Result<()> {

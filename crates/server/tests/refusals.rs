@@ -7,9 +7,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use evanesce_engine::{Budgets, JobSpec, Model, Request, RequestedLength};
+use evanesce_server::Config;
 use evanesce_server::config::{KeyConfig, Limits, QueueConfig};
 use evanesce_server::job::Class;
-use evanesce_server::{Config, key_digest};
 use serde_json::{Value, json};
 use support::{AMPLE, Answer, checkpoint, config, long, small, start, start_with};
 
@@ -202,8 +202,7 @@ fn a_full_queue_answers_429_and_says_when_to_come_back() {
 #[test]
 fn tenants_see_their_own_videos_and_nothing_of_others() {
     let dir = tempfile::tempdir().unwrap();
-    let key =
-        |tenant: &str, class| KeyConfig { tenant: tenant.to_owned(), blake3: key_digest(tenant), class };
+    let key = |tenant: &str, class| KeyConfig::new(tenant, tenant, class);
     let keys = vec![key("alice", Class::Interactive), key("bob", Class::Standard)];
     let running = start_with(Config { keys, ..config(dir.path()) }, AMPLE).unwrap();
     let nobody = running.client();
