@@ -1,5 +1,7 @@
 // The page: asks, watches by server-sent events (read with fetch, which can send a key), and plays.
 
+import { canPlayGrowing, playGrowing } from "./growing.js";
+
 const PAGE_SIZE = 12;
 const SAMPLES = 120;
 const KINDS = ["weights", "text_embedding", "cross_kv", "self_kv", "latent", "vae_feature", "step_residual", "reserved"];
@@ -25,7 +27,9 @@ function element(name, attributes = {}, ...children) {
 async function call(path, options = {}) {
   const headers = { ...(options.headers ?? {}) };
   if (key) headers.Authorization = `Bearer ${key}`;
-  const response = await fetch(path, { ...options, headers });
+  const response = await fetch(path, { ...options, headers }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("the service cannot be reached; what was asked was not done");
+  });
   if (response.ok) return response;
   let message = `the service answered ${response.status}`;
   try { message = (await response.json()).error.message; } catch { /* the status says it */ }
@@ -85,28 +89,60 @@ function noted(video) {
 }
 
 function words(video) {
-  const parts = [video.priority];
+  const parts = [video.priority, video.quality];
   if (video.status === "queued") parts.push(`place ${video.queue_position ?? "?"}`);
+  else if (video.phase === "queued") parts.push("starting");
   else parts.push(video.phase === "denoise" ? `step ${video.step} of ${video.total_steps}` : video.phase);
   if (video.eta_s !== null) parts.push(video.eta_s < 90 ? `about ${Math.ceil(video.eta_s)} s` : `about ${Math.round(video.eta_s / 60)} min`);
+  const device = video.memory?.device?.owned_bytes;
+  if (device) parts.push(human(device));
   return parts.join(" · ");
+}
+
+// What gave way for lack of memory, each thing once.
+function gaveWay(video) {
+  const said = (video.degradations ?? []).map((one) => typeof one === "string" ? one : one.message ?? one.action ?? JSON.stringify(one));
+  return said.length ? `gave way: ${[...new Set(said)].join(", ")}` : "";
+}
+
+function row(video) {
+  const watch = element("video", { muted: "", playsinline: "", hidden: "", "aria-label": `So far: ${video.prompt}` });
+  watch.muted = true;
+  return element("li", { "data-id": video.id }, watch, element("span", { class: "prompt", title: video.prompt }, video.prompt),
+    element("span", { class: "detail" }), element("span", { class: "gave-way", hidden: "" }), element("progress", { max: 100, "aria-label": `Progress: ${video.prompt}` }),
+    element("button", { type: "button", "aria-label": `Cancel: ${video.prompt}`, onclick: () => act(`/v1/videos/${video.id}/cancel`, "POST") }, "Cancel"));
 }
 
 function drawQueue() {
   const order = [...queue.values()].sort((a, b) => (a.queue_position ?? 0) - (b.queue_position ?? 0) || a.created_at - b.created_at);
-  const kept = new Map([...$("queue").children].map((row) => [row.dataset.id, row]));
-  $("queue").replaceChildren(...order.map((video) => {
-    let row = kept.get(video.id);
-    if (!row) {
-      row = element("li", { "data-id": video.id }, element("span", { class: "prompt", title: video.prompt }, video.prompt),
-        element("span", { class: "detail" }), element("progress", { max: 100, "aria-label": "progress" }),
-        element("button", { type: "button", "aria-label": `Cancel: ${video.prompt}`, onclick: () => act(`/v1/videos/${video.id}/cancel`, "POST") }, "Cancel"));
-    }
-    row.querySelector(".detail").textContent = words(video);
-    row.querySelector("progress").value = video.progress;
-    return row;
-  }));
+  const kept = new Map([...$("queue").children].map((made) => [made.dataset.id, made]));
+  order.forEach((video, at) => {
+    const made = kept.get(video.id) ?? row(video);
+    kept.delete(video.id);
+    made.querySelector(".detail").textContent = words(video);
+    made.querySelector("progress").value = video.progress;
+    const gave = made.querySelector(".gave-way");
+    gave.textContent = gaveWay(video);
+    gave.hidden = !gave.textContent;
+    // A row that is in its place is not touched: moving it would stop its video and take the focus from its button.
+    if ($("queue").children[at] !== made) $("queue").insertBefore(made, $("queue").children[at] ?? null);
+    watchGrowing(video, made.querySelector("video"));
+  });
+  for (const made of kept.values()) made.remove();
   $("queue-empty").hidden = order.length > 0;
+}
+
+// A video is shown in its row from its first pictures on; until there are any, the service says 409, and it is asked again later.
+const watched = new Map();
+
+function watchGrowing(video, shown) {
+  const hasPictures = video.status === "in_progress" && (video.phase === "decode" || video.phase === "encode" || video.progress >= 10);
+  const before = watched.get(video.id);
+  if (!canPlayGrowing() || !hasPictures || before === "playing" || before > performance.now()) return;
+  watched.set(video.id, "playing");
+  const open = (signal) => call(`/v1/videos/${video.id}/content`, { signal });
+  shown.addEventListener("loadeddata", () => { shown.hidden = false; shown.play().catch(() => {}); }, { once: true });
+  playGrowing(shown, open).catch(() => watched.set(video.id, performance.now() + 1000));
 }
 
 // Gallery
@@ -140,6 +176,7 @@ async function bytes(video, variant) {
 }
 
 function drawGallery() {
+  const focused = document.activeElement?.closest?.("#gallery li")?.dataset.id;
   const over = listed.filter((video) => video.status === "completed" || video.status === "failed");
   $("gallery").replaceChildren(...over.map((video) => {
     let picture;
@@ -148,11 +185,12 @@ function drawGallery() {
       bytes(video, "thumbnail").then((url) => { image.src = url; }, () => {});
       picture = element("button", { type: "button", class: "picture", "aria-label": `Play: ${video.prompt}`, onclick: () => play(video) }, image);
     } else picture = element("div", { class: "failed" }, video.error.message);
-    const foot = element("div", { class: "foot" }, `${video.size} · ${video.num_frames} frames`,
+    const foot = element("div", { class: "foot" }, [`${video.size} · ${video.num_frames} frames`, gaveWay(video)].filter(Boolean).join(" · "),
       element("button", { type: "button", "aria-label": `Delete: ${video.prompt}`, onclick: () => act(`/v1/videos/${video.id}`, "DELETE") }, "Delete"));
-    return element("li", {}, picture, element("span", { class: "prompt", title: video.prompt }, video.prompt), foot);
+    return element("li", { "data-id": video.id }, picture, element("span", { class: "prompt", title: video.prompt }, video.prompt), foot);
   }));
   $("gallery-empty").hidden = over.length > 0;
+  if (focused) [...$("gallery").children].find((made) => made.dataset.id === focused)?.querySelector("button")?.focus();
 }
 
 async function play(video) {

@@ -61,7 +61,8 @@ impl Secret {
         let path = data.join(FILE);
         match std::fs::read_to_string(&path) {
             Ok(text) => {
-                return Self::parse(&text).map_err(|sentence| io::Error::other(format!("{FILE}: {sentence}")));
+                return Self::parse(&text)
+                    .map_err(|sentence| io::Error::other(format!("{FILE}: {sentence}")));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
