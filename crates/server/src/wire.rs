@@ -27,31 +27,39 @@ pub struct CreateVideo {
     #[schema(value_type = Option<String>, example = "5")]
     pub seconds: Option<String>,
     /// Width and height in pixels, multiples of 16.
-    #[schema(example = "832x480")]
+    #[schema(example = "832x480", pattern = "^[0-9]{1,6}x[0-9]{1,6}$")]
     pub size: Option<String>,
     /// Length in frames, one more than a multiple of 4; instead of `seconds`.
+    #[schema(minimum = 1)]
     pub num_frames: Option<usize>,
     /// Frames per second.
+    #[schema(minimum = 1, maximum = 240)]
     pub fps: Option<u32>,
     /// Seed of the initial noise: the same number gives the same video. Left out: one is drawn and told.
     pub seed: Option<u64>,
     /// Denoising steps.
+    #[schema(minimum = 1)]
     pub num_inference_steps: Option<usize>,
     /// What the video should not show.
     pub negative_prompt: Option<String>,
     /// Guidance of the high-noise expert, and of the low-noise one unless `guidance_scale_2` says otherwise; 1 turns it off.
+    #[schema(minimum = 0, maximum = 100)]
     pub guidance_scale: Option<f64>,
     /// Guidance of the low-noise expert.
+    #[schema(minimum = 0, maximum = 100)]
     pub guidance_scale_2: Option<f64>,
     /// Timesteps at or above this part of 1 use the high-noise expert.
+    #[schema(minimum = 0, maximum = 1)]
     pub boundary_ratio: Option<f64>,
     /// How far the steps are shifted towards high noise.
+    #[schema(minimum = 0.01, maximum = 100)]
     pub flow_shift: Option<f64>,
     /// Whose jobs go first.
     pub priority: Option<Class>,
     /// What may give way when memory runs short.
     pub quality: Option<Quality>,
     /// Seconds from now by which the video should be there: the earliest deadline of a class goes first.
+    #[schema(minimum = 0, maximum = 604800)]
     pub deadline_s: Option<f64>,
     /// A URL that is told when the video is there or has failed: signed as Standard Webhooks says.
     #[schema(max_length = 2048, example = "https://example.org/done")]

@@ -72,7 +72,7 @@ fn alerts_and_dashboard_name_metrics_that_there_are() {
     // Whoever adds a metric shows it.
     let shown = named(&queries.join("\n"));
     let hidden: Vec<_> = there.difference(&shown).filter(|name| *name != "evanesce_build_info").collect();
-    assert_eq!(hidden, ["evanesce_jobs_requeued_total"], "metrics without a panel");
+    assert!(hidden.is_empty(), "metrics without a panel: {hidden:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
-use support::{config, start};
+use support::{AMPLE, config, shipped, start_over};
 
 /// The command of each line that begins with `curl`, lines that go on joined, comments taken off.
 fn examples() -> Vec<String> {
@@ -25,7 +25,7 @@ fn the_examples_of_the_readme_work() {
     }
     let dir = tempfile::tempdir().unwrap();
     let downloads = tempfile::tempdir().unwrap();
-    let running = start(config(dir.path()));
+    let running = start_over(&shipped(), config(dir.path()), AMPLE).unwrap();
     let mut id = String::new();
     let run = |example: &str, id: &str| {
         let command = example.replace("localhost:8080", &running.address.to_string());

@@ -156,6 +156,7 @@ async function refresh() {
     $("older").disabled = !answer.has_more;
     $("older").dataset.after = answer.last_id ?? "";
     $("newer").disabled = pages.length === 1;
+    $("pages").hidden = !answer.has_more && pages.length === 1;
     drawGallery();
     drawQueue();
   } catch (error) {
@@ -190,6 +191,7 @@ function drawGallery() {
     return element("li", { "data-id": video.id }, picture, element("span", { class: "prompt", title: video.prompt }, video.prompt), foot);
   }));
   $("gallery-empty").hidden = over.length > 0;
+  $("gallery-empty").textContent = $("pages").hidden ? "No videos yet." : "No finished videos on this page.";
   if (focused) [...$("gallery").children].find((made) => made.dataset.id === focused)?.querySelector("button")?.focus();
 }
 
