@@ -9,6 +9,7 @@ const $ = (id) => document.getElementById(id);
 
 let key = sessionStorage.getItem("evanesce-key") ?? "";
 const queue = new Map();
+const ended = new Set();
 const pictures = new Map();
 let pages = [null];
 let listed = [];
@@ -84,7 +85,7 @@ async function act(path, method) {
 function noted(video) {
   const isOver = video.status === "completed" || video.status === "failed";
   const was = queue.has(video.id);
-  if (isOver) { queue.delete(video.id); if (was || !listed.some((v) => v.id === video.id)) refresh(); } else queue.set(video.id, video);
+  if (isOver) { ended.add(video.id); queue.delete(video.id); if (was || !listed.some((v) => v.id === video.id)) refresh(); } else queue.set(video.id, video);
   drawQueue();
 }
 
@@ -147,12 +148,28 @@ function watchGrowing(video, shown) {
 
 // Gallery
 
+// One at a time, and once more if something happened meanwhile: answers never overtake each other.
+let refreshing = false;
+let isStale = false;
+
 async function refresh() {
+  isStale = true;
+  if (refreshing) return;
+  refreshing = true;
+  while (isStale) {
+    isStale = false;
+    await list();
+  }
+  refreshing = false;
+}
+
+async function list() {
   const after = pages[pages.length - 1];
   try {
     const answer = await (await call(`/v1/videos?limit=${PAGE_SIZE}${after ? `&after=${after}` : ""}`)).json();
     listed = answer.data;
-    for (const video of listed) if (video.status === "queued" || video.status === "in_progress") queue.set(video.id, video);
+    // What has ended since the list was made stays ended.
+    for (const video of listed) if ((video.status === "queued" || video.status === "in_progress") && !ended.has(video.id)) queue.set(video.id, video);
     $("older").disabled = !answer.has_more;
     $("older").dataset.after = answer.last_id ?? "";
     $("newer").disabled = pages.length === 1;
@@ -160,8 +177,8 @@ async function refresh() {
     drawGallery();
     drawQueue();
   } catch (error) {
-    if (error.status === 404 && pages.length > 1) { pages = [null]; return refresh(); }
-    if (error.status !== 401) show("make-error", error.message);
+    if (error.status === 404 && pages.length > 1) { pages = [null]; isStale = true; }
+    else if (error.status !== 401) show("make-error", error.message);
   }
 }
 $("older").addEventListener("click", () => { pages.push($("older").dataset.after); refresh(); });
@@ -249,7 +266,7 @@ function drawMemory() {
 
 const handlers = {
   video: (data) => noted(data),
-  "video.deleted": (data) => { queue.delete(data.id); drawQueue(); refresh(); },
+  "video.deleted": (data) => { ended.add(data.id); queue.delete(data.id); drawQueue(); refresh(); },
   memory: (data) => { history = [...history, data].slice(-SAMPLES); drawMemory(); },
   missed: () => refresh(),
 };
