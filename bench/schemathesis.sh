@@ -22,11 +22,12 @@ pixels_max = 4096
 frames_max = 9
 steps_max = 2
 TOML
+: >"$data/log"
 target/release/evanesce serve --config "$data/evanesce.toml" --model "${MODEL:-models/shapes}" 2>"$data/log" &
 service=$!
 trap 'kill $service; wait $service || true; rm -rf "$data"' EXIT
 until address=$(grep -o 'http://.*' "$data/log"); do sleep 0.1; done
 # The stream of all events has no end, so no client may wait for it.
 "$schemathesis" run "$address/openapi.json" --url "$address" --exclude-path /v1/events \
-    --max-examples "$examples" --phases examples,coverage,fuzzing --continue-on-failure \
+    --max-examples "$examples" --phases examples,coverage,fuzzing,stateful --continue-on-failure \
     --exclude-checks positive_data_acceptance --suppress-health-check all --seed 7 --no-color

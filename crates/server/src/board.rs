@@ -18,8 +18,10 @@ use crate::wire::{DeletedVideo, MemoryNow, Video};
 
 /// Updates that a slow listener may fall behind before it misses some; it is told, and can ask for everything again.
 const UPDATES_KEPT: usize = 1024;
-/// Updates of one job that only tell of progress come at most this often.
+/// Updates of one job that only tell of progress come at most this often, and less often the more listen: what all listeners
+/// together cost does not grow with their number.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+const LISTENERS_PER_INTERVAL: usize = 20;
 
 /// What a job is doing, in more words than the four statuses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -156,14 +158,20 @@ impl Board {
         self.updates.subscribe()
     }
 
+    fn progress_interval(&self) -> Duration {
+        let more = self.listeners() / LISTENERS_PER_INTERVAL;
+        PROGRESS_INTERVAL * u32::try_from(1 + more).unwrap_or(u32::MAX)
+    }
+
     /// Posts what a job is doing, and tells listeners unless it is the same, or only a little progress.
     pub(crate) fn post(&self, job: &Job, live: Live) {
+        let interval = self.progress_interval();
         let mut posted = self.posted();
         let before = posted.get(&job.id);
         let is_small = before.is_some_and(|before| {
             let same_phase =
                 before.live.phase == live.phase && before.live.queue_position == live.queue_position;
-            before.live == live || (same_phase && before.told.elapsed() < PROGRESS_INTERVAL)
+            before.live == live || (same_phase && before.told.elapsed() < interval)
         });
         let told = before.filter(|_| is_small).map_or_else(Stopwatch::start, |before| before.told);
         posted.insert(job.id.clone(), Posted { live, class: job.order.class, told });
@@ -196,7 +204,7 @@ impl Board {
     /// Tells listeners what the cache holds, not more often than they can draw it; `is_last`: nothing will change for a while.
     pub(crate) fn tell_memory(&self, memory: impl FnOnce() -> MemoryNow, is_last: bool) {
         let mut told = self.memory_told.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = told.is_none_or(|told| told.elapsed() >= 2 * PROGRESS_INTERVAL);
+        let is_due = told.is_none_or(|told| told.elapsed() >= 2 * self.progress_interval());
         if (is_due || is_last) && self.updates.receiver_count() > 0 {
             *told = Some(Stopwatch::start());
             if let Ok(json) = serde_json::to_string(&memory()) {

@@ -26,7 +26,7 @@ pub(super) const CHUNK_BYTES: usize = 64 << 10;
 /// Downloads a video, its thumbnail or its spritesheet. One range of bytes may be asked for. A video that is being made is sent as
 /// it grows, as a fragmented MP4, from its first half second on.
 #[utoipa::path(get, path = "/v1/videos/{id}/content", tag = "videos",
-    params(("id" = String, Path), ("variant" = Option<String>, Query, description = "`video`, `thumbnail` or `spritesheet`.")),
+    params(("id" = String, Path), ("variant" = Option<Variant>, Query, description = "The video, if left out.")),
     responses((status = 200, description = "All of it.", content_type = "video/mp4"),
         (status = 206, description = "The range that was asked for."), (status = 304, description = "The client has it."),
         (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),

@@ -120,7 +120,7 @@ fn idempotency_key(headers: &HeaderMap) -> Answer<Option<String>> {
 #[utoipa::path(get, path = "/v1/videos", tag = "videos",
     params(("after" = Option<String>, Query, description = "The last video of the page before."),
         ("limit" = Option<u32>, Query, minimum = 0, maximum = 100, description = "How many; 20 if left out."),
-        ("order" = Option<String>, Query, description = "`asc` or `desc`, by time of creation.")),
+        ("order" = Option<Direction>, Query, description = "By time of creation; newest first if left out.")),
     responses((status = 200, body = VideoList), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
         (status = 403, body = ErrorBody), (status = 404, description = "There is no video `after`.", body = ErrorBody)))]
 pub(super) async fn list(

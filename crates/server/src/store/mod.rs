@@ -10,6 +10,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 pub use sqlite::SqliteStore;
+use utoipa::ToSchema;
 
 use crate::clock::UnixMs;
 use crate::id::VideoId;
@@ -90,12 +91,14 @@ pub enum Inserted {
 }
 
 /// Which way a list goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ToSchema)]
 pub enum Direction {
     /// Oldest first.
+    #[schema(rename = "asc")]
     Ascending,
     /// Newest first.
     #[default]
+    #[schema(rename = "desc")]
     Descending,
 }
 
