@@ -9,7 +9,7 @@ use toml::value::{Datetime, Offset};
 use crate::clock::UnixMs;
 use crate::job::Class;
 use crate::nearest::nearest;
-use crate::webhooks::Secret;
+use crate::webhooks::{Secret, Target};
 
 /// Every key, commented: what `evanesce serve --print-config` prints.
 pub const TEMPLATE: &str = include_str!("evanesce.toml");
@@ -47,6 +47,8 @@ pub struct Config {
     pub limits: Limits,
     /// Telling others that a video is there.
     pub webhooks: WebhookConfig,
+    /// Telling a collector where time went.
+    pub traces: TraceConfig,
     /// Who may use the service.
     pub keys: Vec<KeyConfig>,
 }
@@ -66,6 +68,7 @@ impl Default for Config {
             queue: QueueConfig::default(),
             limits: Limits::default(),
             webhooks: WebhookConfig::default(),
+            traces: TraceConfig::default(),
             keys: Vec::new(),
         }
     }
@@ -91,6 +94,14 @@ impl LogFormat {
             .find(|(known, _)| *known == name)
             .map(|f| f.1)
     }
+}
+
+/// Telling a collector where time went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TraceConfig {
+    /// Where it takes OTLP over HTTP.
+    pub endpoint: Option<String>,
 }
 
 /// Telling others that a video is there.
@@ -249,6 +260,7 @@ const TOP: &[&str] = &[
     "queue",
     "limits",
     "webhooks",
+    "traces",
     "keys",
 ];
 const QUEUE: &[&str] = &["jobs_max", "jobs_per_tenant_max", "under_way_max", "ageing_units", "starts_max"];
@@ -263,6 +275,7 @@ const LIMITS: &[&str] = &[
     "client_seconds_max",
 ];
 const WEBHOOKS: &[&str] = &["secret", "private_addresses", "attempts_max"];
+const TRACES: &[&str] = &["endpoint"];
 const KEYS: &[&str] =
     &["tenant", "blake3", "class", "expires", "requests_per_minute", "jobs_max", "webhook_secret"];
 
@@ -275,7 +288,9 @@ impl Config {
         let table: toml::Table =
             text.parse().map_err(|error: toml::de::Error| ConfigError(one_line(&error)))?;
         refuse_unknown("", &table, TOP)?;
-        for (section, known) in [("queue", QUEUE), ("limits", LIMITS), ("webhooks", WEBHOOKS)] {
+        for (section, known) in
+            [("queue", QUEUE), ("limits", LIMITS), ("webhooks", WEBHOOKS), ("traces", TRACES)]
+        {
             if let Some(toml::Value::Table(inner)) = table.get(section) {
                 refuse_unknown(&format!("{section}."), inner, known)?;
             }
@@ -321,6 +336,11 @@ impl Config {
             return refuse(format!("attempts_max of [webhooks] is {n}; it lies between 1 and 20"));
         }
         check_secret("secret of [webhooks]", self.webhooks.secret.as_ref())?;
+        if let Some(url) = self.traces.endpoint.as_ref().filter(|url| Target::parse(url, true).is_err()) {
+            return refuse(format!(
+                "endpoint of [traces] is {url:?}; it is a URL such as \"http://127.0.0.1:4318\""
+            ));
+        }
         for origin in &self.cors_origins {
             let host = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
             if host.is_none_or(|host| host.is_empty() || host.contains(['/', '*', ' '])) {
@@ -382,7 +402,7 @@ mod tests {
     fn the_printed_configuration_is_the_default_one_and_names_every_key() {
         assert_eq!(Config::parse(TEMPLATE).unwrap(), Config::default());
         assert_eq!(Config::parse("").unwrap(), Config::default());
-        for key in [TOP, QUEUE, LIMITS, WEBHOOKS, KEYS].concat() {
+        for key in [TOP, QUEUE, LIMITS, WEBHOOKS, TRACES, KEYS].concat() {
             let line = |line: &str| line.trim_start_matches(['#', ' ', '[']).starts_with(key);
             assert!(TEMPLATE.lines().any(line), "{key} is not in the printed configuration");
         }
@@ -402,6 +422,7 @@ mod tests {
         assert!(refused("log_format = 'xml'").contains("text"));
         assert!(refused("cors_origins = ['*']").contains("https://example.org"));
         assert!(refused("[webhooks]\nsecret = 'short'").contains("whsec_"));
+        assert!(refused("[traces]\nendpoint = 'x'").contains("127.0.0.1:4318"));
         assert!(refused("[webhooks]\nattempts = 3").contains("webhooks.attempts_max"));
         assert!(!refused("listen = 7").contains('\n'));
         let key = blake3::hash(b"k").to_hex();

@@ -18,6 +18,7 @@ mod pictures;
 pub mod schedule;
 pub mod service;
 pub mod store;
+mod traces;
 pub mod videos;
 pub mod webhooks;
 pub mod wire;

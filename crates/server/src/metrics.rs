@@ -12,8 +12,10 @@ use evanesce_engine::{Counters, JobId, Usage};
 pub(crate) use cache::Holders;
 
 use crate::board::Board;
+use crate::clock::UnixMs;
 use crate::id::VideoId;
 use crate::job::{Class, Job, Status};
+use crate::traces::{StageTime, Tracer};
 
 /// Upper ends in seconds: videos take from seconds to an hour.
 const BUCKETS_S: [f64; 14] =
@@ -57,8 +59,8 @@ struct Counted {
     job_time: BTreeMap<Class, Histogram>,
     unit_time: BTreeMap<&'static str, Histogram>,
     stage_time: BTreeMap<&'static str, Histogram>,
-    /// Time that jobs under way have spent in each stage so far.
-    stages: BTreeMap<VideoId, BTreeMap<&'static str, Duration>>,
+    /// Where the time of jobs under way went so far.
+    stages: BTreeMap<VideoId, Vec<StageTime>>,
     deadlines: BTreeMap<(Class, bool), u64>,
     webhooks: BTreeMap<&'static str, u64>,
     refused: u64,
@@ -67,12 +69,20 @@ struct Counted {
 
 /// What the service has counted since it started.
 #[derive(Debug, Default)]
-pub(crate) struct Metrics(Mutex<Counted>);
+pub(crate) struct Metrics {
+    counted: Mutex<Counted>,
+    tracer: Option<Tracer>,
+}
 
 impl Metrics {
+    /// Counters whose jobs are also told to a tracer.
+    pub(crate) fn new(tracer: Option<Tracer>) -> Self {
+        Self { tracer, ..Self::default() }
+    }
+
     /// Every change is one statement, so a panic elsewhere cannot spoil it.
     fn counted(&self) -> MutexGuard<'_, Counted> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn request(&self, method: &str, status: u16) {
@@ -94,7 +104,13 @@ impl Metrics {
     pub(crate) fn unit(&self, job: &VideoId, stage: &'static str, took: Duration) {
         let mut counted = self.counted();
         counted.unit_time.entry(stage).or_default().observe(took);
-        *counted.stages.entry(job.clone()).or_default().entry(stage).or_default() += took;
+        let ended = UnixMs::now();
+        let began = UnixMs(ended.0 - i64::try_from(took.as_millis()).unwrap_or(0));
+        let stages = counted.stages.entry(job.clone()).or_default();
+        match stages.iter_mut().find(|known| known.name == stage) {
+            Some(known) => (known.ended, known.worked) = (ended, known.worked + took),
+            None => stages.push(StageTime { name: stage, began, ended, worked: took }),
+        }
     }
 
     pub(crate) fn webhook(&self, outcome: &'static str) {
@@ -105,11 +121,14 @@ impl Metrics {
         let class = job.order.class;
         let mut counted = self.counted();
         *counted.jobs.entry((class, how)).or_default() += 1;
-        let stages = counted.stages.remove(&job.id);
+        let stages = counted.stages.remove(&job.id).unwrap_or_default();
+        if let Some(tracer) = &self.tracer {
+            tracer.job(job, &stages);
+        }
         if how == Status::Completed.as_str() {
             counted.job_time.entry(class).or_default().observe(took);
-            for (stage, took) in stages.into_iter().flatten() {
-                counted.stage_time.entry(stage).or_default().observe(took);
+            for stage in stages {
+                counted.stage_time.entry(stage.name).or_default().observe(stage.worked);
             }
         }
         if let Some(deadline) = job.deadline() {

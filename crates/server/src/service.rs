@@ -22,6 +22,7 @@ use crate::journal::{note, set_format};
 use crate::metrics::Metrics;
 use crate::schedule::Rules;
 use crate::store::{Abandoned, JobStore, QueueLimits, SqliteStore, StoreError};
+use crate::traces;
 use crate::videos::{VideoDirectory, VideoStore};
 use crate::webhooks::{self, Courier, Secret};
 use crate::worker::{self, Means, Report, Terms};
@@ -118,7 +119,8 @@ impl Service {
         let videos: Arc<dyn VideoStore> = Arc::new(
             VideoDirectory::open(&config.data).map_err(io_error(format!("cannot use {directory}")))?,
         );
-        let (board, metrics) = (Arc::<Board>::default(), Arc::<Metrics>::default());
+        let board = Arc::<Board>::default();
+        let metrics = Arc::new(Metrics::new(traces::start(config.traces.endpoint.as_ref())));
         let terms = terms(&config, &model, model_dir)?;
         let shared: Arc<dyn JobStore> = Arc::new(store.clone());
         // Whoever held claims is gone: the directory is locked.

@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use evanesce_server::Config;
-use evanesce_server::config::{KeyConfig, WebhookConfig};
+use evanesce_server::config::{KeyConfig, TraceConfig, WebhookConfig};
 use evanesce_server::job::Class;
 use evanesce_server::webhooks::Secret;
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// What arrived at somebody's server.
 struct Message {
+    path: String,
     headers: Vec<(String, String)>,
     body: String,
 }
@@ -45,10 +46,10 @@ fn receiver(statuses: &'static [u16]) -> (String, Receiver<Message>) {
                 }
                 lines.push(line.trim().to_owned());
             }
-            assert_eq!(lines[0], "POST /done?for=me HTTP/1.1");
+            let path = lines[0].split(' ').nth(1).unwrap().to_owned();
             let pairs = lines[1..].iter().filter_map(|line| line.split_once(": "));
             let headers: Vec<_> = pairs.map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned())).collect();
-            let mut message = Message { headers, body: String::new() };
+            let mut message = Message { path, headers, body: String::new() };
             let length: u64 = message.header("content-length").parse().unwrap();
             stream.by_ref().take(length).read_to_string(&mut message.body).unwrap();
             let status = statuses[at.min(statuses.len() - 1)];
@@ -98,6 +99,7 @@ fn a_webhook_is_signed_and_says_how_the_job_ended() {
     let id = client.create(&asking(small(1), &url));
     assert_eq!(client.wait(&id)["webhook"]["url"], json!(url));
     let message = messages.recv().unwrap();
+    assert_eq!(message.path, "/done?for=me");
     let event: Value = serde_json::from_str(&message.body).unwrap();
     assert_eq!((&event["type"], &event["object"]), (&json!("video.completed"), &json!("event")));
     assert_eq!((&event["data"]["id"], &event["id"]), (&json!(id), &json!(message.header("webhook-id"))));
@@ -197,6 +199,32 @@ fn until_attempted(client: &Client, id: &str) -> Value {
         std::thread::yield_now();
     }
     panic!("the webhook of {id} was never tried");
+}
+
+#[test]
+fn a_collector_is_told_where_the_time_of_a_job_went() {
+    let dir = tempfile::tempdir().unwrap();
+    let (url, messages) = receiver(&[200]);
+    let endpoint = Some(url.replace("/done?for=me", ""));
+    let running = start(Config { traces: TraceConfig { endpoint }, ..config(dir.path()) });
+    let id = running.client().create(&small(1));
+    running.client().wait(&id);
+    let message = messages.recv().unwrap();
+    assert_eq!(message.path, "/v1/traces");
+    let trace: Value = serde_json::from_str(&message.body).unwrap();
+    let spans = trace["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().unwrap();
+    let names: Vec<_> = spans.iter().map(|span| span["name"].as_str().unwrap()).collect();
+    assert_eq!(&names[..2], ["video", "queued"]);
+    for stage in ["text", "denoise", "decode"] {
+        assert!(names.contains(&stage), "{names:?}");
+    }
+    let nanos = |span: &Value, name: &str| span[name].as_str().unwrap().parse::<u64>().unwrap();
+    for span in spans {
+        assert_eq!(span["traceId"].as_str().unwrap(), &id["video_".len()..]);
+        assert!(nanos(span, "startTimeUnixNano") <= nanos(span, "endTimeUnixNano"), "{span}");
+        let parent = if span["name"] == "video" { json!("") } else { spans[0]["spanId"].clone() };
+        assert_eq!(span["parentSpanId"], parent);
+    }
 }
 
 #[test]

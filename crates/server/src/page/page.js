@@ -34,7 +34,7 @@ async function call(path, options = {}) {
   if (response.ok) return response;
   let message = `the service answered ${response.status}`;
   try { message = (await response.json()).error.message; } catch { /* the status says it */ }
-  if (response.status === 401) $("key").hidden = false;
+  if (response.status === 401) $("key-section").hidden = false;
   throw Object.assign(new Error(message), { status: response.status });
 }
 
@@ -233,6 +233,10 @@ function human(count) {
 
 function drawMemory() {
   const now = history[history.length - 1];
+  $("memory-empty").hidden = true;
+  // How short memory is, while it is; a word that the service sends.
+  const isShort = now.pressure && now.pressure !== "calm";
+  show("pressure", isShort ? `memory is short: ${now.pressure}` : "");
   const tiers = ["device", "host", "disk"].filter((tier) => now.tiers[tier]?.budget_bytes > 0);
   $("memory").replaceChildren(...tiers.map((tier) => {
     const held = now.tiers[tier];
@@ -295,7 +299,7 @@ async function begin() {
   for (let wait = 500; mine === watching; wait = Math.min(wait * 2, 10000)) {
     try {
       const stream = await call("/v1/events");
-      $("key").hidden = true;
+      $("key-section").hidden = true;
       show("key-error", "");
       connected("live", false);
       wait = 500;

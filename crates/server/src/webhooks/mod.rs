@@ -16,7 +16,7 @@ use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 
 pub use secret::Secret;
-pub(crate) use send::Target;
+pub(crate) use send::{Target, post};
 
 use crate::board::Board;
 use crate::clock::UnixMs;
@@ -96,7 +96,7 @@ impl Courier {
             ("webhook-timestamp", now.seconds().to_string()),
             ("webhook-signature", signature),
         ];
-        send::post(&target, self.private_addresses, &headers, body).await
+        post(&target, self.private_addresses, &headers, body).await
     }
 }
 

@@ -85,7 +85,7 @@ fn check(address: std::net::IpAddr, private_addresses: bool) -> Result<(), Strin
 ///
 /// # Errors
 /// One sentence when there was no answer.
-pub(super) async fn post(
+pub(crate) async fn post(
     target: &Target,
     private_addresses: bool,
     headers: &[(&'static str, String)],
