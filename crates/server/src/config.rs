@@ -7,6 +7,7 @@ use serde::Deserialize;
 use toml::value::{Datetime, Offset};
 
 use crate::clock::UnixMs;
+use crate::encoder::Encoder;
 use crate::job::Class;
 use crate::nearest::nearest;
 use crate::webhooks::{Secret, Target};
@@ -49,6 +50,8 @@ pub struct Config {
     pub webhooks: WebhookConfig,
     /// Telling a collector where time went.
     pub traces: TraceConfig,
+    /// What makes video files.
+    pub encoder: EncoderConfig,
     /// Who may use the service.
     pub keys: Vec<KeyConfig>,
 }
@@ -69,6 +72,7 @@ impl Default for Config {
             limits: Limits::default(),
             webhooks: WebhookConfig::default(),
             traces: TraceConfig::default(),
+            encoder: EncoderConfig::default(),
             keys: Vec::new(),
         }
     }
@@ -93,6 +97,32 @@ impl LogFormat {
             .into_iter()
             .find(|(known, _)| *known == name)
             .map(|f| f.1)
+    }
+}
+
+/// What makes video files.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EncoderConfig {
+    /// A program that speaks ffmpeg's options; left out: the encoder that is built in.
+    pub ffmpeg: Option<PathBuf>,
+    /// What it is told between its input and its output.
+    pub arguments: Vec<String>,
+}
+
+impl Default for EncoderConfig {
+    fn default() -> Self {
+        let arguments = ["-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-movflags", "+faststart"];
+        Self { ffmpeg: None, arguments: arguments.map(str::to_owned).to_vec() }
+    }
+}
+
+impl EncoderConfig {
+    /// The encoder that is meant.
+    #[must_use]
+    pub fn encoder(&self) -> Encoder {
+        let arguments = self.arguments.clone();
+        self.ffmpeg.clone().map_or(Encoder::BuiltIn, |program| Encoder::Ffmpeg { program, arguments })
     }
 }
 
@@ -261,6 +291,7 @@ const TOP: &[&str] = &[
     "limits",
     "webhooks",
     "traces",
+    "encoder",
     "keys",
 ];
 const QUEUE: &[&str] = &["jobs_max", "jobs_per_tenant_max", "under_way_max", "ageing_units", "starts_max"];
@@ -276,6 +307,7 @@ const LIMITS: &[&str] = &[
 ];
 const WEBHOOKS: &[&str] = &["secret", "private_addresses", "attempts_max"];
 const TRACES: &[&str] = &["endpoint"];
+const ENCODER: &[&str] = &["ffmpeg", "arguments"];
 const KEYS: &[&str] =
     &["tenant", "blake3", "class", "expires", "requests_per_minute", "jobs_max", "webhook_secret"];
 
@@ -288,9 +320,13 @@ impl Config {
         let table: toml::Table =
             text.parse().map_err(|error: toml::de::Error| ConfigError(one_line(&error)))?;
         refuse_unknown("", &table, TOP)?;
-        for (section, known) in
-            [("queue", QUEUE), ("limits", LIMITS), ("webhooks", WEBHOOKS), ("traces", TRACES)]
-        {
+        for (section, known) in [
+            ("queue", QUEUE),
+            ("limits", LIMITS),
+            ("webhooks", WEBHOOKS),
+            ("traces", TRACES),
+            ("encoder", ENCODER),
+        ] {
             if let Some(toml::Value::Table(inner)) = table.get(section) {
                 refuse_unknown(&format!("{section}."), inner, known)?;
             }
@@ -402,7 +438,7 @@ mod tests {
     fn the_printed_configuration_is_the_default_one_and_names_every_key() {
         assert_eq!(Config::parse(TEMPLATE).unwrap(), Config::default());
         assert_eq!(Config::parse("").unwrap(), Config::default());
-        for key in [TOP, QUEUE, LIMITS, WEBHOOKS, TRACES, KEYS].concat() {
+        for key in [TOP, QUEUE, LIMITS, WEBHOOKS, TRACES, ENCODER, KEYS].concat() {
             let line = |line: &str| line.trim_start_matches(['#', ' ', '[']).starts_with(key);
             assert!(TEMPLATE.lines().any(line), "{key} is not in the printed configuration");
         }

@@ -8,6 +8,7 @@ mod api;
 pub mod board;
 pub mod clock;
 pub mod config;
+pub mod encoder;
 mod http;
 pub mod id;
 pub mod job;

@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use evanesce_engine::video::{FrameSink, Mp4Writer, Result, VideoError, VideoSettings, VideoSummary};
+use evanesce_engine::video::{FrameSink, Result, VideoError, VideoSettings, VideoSummary};
 use jpeg_encoder::{ColorType, Encoder};
 
-use crate::journal::note;
 use crate::videos::{Draft, Variant};
 
 const JPEG_QUALITY: u8 = 85;
@@ -70,9 +69,8 @@ impl Picture {
 }
 
 /// Frames into a video and its two pictures, all in one draft.
-#[derive(Debug)]
 pub(crate) struct IllustratedVideo {
-    video: Mp4Writer,
+    video: Box<dyn FrameSink>,
     settings: VideoSettings,
     n_frames: usize,
     at: usize,
@@ -82,13 +80,16 @@ pub(crate) struct IllustratedVideo {
     sheet_path: std::path::PathBuf,
 }
 
+impl std::fmt::Debug for IllustratedVideo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IllustratedVideo").field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
 impl IllustratedVideo {
     /// A video of `n_frames` frames.
     pub(crate) fn create(draft: &Draft, settings: VideoSettings, n_frames: usize) -> Result<Self> {
-        let video = Mp4Writer::create_growing(&draft.path(Variant::Video), settings)?;
-        if let Err(error) = draft.show_growing() {
-            note("videos", format_args!("cannot be watched while they are made: {error}"));
-        }
+        let video = draft.begin_video(settings)?;
         Ok(Self {
             video,
             settings,

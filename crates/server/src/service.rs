@@ -116,8 +116,11 @@ impl Service {
         let opened = tokio::task::spawn_blocking(move || Model::open(&model_path, budgets));
         let model = Arc::new(opened.await.map_err(|e| io_error("the model")(io::Error::other(e)))??);
         let store = SqliteStore::open(&config.data.join("jobs.sqlite")).await?;
+        let encoder = config.encoder.encoder();
+        encoder.check().map_err(ConfigError)?;
         let videos: Arc<dyn VideoStore> = Arc::new(
-            VideoDirectory::open(&config.data).map_err(io_error(format!("cannot use {directory}")))?,
+            VideoDirectory::open(&config.data, encoder)
+                .map_err(io_error(format!("cannot use {directory}")))?,
         );
         let board = Arc::<Board>::default();
         let metrics = Arc::new(Metrics::new(traces::start(config.traces.endpoint.as_ref())));

@@ -3,10 +3,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use evanesce_engine::video::{FrameSink, Result, VideoSettings};
 use utoipa::ToSchema;
 
+use crate::encoder::Encoder;
 use crate::id::VideoId;
+use crate::journal::note;
 
 /// What can be read of a finished video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
@@ -64,6 +68,7 @@ impl Variant {
 #[derive(Debug)]
 pub struct Draft {
     directory: PathBuf,
+    encoder: Arc<Encoder>,
     is_published: bool,
 }
 
@@ -74,13 +79,19 @@ impl Draft {
         self.directory.join(variant.file_name())
     }
 
-    /// Lets the video be read while it is written: what is at its path now stays readable under a name of its own, also when a
-    /// finished file takes that path.
+    /// Begins the video. If it can be read while it grows, what is at its path now stays readable under a name of its own, also when
+    /// a finished file takes that path.
     ///
     /// # Errors
-    /// When the file system has no second names for files.
-    pub fn show_growing(&self) -> io::Result<()> {
-        fs::hard_link(self.path(Variant::Video), self.directory.join(GROWING))
+    /// [`VideoError`](evanesce_engine::video::VideoError) when it cannot be begun.
+    pub(crate) fn begin_video(&self, settings: VideoSettings) -> Result<Box<dyn FrameSink>> {
+        let path = self.path(Variant::Video);
+        let (video, grows) = self.encoder.open(&path, settings)?;
+        let shown = if grows { fs::hard_link(&path, self.directory.join(GROWING)) } else { Ok(()) };
+        if let Err(error) = shown {
+            note("videos", format_args!("cannot be watched while they are made: {error}"));
+        }
+        Ok(video)
     }
 }
 
@@ -116,10 +127,10 @@ pub trait VideoStore: Send + Sync {
     /// `NotFound` when there is no such video.
     fn open(&self, id: &VideoId, variant: Variant) -> io::Result<(File, u64)>;
 
-    /// Opens the video of a draft that [shows](Draft::show_growing) it, as far as it is there.
+    /// Opens the video of a draft, as far as it is there.
     ///
     /// # Errors
-    /// `NotFound` when there is no such draft, or it shows nothing.
+    /// `NotFound` when there is no such draft, or its video cannot be read while it grows.
     fn open_growing(&self, id: &VideoId, epoch: i64) -> io::Result<File>;
 
     /// Removes a video; there need not be one.
@@ -147,6 +158,7 @@ fn remove_if_there(file: &Path) -> io::Result<()> {
 pub struct VideoDirectory {
     finished: PathBuf,
     drafts: PathBuf,
+    encoder: Arc<Encoder>,
 }
 
 impl VideoDirectory {
@@ -154,8 +166,9 @@ impl VideoDirectory {
     ///
     /// # Errors
     /// When the directories cannot be made.
-    pub fn open(root: &Path) -> io::Result<Self> {
-        let store = Self { finished: root.join("videos"), drafts: root.join("drafts") };
+    pub fn open(root: &Path, encoder: Encoder) -> io::Result<Self> {
+        let (finished, drafts) = (root.join("videos"), root.join("drafts"));
+        let store = Self { finished, drafts, encoder: Arc::new(encoder) };
         fs::create_dir_all(&store.finished)?;
         if store.drafts.exists() {
             fs::remove_dir_all(&store.drafts)?;
@@ -177,7 +190,7 @@ impl VideoStore for VideoDirectory {
     fn draft(&self, id: &VideoId, epoch: i64) -> io::Result<Draft> {
         let directory = self.draft_directory(id, epoch);
         fs::create_dir_all(&directory)?;
-        Ok(Draft { directory, is_published: false })
+        Ok(Draft { directory, encoder: Arc::clone(&self.encoder), is_published: false })
     }
 
     fn publish(&self, id: &VideoId, mut draft: Draft) -> io::Result<()> {
