@@ -203,7 +203,7 @@ function drawGallery() {
       bytes(video, "thumbnail").then((url) => { image.src = url; }, () => {});
       picture = element("button", { type: "button", class: "picture", "aria-label": `Play: ${video.prompt}`, onclick: () => play(video) }, image);
     } else picture = element("div", { class: "failed" }, video.error.message);
-    const foot = element("div", { class: "foot" }, [`${video.size} · ${video.num_frames} frames`, gaveWay(video)].filter(Boolean).join(" · "),
+    const foot = element("div", { class: "foot" }, [`${video.size} · ${video.num_frames} ${video.num_frames === 1 ? "frame" : "frames"}`, gaveWay(video)].filter(Boolean).join(" · "),
       element("button", { type: "button", "aria-label": `Delete: ${video.prompt}`, onclick: () => act(`/v1/videos/${video.id}`, "DELETE") }, "Delete"));
     return element("li", { "data-id": video.id }, picture, element("span", { class: "prompt", title: video.prompt }, video.prompt), foot);
   }));

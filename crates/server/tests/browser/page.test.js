@@ -57,7 +57,7 @@ test("a video is asked for, watched through the queue, and played from the galle
   await shoot(page, "empty");
   await ask(page, slow);
   const row = page.locator("#queue li");
-  await row.getByText(/step \d+ of 200/).waitFor();
+  await row.getByText(/step \d+ of 100/).waitFor();
   const step = async () => Number(/step (\d+)/.exec(await row.locator(".detail").textContent())?.[1] ?? 201);
   const first = await step();
   await page.waitForFunction((before) => Number(/step (\d+)/.exec(document.querySelector("#queue .detail")?.textContent)?.[1] ?? 201) > before, first);
@@ -186,7 +186,7 @@ for (const colorScheme of ["light", "dark"]) {
     await service.create({ ...quick, prompt: "a-prompt-without-any-place-to-break-it-".repeat(10) });
     await page.getByRole("button", { name: /^Play:/ }).waitFor({ timeout: 60000 });
     await service.create({ ...slow, prompt: "another-prompt-without-any-place-to-break-".repeat(10) });
-    await page.locator("#queue li").getByText(/step \d+ of 200/).waitFor();
+    await page.locator("#queue li").getByText(/step \d+ of 100/).waitFor();
     await ask(page, { ...quick, size: "33x32" });
     await page.getByRole("alert").getByText("multiples of 16").waitFor();
     assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), 360);
@@ -226,7 +226,7 @@ test("a service that is gone is said, and found again when it is back", async ()
   const page = await open(service);
   await live(page);
   await ask(page, slow);
-  await page.locator("#queue li").getByText(/step \d+ of 200/).waitFor();
+  await page.locator("#queue li").getByText(/step \d+ of 100/).waitFor();
   await service.kill();
   await page.getByText("connection lost, trying again").waitFor();
   await page.getByRole("button", { name: "Make video" }).click();
@@ -234,6 +234,6 @@ test("a service that is gone is said, and found again when it is back", async ()
   await shoot(page, "lost");
   const again = await Service.start({ data: service.data, listen: service.url.slice("http://".length) });
   await live(page);
-  await page.locator("#queue li").getByText(/step \d+ of 200/).waitFor();
+  await page.locator("#queue li").getByText(/step \d+ of 100/).waitFor();
   await finish(page, again);
 });

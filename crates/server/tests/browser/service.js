@@ -54,5 +54,5 @@ export class Service {
 
 // A video of a second's work, and one that takes long enough to be watched.
 export const quick = { prompt: "a red ball moving to the left on a black background", size: "64x64", num_frames: 9, num_inference_steps: 2, seed: 1 };
-export const slow = { ...quick, num_frames: 81, num_inference_steps: 200 };
-export const growing = { ...quick, size: "128x128", num_frames: 241, num_inference_steps: 1 };
+export const slow = { ...quick, num_frames: 81, num_inference_steps: 100 };
+export const growing = { ...quick, size: "128x128", num_frames: 141, num_inference_steps: 1 };
