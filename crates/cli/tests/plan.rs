@@ -95,7 +95,7 @@ fn the_full_size_model_needs_no_directory_and_the_table_fits_80_columns() {
         "--seconds",
         "30",
         "--device-memory",
-        "24GiB",
+        "32GiB",
         "--host-memory",
         "64GiB",
         "--kv-window",

@@ -173,3 +173,53 @@ impl FramePages<'_> {
             .map_err(|error| crate::store_error(&key(frames.start), error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use evanesce_cache::{Budgets, Cache};
+    use evanesce_wan::checkpoint::{Context, ContextSample, Positions};
+
+    use super::*;
+
+    const ROLLOUT: Rollout = Rollout {
+        block_frames: 1,
+        first_block_frames: 1,
+        sink_frames: 0,
+        recent_frames: 1,
+        positions: Positions::Window,
+        context: Context::PerExpert,
+        context_sample: ContextSample::X0,
+    };
+
+    /// The same frame and layer of both experts and branches, each poisoned with numbers of its own: whatever order they are
+    /// written in, each reads its own.
+    #[test]
+    fn experts_and_branches_poisoned_against_each_other_read_their_own_pages() {
+        let cache = Cache::new(Budgets { device_bytes: 1 << 20, host_bytes: 0 });
+        let (job, other) = (cache.open_job(), cache.open_job());
+        let [first, second] = [0, 1].map(|at| Block { at, frames: at..at + 1 });
+        let all = [Component::HighNoise, Component::LowNoise]
+            .into_iter()
+            .flat_map(|expert| [BranchName::Cond, BranchName::Uncond].map(|branch| (expert, branch)));
+        let all: Vec<_> =
+            all.flat_map(|(expert, branch)| [&job, &other].map(|job| (job, expert, branch))).collect();
+        let numbers = |at: usize, layer: usize| [f32::from(u8::try_from(at * 2 + layer).expect("few")); 4];
+        let codec = KvCodec::both(Codec::F32);
+        for (at, (job, expert, branch)) in all.iter().enumerate().rev() {
+            let pages = FramePages::new(job, (*expert, 4), *branch, &first, ROLLOUT, codec);
+            let pages = FramePages { commits: true, ..pages };
+            for layer in 0..2 {
+                pages.commit(layer, &numbers(at, layer), &numbers(at + 100, layer)).expect("there is room");
+            }
+        }
+        for (at, (job, expert, branch)) in all.iter().enumerate() {
+            let pages = FramePages::new(job, (*expert, 4), *branch, &second, ROLLOUT, codec);
+            for layer in 0..2 {
+                assert_eq!(pages.pages(layer).expect("it was committed").len(), 1);
+                let page = job.try_get(&keys::self_kv(*expert, *branch, layer, 0)).expect("it was committed");
+                let expected = [numbers(at, layer), numbers(at + 100, layer)].concat();
+                assert_eq!(crate::bytes::as_f32(&page), expected, "{expert:?} {branch:?} {layer}");
+            }
+        }
+    }
+}

@@ -45,7 +45,7 @@ fn check(checkpoint: &Path, request: Request, budgets: TierBudgets) -> Plan {
         assert!((expected - got).abs() <= 0.02 * got, "{what}");
         assert!(expected > 0.0 || got == 0.0, "{what}");
     }
-    if plan.blocks_left_out == 0 {
+    if plan.blocks_left_out + plan.steps_left_out == 0 {
         for real in &outcome.memory.kinds {
             let planned = planned.kinds.iter().find(|kind| kind.kind == real.kind).unwrap();
             if real.kind != "weights" {
