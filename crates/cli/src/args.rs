@@ -155,6 +155,10 @@ pub(crate) struct Generate {
     /// Also write a page about the job: what the cache held, what became of it, where the time went, pictures of the video.
     #[arg(long, value_name = "FILE.html")]
     pub(crate) report: Option<PathBuf>,
+    /// Say in that page how far the video is from this one: a video or a file of frames of the same size and length, such as a
+    /// run with other pages.
+    #[arg(long, value_name = "FILE", requires = "report")]
+    pub(crate) reference: Option<PathBuf>,
     /// Start from this noise: a safetensors file with `noise` [16, T, height/8, width/8] in f32.
     #[arg(long, value_name = "FILE")]
     pub(crate) noise_in: Option<PathBuf>,

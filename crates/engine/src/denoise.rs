@@ -207,7 +207,7 @@ impl Denoise<'_> {
             let pages = FramePages::new(self.job, owner, branch, self.block, rollout, self.spec.kv_codec);
             // Each layer is read by one branch after the other: the first asks for both.
             let ahead = (branch == BranchName::Cond).then(|| self.ahead(pass.at));
-            Some(FramePages { commits, ahead, ..pages })
+            Some(FramePages { commits, ahead, waits: self.model.waits.clone(), ..pages })
         });
         let texts = [Some(self.cond), self.uncond.filter(|_| guides(guidance))];
         let branches: Vec<_> = texts
@@ -226,7 +226,7 @@ impl Denoise<'_> {
             self.job.reserve(&[(Tier::Device, workspace_bytes as u64)]).map_err(EngineError::cache)?;
         let latents =
             Tensor::from_slice(sample, &shape[..], &Device::Cpu).map_err(evanesce_wan::WanError::from)?;
-        let weights = self.model.weights.for_job(self.job, pass.position);
+        let weights = self.model.weights.for_job(self.job, pass.position, &self.model.waits);
         let velocities = expert.forward(&latents, pass.timestep, &branches, &weights)?;
         let numbers = velocities.iter().map(flat);
         let mut numbers = numbers.collect::<Result<Vec<_>>>()?.into_iter();

@@ -32,6 +32,7 @@ mod self_kv;
 mod tensors;
 mod text;
 pub mod video;
+mod waits;
 
 pub use cancel::CancelToken;
 pub use error::{EngineError, Fault, Result};
@@ -46,6 +47,7 @@ pub use progress::Silent;
 pub use request::{JobSpec, Request, RequestedLength};
 pub use run::{JobRun, Outcome, Progress};
 pub use self_kv::KvCodec;
+pub use waits::{Wait, WaitWatcher};
 
 use evanesce_wan::WanError;
 

@@ -9,6 +9,7 @@ use evanesce_wan::weights::Component;
 use crate::ahead::Ahead;
 use crate::blocks::{Block, Reach, reach};
 use crate::keys::{self, BranchName};
+use crate::waits::{Wait, Waits};
 
 /// How pages are stored: keys and values each in a codec of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,7 @@ pub(crate) struct FramePages<'a> {
     pub(crate) reach: Reach,
     /// Asks for what the layers behind the one that is read will read.
     pub(crate) ahead: Option<Ahead<'a>>,
+    pub(crate) waits: Waits,
 }
 
 impl<'a> FramePages<'a> {
@@ -83,7 +85,19 @@ impl<'a> FramePages<'a> {
         codec: KvCodec,
     ) -> Self {
         let reach = reach(rollout, block.frames.start);
-        Self { job, expert, branch, block, rollout, codec, dim, commits: false, reach, ahead: None }
+        Self {
+            job,
+            expert,
+            branch,
+            block,
+            rollout,
+            codec,
+            dim,
+            commits: false,
+            reach,
+            ahead: None,
+            waits: Waits::default(),
+        }
     }
 }
 
@@ -131,7 +145,10 @@ impl FrameKv for FramePages<'_> {
             let lease = self.job.try_get(&key).map_err(|error| crate::store_error(&key, error))?;
             Ok(Box::new(Page { lease, codec: self.codec, dim: self.dim }) as Box<dyn FramePage>)
         };
-        let pages = self.reach.frames.iter().map(page).collect();
+        let key = |frame: &usize| keys::self_kv(self.expert, self.branch, layer, *frame);
+        let is_home = |frame: &usize| self.job.tier_of(&key(frame)) == Some(Tier::Device);
+        let waits = self.waits.0.is_some() && !self.reach.frames.iter().all(is_home);
+        let pages = self.waits.around(Wait::Pages, waits, || self.reach.frames.iter().map(page).collect());
         if let Some(ahead) = &self.ahead {
             ahead.request_behind(layer);
         }
