@@ -5,6 +5,7 @@ mod bench;
 mod compare;
 mod generate;
 mod machine;
+mod plan;
 mod progress;
 mod quantity;
 mod report;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Serve(args) => serve::run(args),
     }
 }

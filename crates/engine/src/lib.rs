@@ -9,6 +9,7 @@
 mod admission;
 mod ahead;
 mod blocks;
+mod blueprint;
 mod bytes;
 mod cancel;
 mod cross_kv;
@@ -21,6 +22,7 @@ mod itinerary;
 mod keys;
 mod model;
 mod output;
+pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod request;
@@ -30,10 +32,12 @@ mod self_kv;
 mod tensors;
 mod text;
 pub mod video;
+mod waits;
 
 pub use cancel::CancelToken;
 pub use error::{EngineError, Fault, Result};
 pub use evanesce_cache::{Budgets, Counters, Disk, JobId, Kind, Tier, TierTraffic, Usage};
+pub use evanesce_wan::checkpoint::{Context, ContextSample, Description, Positions, Rollout};
 pub use evanesce_wan::kernels;
 pub use evanesce_wan::schedule::Solver;
 pub use evanesce_wan::transformer::LoneBlock;
@@ -43,6 +47,7 @@ pub use progress::Silent;
 pub use request::{JobSpec, Request, RequestedLength};
 pub use run::{JobRun, Outcome, Progress};
 pub use self_kv::KvCodec;
+pub use waits::{Wait, WaitWatcher};
 
 use evanesce_wan::WanError;
 

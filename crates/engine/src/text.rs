@@ -34,13 +34,13 @@ impl Prompt {
 /// Tokenizes and encodes `text`, or finds it encoded.
 pub(crate) fn encode(model: &Model, job: &Job, position: Position, text: &str) -> Result<Prompt> {
     let ids = model.tokenizer.prompt_ids(text)?;
-    let key = keys::embedding(&model.weights.fingerprint(Component::TextEncoder), &ids);
+    let key = keys::embedding(&model.blueprint.fingerprint(Component::TextEncoder), &ids);
     let lease = match job.shared_get(&key) {
         Some(lease) => lease,
         None => {
             let workspace = workspace_bytes(model.text.config(), ids.len()) as u64;
             let _scratch = job.reserve(&[(Tier::Device, workspace)]).map_err(EngineError::cache)?;
-            let rows = model.text.encode(&model.weights.for_job(job, position), &ids)?;
+            let rows = model.text.encode(&model.weights.for_job(job, position, &model.waits), &ids)?;
             let rows = rows.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(WanError::from)?;
             let len_bytes = size_of_val(&rows[..]);
             let mut writer =
