@@ -2,7 +2,13 @@
 
 use std::collections::{BTreeSet, TryReserveError};
 use std::ops::{Deref, DerefMut};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+#[cfg(not(test))]
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+// Under test every lock and wait is a point where another thread may go on: see `interleavings`.
+#[cfg(test)]
+use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
 use crate::arena::Account;
 use crate::buffer::Buffer;

@@ -64,10 +64,13 @@ pub(crate) struct Serve {
     /// Threads for arithmetic [default: one per processor].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// How the log is written: `text` or `json` [default: text].
+    #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
+    pub(crate) log_format: Option<String>,
     /// Print a configuration with every key and its default, and exit.
     #[arg(long)]
     pub(crate) print_config: bool,
-    /// Draw a key for a tenant, print it and its section of the configuration, and exit.
+    /// Draw a key for a tenant, and a secret for its webhooks; print them as a section of the configuration, and exit.
     #[arg(long, value_name = "TENANT")]
     pub(crate) new_key: Option<String>,
 }
@@ -160,6 +163,10 @@ pub(crate) struct Generate {
     /// Also write a page about the job: what the cache held, what became of it, where the time went, pictures of the video.
     #[arg(long, value_name = "FILE.html")]
     pub(crate) report: Option<PathBuf>,
+    /// Say in that page how far the video is from this one: a video or a file of frames of the same size and length, such as a
+    /// run with other pages.
+    #[arg(long, value_name = "FILE", requires = "report")]
+    pub(crate) reference: Option<PathBuf>,
     /// Start from this noise: a safetensors file with `noise` [16, T, height/8, width/8] in f32.
     #[arg(long, value_name = "FILE")]
     pub(crate) noise_in: Option<PathBuf>,

@@ -139,9 +139,9 @@ impl Pages {
             let bytes = codec.page_bytes(frame_tokens, blueprint.expert(c).config().dim());
             usize::try_from(entry_bytes(bytes)).unwrap_or(usize::MAX)
         };
-        let page_bytes = |c, layer, frame| bytes_of(c, spec.page_codec(c, layer, frame));
+        let page_bytes = |c, layer, frame| bytes_of(c, spec.page_codecs().page_codec(c, layer, frame));
         // Second pages of the newest frames stand beside the first ones.
-        let newest = spec.newest_codec(rollout.sink_frames);
+        let newest = spec.page_codecs().newest_codec(rollout.sink_frames);
         let newest_bytes = |c| newest.map_or(0, |codec| bytes_of(c, codec));
         // The first frame is one of the sink if there is any, the one behind the sink is not.
         let largest =

@@ -122,7 +122,8 @@ impl Ahead<'_> {
         let expert = self.itinerary.passing(self.pass);
         let owner = self.model.blueprint.context_of(rollout, expert);
         let branches = self.spec.branches(expert).iter();
-        let read = |branch, frame| self.spec.page_read((owner, branch), layer, frame, self.block).0;
+        let read =
+            |branch, frame| self.spec.page_codecs().page_read((owner, branch), layer, frame, self.block).0;
         let read = &read;
         let keys: Vec<_> =
             branches.flat_map(|branch| frames.iter().map(move |frame| read(*branch, *frame))).collect();

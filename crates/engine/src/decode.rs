@@ -36,7 +36,8 @@ impl Decode<'_> {
         let latents = Tensor::from_slice(numbers, (channels, 1, height, width), &Device::Cpu)
             .map_err(WanError::from)?;
         drop(latent);
-        let weights = self.model.weights.for_job(self.job, self.itinerary.latent_frame(frame));
+        let weights =
+            self.model.weights.for_job(self.job, self.itinerary.latent_frame(frame), &self.model.waits);
         let features = FeatureEntries { job: self.job, spec: self.spec, itinerary: self.itinerary, frame };
         let pictures =
             self.model.blueprint.decoder.decode_chunk(&latents, frame as u64, &weights, &features)?;

@@ -207,11 +207,12 @@ impl Denoise<'_> {
             let rollout = self.spec.rollout?;
             let owner = self.model.blueprint.context_of(rollout, component);
             let owner = (owner, self.model.expert(component).config().dim());
-            let pages = FramePages::new(self.job, owner, branch, self.block, rollout, self.spec);
+            let pages =
+                FramePages::new(self.job, owner, branch, self.block, rollout, self.spec.page_codecs());
             // Each layer is read by one branch after the other: the first asks for both.
             let ahead = (branch == BranchName::Cond).then(|| self.ahead(pass.at));
             let measured = self.measured.filter(|_| branch == BranchName::Cond && !commits);
-            Some(FramePages { commits, ahead, measured, ..pages })
+            Some(FramePages { commits, ahead, measured, waits: self.model.waits.clone(), ..pages })
         });
         let texts = [Some(self.cond), self.uncond.filter(|_| guides(guidance))];
         let branches: Vec<_> = texts
@@ -230,7 +231,7 @@ impl Denoise<'_> {
             self.job.reserve(&[(Tier::Device, workspace_bytes as u64)]).map_err(EngineError::cache)?;
         let latents =
             Tensor::from_slice(sample, &shape[..], &Device::Cpu).map_err(evanesce_wan::WanError::from)?;
-        let weights = self.model.weights.for_job(self.job, pass.position);
+        let weights = self.model.weights.for_job(self.job, pass.position, &self.model.waits);
         let velocities = expert.forward(&latents, pass.timestep, &branches, &weights)?;
         let numbers = velocities.iter().map(flat);
         let mut numbers = numbers.collect::<Result<Vec<_>>>()?.into_iter();

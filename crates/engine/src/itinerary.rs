@@ -177,7 +177,7 @@ impl Itinerary {
                 job.announce(keys::cross_kv(expert, *branch, layer), uses);
                 if let Some((owner, frames)) = &earlier {
                     for frame in frames {
-                        let (key, _) = spec.page_read((*owner, *branch), layer, *frame, block);
+                        let (key, _) = spec.page_codecs().page_read((*owner, *branch), layer, *frame, block);
                         job.announce(key, uses);
                     }
                 }

@@ -34,10 +34,11 @@ mod self_kv;
 mod tensors;
 mod text;
 pub mod video;
+mod waits;
 
 pub use cancel::CancelToken;
 pub use error::{EngineError, Fault, Result};
-pub use evanesce_cache::{Budgets, Counters, Disk, JobId, Kind, Tier, Usage};
+pub use evanesce_cache::{Budgets, Counters, Disk, JobId, Kind, Tier, TierTraffic, Usage};
 pub use evanesce_wan::checkpoint::{Context, ContextSample, Description, Positions, Rollout};
 pub use evanesce_wan::kernels;
 pub use evanesce_wan::schedule::Solver;
@@ -50,6 +51,7 @@ pub use progress::Silent;
 pub use request::{JobSpec, Request, RequestedLength};
 pub use run::{JobRun, Outcome, Progress};
 pub use self_kv::KvCodec;
+pub use waits::{Wait, WaitWatcher};
 
 use evanesce_wan::WanError;
 

@@ -16,6 +16,7 @@ use crate::error::{EngineError, Result};
 use crate::report::MemoryNow;
 use crate::request::JobSpec;
 use crate::residency::Weights;
+use crate::waits::{WaitWatcher, Waits};
 
 /// One model, ready for jobs. Holds no weights of its own: those are entries of its cache.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub struct Model {
     pub(crate) cache: Cache,
     pub(crate) weights: Weights,
     pub(crate) porter: Porter,
+    pub(crate) waits: Waits,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) text: TextEncoder,
     /// Everything about it but its weights.
@@ -62,6 +64,7 @@ impl Model {
             blueprint,
             weights,
             porter: Porter::new()?,
+            waits: Waits::default(),
             cache,
             checkpoint,
         })
@@ -71,6 +74,11 @@ impl Model {
     #[must_use]
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// Tells `watcher` whenever a job of this model waits for weights or pages.
+    pub fn watch_waits(&mut self, watcher: Arc<dyn WaitWatcher>) {
+        self.waits = Waits(Some(watcher));
     }
 
     /// The cache's counters at this moment.

@@ -21,6 +21,7 @@ use evanesce_cache::Key;
 use evanesce_wan::weights::Component;
 use serde_json::{Map, Value, json};
 
+use crate::blocks::Blocks;
 use crate::error::{EngineError, Result};
 use crate::keys::{self, BranchName};
 use crate::request::JobSpec;
@@ -148,11 +149,30 @@ fn codec_json(codec: KvCodec) -> Value {
     json!({ "keys": keys.as_str(), "values": values.as_str() })
 }
 
+/// How each page of a job is stored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageCodecs<'a> {
+    pub(crate) base: KvCodec,
+    pub(crate) overrides: &'a KvOverrides,
+    pub(crate) sink_frames: usize,
+    pub(crate) blocks: Blocks,
+}
+
 impl JobSpec {
+    pub(crate) fn page_codecs(&self) -> PageCodecs<'_> {
+        PageCodecs {
+            base: self.kv_codec,
+            overrides: &self.kv_overrides,
+            sink_frames: self.rollout.map_or(0, |rollout| rollout.sink_frames),
+            blocks: self.blocks(),
+        }
+    }
+}
+
+impl PageCodecs<'_> {
     /// The codec of a second page of a frame, if it has one: see [`KvOverrides::newest`].
     pub(crate) fn newest_codec(&self, frame: usize) -> Option<KvCodec> {
-        let sink_frames = self.rollout.map_or(0, |rollout| rollout.sink_frames);
-        self.kv_overrides.newest.filter(|_| frame >= sink_frames)
+        self.overrides.newest.filter(|_| frame >= self.sink_frames)
     }
 
     /// The page of a frame that block `block` reads, and its codec.
@@ -163,18 +183,17 @@ impl JobSpec {
         frame: usize,
         block: usize,
     ) -> (Key, KvCodec) {
-        match self.newest_codec(frame).filter(|_| self.block_of(frame) + 1 == block) {
+        match self.newest_codec(frame).filter(|_| self.blocks.holding(frame) + 1 == block) {
             Some(newest) => (keys::newest_kv(expert, branch, layer, frame), newest),
             None => (keys::self_kv(expert, branch, layer, frame), self.page_codec(expert, layer, frame)),
         }
     }
 
-    /// The codec of a page.
+    /// The codec of the page that a frame has as long as it is seen.
     pub(crate) fn page_codec(&self, expert: Component, layer: usize, frame: usize) -> KvCodec {
-        let is_sink = self.rollout.is_some_and(|rollout| frame < rollout.sink_frames);
-        let overrides = &self.kv_overrides;
+        let overrides = self.overrides;
         let of_layer = || overrides.layers.get(&expert).and_then(|layers| layers.get(layer)).copied();
-        overrides.sink.filter(|_| is_sink).or_else(of_layer).unwrap_or(self.kv_codec)
+        overrides.sink.filter(|_| frame < self.sink_frames).or_else(of_layer).unwrap_or(self.base)
     }
 }
 

@@ -13,6 +13,7 @@ use evanesce_wan::weights::{Component, GroupId, GroupSpec, WeightGroup, WeightSo
 
 use crate::blueprint::Blueprint;
 use crate::error::EngineError;
+use crate::waits::{Wait, Waits};
 
 type Result<T, E = WanError> = std::result::Result<T, E>;
 
@@ -132,8 +133,13 @@ impl Weights {
     }
 
     /// The weights as one job reads them.
-    pub(crate) fn for_job<'a>(&'a self, job: &'a Job, position: Position) -> JobWeights<'a> {
-        JobWeights { weights: self, job, position }
+    pub(crate) fn for_job<'a>(
+        &'a self,
+        job: &'a Job,
+        position: Position,
+        waits: &'a Waits,
+    ) -> JobWeights<'a> {
+        JobWeights { weights: self, job, position, waits }
     }
 
     fn request(&self, wanted: Wanted) {
@@ -175,6 +181,7 @@ pub(crate) struct JobWeights<'a> {
     weights: &'a Weights,
     job: &'a Job,
     position: Position,
+    waits: &'a Waits,
 }
 
 impl JobWeights<'_> {
@@ -210,12 +217,15 @@ impl WeightSource for JobWeights<'_> {
         let spec = shelf.spec(id)?;
         let now = Tick(self.position.first.0 + id.index as u64);
         self.job.tick(now);
-        let claim = shelf.claim(id);
-        let lease = match self.job.shared_get(&shelf.key(id)) {
-            Some(lease) => lease,
-            None => shelf.read_in(id, weights_spec(spec.len_bytes))?,
-        };
-        drop(claim);
+        let key = shelf.key(id);
+        let is_missing = !shelf.cache.shared_contains(&key);
+        let lease = self.waits.around(Wait::Weights, is_missing, || {
+            let _claim = shelf.claim(id);
+            match self.job.shared_get(&key) {
+                Some(lease) => Ok(lease),
+                None => shelf.read_in(id, weights_spec(spec.len_bytes)),
+            }
+        })?;
         self.prefetch_behind(id.index, now);
         Ok(Box::new(LeasedGroup { spec, lease }))
     }

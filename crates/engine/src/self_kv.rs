@@ -10,7 +10,8 @@ use crate::ahead::Ahead;
 use crate::blocks::{Block, Reach, reach};
 use crate::calibration::Measurement;
 use crate::keys::{self, BranchName};
-use crate::request::JobSpec;
+use crate::page_codecs::PageCodecs;
+use crate::waits::{Wait, Waits};
 
 /// How pages are stored: keys and values each in a codec of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub(crate) struct FramePages<'a> {
     pub(crate) block: &'a Block,
     pub(crate) rollout: Rollout,
     /// How the pages of the job are stored.
-    pub(crate) spec: &'a JobSpec,
+    pub(crate) codecs: PageCodecs<'a>,
     /// Numbers of a row.
     pub(crate) dim: usize,
     /// Whether the block leaves pages of its own.
@@ -78,6 +79,7 @@ pub(crate) struct FramePages<'a> {
     pub(crate) ahead: Option<Ahead<'a>>,
     /// Measures what other codecs would cost.
     pub(crate) measured: Option<&'a Measurement>,
+    pub(crate) waits: Waits,
 }
 
 impl<'a> FramePages<'a> {
@@ -88,11 +90,23 @@ impl<'a> FramePages<'a> {
         branch: BranchName,
         block: &'a Block,
         rollout: Rollout,
-        spec: &'a JobSpec,
+        codecs: PageCodecs<'a>,
     ) -> Self {
         let reach = reach(rollout, block.frames.start);
-        let (commits, ahead, measured) = (false, None, None);
-        Self { job, expert, branch, block, rollout, spec, dim, commits, reach, ahead, measured }
+        Self {
+            job,
+            expert,
+            branch,
+            block,
+            rollout,
+            codecs,
+            dim,
+            commits: false,
+            reach,
+            ahead: None,
+            measured: None,
+            waits: Waits::default(),
+        }
     }
 }
 
@@ -137,11 +151,15 @@ impl FrameKv for FramePages<'_> {
     fn pages(&self, layer: usize) -> Result<Vec<Box<dyn FramePage + '_>>> {
         let page = |frame: &usize| {
             let owner = (self.expert, self.branch);
-            let (key, codec) = self.spec.page_read(owner, layer, *frame, self.block.at);
+            let (key, codec) = self.codecs.page_read(owner, layer, *frame, self.block.at);
             let lease = self.job.try_get(&key).map_err(|error| crate::store_error(&key, error))?;
             Ok(Box::new(Page { lease, codec, dim: self.dim }) as Box<dyn FramePage>)
         };
-        let pages = self.reach.frames.iter().map(page).collect();
+        let owner = (self.expert, self.branch);
+        let key = |frame: &usize| self.codecs.page_read(owner, layer, *frame, self.block.at).0;
+        let is_home = |frame: &usize| self.job.tier_of(&key(frame)) == Some(Tier::Device);
+        let waits = self.waits.0.is_some() && !self.reach.frames.iter().all(is_home);
+        let pages = self.waits.around(Wait::Pages, waits, || self.reach.frames.iter().map(page).collect());
         if let Some(ahead) = &self.ahead {
             ahead.request_behind(layer);
         }
@@ -198,8 +216,62 @@ impl FramePages<'_> {
     /// The pages that the block leaves, in order: one of each frame, then the second ones of those that have one.
     fn written(&self, layer: usize) -> Vec<(usize, KvCodec)> {
         let frames = self.block.frames.clone();
-        let own = frames.clone().map(|frame| (frame, self.spec.page_codec(self.expert, layer, frame)));
-        let newest = frames.filter_map(|frame| Some((frame, self.spec.newest_codec(frame)?)));
+        let own = frames.clone().map(|frame| (frame, self.codecs.page_codec(self.expert, layer, frame)));
+        let newest = frames.filter_map(|frame| Some((frame, self.codecs.newest_codec(frame)?)));
         own.chain(newest).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use evanesce_cache::{Budgets, Cache};
+    use evanesce_wan::checkpoint::{Context, ContextSample, Positions};
+
+    use super::*;
+    use crate::blocks::Blocks;
+    use crate::page_codecs::KvOverrides;
+
+    const ROLLOUT: Rollout = Rollout {
+        block_frames: 1,
+        first_block_frames: 1,
+        sink_frames: 0,
+        recent_frames: 1,
+        positions: Positions::Window,
+        context: Context::PerExpert,
+        context_sample: ContextSample::X0,
+    };
+
+    /// The same frame and layer of both experts and branches, each poisoned with numbers of its own: whatever order they are
+    /// written in, each reads its own.
+    #[test]
+    fn experts_and_branches_poisoned_against_each_other_read_their_own_pages() {
+        let cache = Cache::new(Budgets { device_bytes: 1 << 20, host_bytes: 0 });
+        let (job, other) = (cache.open_job(), cache.open_job());
+        let [first, second] = [0, 1].map(|at| Block { at, frames: at..at + 1 });
+        let all = [Component::HighNoise, Component::LowNoise]
+            .into_iter()
+            .flat_map(|expert| [BranchName::Cond, BranchName::Uncond].map(|branch| (expert, branch)));
+        let all: Vec<_> =
+            all.flat_map(|(expert, branch)| [&job, &other].map(|job| (job, expert, branch))).collect();
+        let numbers = |at: usize, layer: usize| [f32::from(u8::try_from(at * 2 + layer).expect("few")); 4];
+        let overrides = KvOverrides::default();
+        let base = KvCodec::both(Codec::F32);
+        let codecs = PageCodecs { base, overrides: &overrides, sink_frames: 0, blocks: Blocks::of(1, 1, 2) };
+        for (at, (job, expert, branch)) in all.iter().enumerate().rev() {
+            let pages = FramePages::new(job, (*expert, 4), *branch, &first, ROLLOUT, codecs);
+            let pages = FramePages { commits: true, ..pages };
+            for layer in 0..2 {
+                pages.commit(layer, &numbers(at, layer), &numbers(at + 100, layer)).expect("there is room");
+            }
+        }
+        for (at, (job, expert, branch)) in all.iter().enumerate() {
+            let pages = FramePages::new(job, (*expert, 4), *branch, &second, ROLLOUT, codecs);
+            for layer in 0..2 {
+                assert_eq!(pages.pages(layer).expect("it was committed").len(), 1);
+                let page = job.try_get(&keys::self_kv(*expert, *branch, layer, 0)).expect("it was committed");
+                let expected = [numbers(at, layer), numbers(at + 100, layer)].concat();
+                assert_eq!(crate::bytes::as_f32(&page), expected, "{expert:?} {branch:?} {layer}");
+            }
+        }
     }
 }

@@ -40,7 +40,7 @@ pub(crate) fn encode(model: &Model, job: &Job, position: Position, text: &str) -
         None => {
             let workspace = workspace_bytes(model.text.config(), ids.len()) as u64;
             let _scratch = job.reserve(&[(Tier::Device, workspace)]).map_err(EngineError::cache)?;
-            let rows = model.text.encode(&model.weights.for_job(job, position), &ids)?;
+            let rows = model.text.encode(&model.weights.for_job(job, position, &model.waits), &ids)?;
             let rows = rows.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(WanError::from)?;
             let len_bytes = size_of_val(&rows[..]);
             let mut writer =

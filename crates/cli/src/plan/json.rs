@@ -20,6 +20,7 @@ pub(super) fn of(name: &str, plan: &Plan, rates: &Rates) -> Value {
         "latent_frames": spec.latent_frames(),
         "blocks": plan.blocks,
         "blocks_left_out": plan.blocks_left_out,
+        "steps_left_out": plan.steps_left_out,
         "fits": plan.fits(),
         "device_bytes_needed": plan.device_bytes_needed,
         "device_bytes_alone": plan.device_bytes_alone,

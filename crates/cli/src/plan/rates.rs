@@ -12,6 +12,8 @@ use crate::quantity::DiskCache;
 /// Bytes that are moved to measure a disk.
 const DISK_BYTES: usize = 256 << 20;
 const PIECE_BYTES: usize = 8 << 20;
+/// The file that they are moved in, at most.
+const FILE_BYTES: usize = 1 << 30;
 
 /// Bytes and operations a second; `None` where nothing was measured.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,8 +44,12 @@ impl Rates {
 #[expect(clippy::disallowed_methods, reason = "the command line may look at the clock")]
 fn disk_rates(disk: &DiskCache) -> anyhow::Result<(f64, f64)> {
     let bytes = disk.bytes.min(DISK_BYTES) / PIECE_BYTES * PIECE_BYTES;
-    let opened = Disk::open(&disk.directory, (bytes.max(PIECE_BYTES) + 2 * PIECE_BYTES) as u64)
-        .map_err(|error| EngineError::Request(format!("--disk-cache cannot be used: {error}")))?;
+    // As large as it takes for blocks of the size that a large tier has.
+    let opened = Disk::open(
+        &disk.directory,
+        disk.bytes.clamp(bytes.max(PIECE_BYTES) + 2 * PIECE_BYTES, FILE_BYTES) as u64,
+    )
+    .map_err(|error| EngineError::Request(format!("--disk-cache cannot be used: {error}")))?;
     let mut seconds = [0.0; 2];
     let pieces = u32::try_from((bytes / PIECE_BYTES).max(1)).unwrap_or(1);
     exercise(opened, pieces, PIECE_BYTES, |way, work| {

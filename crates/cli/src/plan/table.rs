@@ -42,7 +42,10 @@ fn plural(n: usize, thing: &str) -> String {
 }
 
 fn tiers(plan: &Plan) -> Vec<String> {
-    let mut lines = vec![format!("{:<10}{:>13}{:>13}", "tier", "budget", "peak")];
+    let mut lines = Vec::new();
+    if plan.memory.is_some() {
+        lines.push(format!("{:<10}{:>13}{:>13}", "tier", "budget", "peak"));
+    }
     for tier in plan.memory.iter().flat_map(|memory| &memory.tiers) {
         let (budget, peak) = (show(tier.budget_bytes), show(tier.peak_bytes));
         lines.push(format!("{:<10}{budget:>13}{peak:>13}", tier.tier));
@@ -61,9 +64,9 @@ fn kinds(plan: &Plan) -> Vec<String> {
         let [peak, written, raw] = [kind.peak_bytes, kind.encoded_bytes, kind.raw_bytes].map(show);
         format!("{:<16}{peak:>13}{:>9}{written:>13}{raw:>13}", kind.kind, kind.puts)
     }));
-    if plan.blocks_left_out > 0 {
-        let left_out = plural(plan.blocks_left_out, "block");
-        lines.push(format!("entries and bytes written are those before the last {left_out}, which repeat"));
+    if plan.blocks_left_out + plan.steps_left_out > 0 {
+        let (blocks, steps) = (plural(plan.blocks_left_out, "block"), plural(plan.steps_left_out, "step"));
+        lines.push(format!("entries and bytes written are without {blocks} and {steps} that repeat"));
     }
     lines
 }

@@ -3,17 +3,20 @@
 mod chart;
 mod recorder;
 mod sheet;
+mod waits;
 
 use std::path::Path;
 
 use anyhow::Context;
-use evanesce_engine::Outcome;
+use evanesce_engine::fidelity::Part;
 use evanesce_engine::progress::Stage;
 use evanesce_engine::report::KindReport;
 use evanesce_engine::video::thumbnails;
+use evanesce_engine::{Outcome, Wait};
 use html_escape::encode_text;
 
 pub(crate) use recorder::{Recorder, Sample};
+pub(crate) use waits::Waits;
 
 use crate::progress::StageTimes;
 use crate::quantity::show_bytes;
@@ -29,6 +32,9 @@ pub(crate) struct Page<'a> {
     pub(crate) outcome: &'a Outcome,
     pub(crate) recorder: &'a Recorder,
     pub(crate) times: &'a StageTimes,
+    pub(crate) waits: &'a Waits,
+    /// A run to compare with, and how far this one is from it.
+    pub(crate) fidelity: Option<(&'a Path, Vec<Part>)>,
     pub(crate) total_s: f64,
     pub(crate) process_peak_bytes: usize,
 }
@@ -59,7 +65,7 @@ impl Page<'_> {
         let prompt = encode_text(self.prompt);
         let body = format!(
             "<h1>{prompt}</h1><p>{summary}</p>{}<h2>What was held</h2><p>After each of {} units of work (a prompt, a step, a commit, a latent frame); within a unit there \
-             is scratch besides, which the peaks in the tables count.</p>{}{}<h2>What became of it</h2>{}<h2>Where the time went</h2>{}",
+             is scratch besides, which the peaks in the tables count.</p>{}{}<h2>What became of it</h2>{}<h2>Where the time went</h2>{}<h2>Transfers against compute</h2>{}{}",
             sheet::contact_sheet(&pictures),
             self.recorder.units(),
             areas(
@@ -69,6 +75,8 @@ impl Page<'_> {
             self.tiers(),
             self.kinds(),
             self.stages(),
+            self.transfers(),
+            self.codecs(),
         );
         Ok(document(&format!("evanesce: {}", self.prompt), &body))
     }
@@ -108,6 +116,75 @@ impl Page<'_> {
             "raw / encoded",
         ];
         table(&head, rows)
+    }
+
+    /// What moved, and how long arithmetic stood still for it.
+    fn transfers(&self) -> String {
+        let tiers = &self.outcome.memory.tiers;
+        let kind = |name: &str| self.outcome.memory.kinds.iter().find(|kind| kind.kind == name);
+        let pages = kind("self_kv").map_or((0, 0), |kind| (kind.arrived_before_use, kind.arrived_late));
+        let read = kind("weights").map_or(0, |kind| kind.encoded_bytes);
+        let traffic = |at: usize| tiers.get(at).map(|tier| tier.traffic).unwrap_or_default();
+        let [host, disk] = [traffic(1), traffic(2)];
+        let [weights, waited] = [Wait::Weights, Wait::Pages].map(|what| self.waits.of(what));
+        let show_wait = |(times, seconds): (u64, f64)| format!("{seconds:.3} s in {times} waits");
+        let rows = [
+            ["weights, from the checkpoint".to_owned(), show(read), String::new(), show_wait(weights)],
+            [
+                "device and host".to_owned(),
+                show(host.demoted_bytes),
+                show(host.promoted_bytes),
+                String::new(),
+            ],
+            ["host and disk".to_owned(), show(disk.demoted_bytes), show(disk.promoted_bytes), String::new()],
+            [
+                format!("pages: {} in time, {} late", pages.0, pages.1),
+                String::new(),
+                String::new(),
+                show_wait(waited),
+            ],
+        ];
+        let denoise_s = self.times.seconds(Stage::Denoise);
+        let waited_s = weights.1 + waited.1;
+        let note = format!(
+            "<p>Denoising took {denoise_s:.2} s; arithmetic stood still for {waited_s:.3} s of the whole job.</p>"
+        );
+        table(&["what", "down, or read", "up", "waited"], rows.into_iter().map(Vec::from)) + &note
+    }
+
+    /// How pages were stored, and how far the video is from the one to compare with.
+    fn codecs(&self) -> String {
+        let mut html = String::new();
+        if let Some(kind) = self.outcome.memory.kinds.iter().find(|kind| kind.kind == "self_kv") {
+            let codec = self.outcome.spec.kv_codec;
+            let bits = 32.0 * kind.encoded_bytes as f64 / kind.raw_bytes.max(1) as f64;
+            let rows = [vec![
+                codec.keys.as_str().to_owned(),
+                codec.values.as_str().to_owned(),
+                format!("{bits:.2}"),
+                show(kind.encoded_bytes),
+                show(kind.raw_bytes),
+                show(kind.peak_bytes),
+            ]];
+            let head = ["keys", "values", "bits a number", "encoded", "in f32", "peak"];
+            html += &format!("<h2>Codec and fidelity</h2>{}", table(&head, rows.into_iter()));
+        }
+        if let Some((reference, parts)) = &self.fidelity {
+            let decibels =
+                |db: f64| if db.is_infinite() { "equal".to_owned() } else { format!("{db:.2} dB") };
+            let rows = parts.iter().map(|part| {
+                vec![
+                    part.name.replace('_', " "),
+                    decibels(part.psnr_db),
+                    decibels(part.psnr_least_db),
+                    format!("{:.4}", part.ssim),
+                ]
+            });
+            let name = reference.display().to_string();
+            html += &format!("<p>Against {}:</p>", encode_text(&name));
+            html += &table(&["part", "PSNR", "worst frame", "SSIM"], rows);
+        }
+        html
     }
 
     fn stages(&self) -> String {

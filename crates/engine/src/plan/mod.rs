@@ -96,12 +96,15 @@ pub struct Plan {
     pub choice: Choice,
     /// Units in order; none when the job does not fit.
     pub units: Vec<UnitPlan>,
-    /// Peaks and counts over the units; those of the whole job where [`Self::blocks_left_out`] is 0, and peaks in any case.
+    /// Peaks and counts over the units that were gone through. Peaks are those of the whole job; counts where nothing was
+    /// left out.
     pub memory: Option<MemoryReport>,
     /// Blocks of the video.
     pub blocks: usize,
     /// Blocks that repeat the last one that was gone through.
     pub blocks_left_out: usize,
+    /// Steps that are like the one before and were not gone through: their units repeat its traffic.
+    pub steps_left_out: usize,
     /// Multiplications and additions that would make the pages of the frames in reach anew, for one pass.
     pub recompute_flop: f64,
 }
@@ -201,9 +204,11 @@ impl Plan {
         let (blocks, steady) = (spec.n_blocks(), blocks_until_steady(&spec));
         let fits = device_bytes_needed <= budgets.device_bytes;
         let gone_through = if fits { blocks.min(steady) } else { 0 };
-        let (mut units, mut memory) = (Vec::new(), None);
+        let (mut units, mut memory, mut steps_left_out) = (Vec::new(), None, 0);
         if fits {
-            units = Rehearsal::new(blueprint, &spec, prompt_tokens, &cache).run(gone_through)?;
+            let skips_repeats = matches!(choice.pages, PagesIn::Host | PagesIn::Disk);
+            let rehearsal = Rehearsal::new(blueprint, &spec, prompt_tokens, (&cache, skips_repeats));
+            (units, steps_left_out) = rehearsal.run(gone_through)?;
             memory = Some(MemoryReport::new(&cache.counters(), &Usage::default()));
         }
         Ok(Self {
@@ -215,6 +220,7 @@ impl Plan {
             memory,
             blocks,
             blocks_left_out: blocks - gone_through,
+            steps_left_out,
             spec,
             budgets,
         })

@@ -35,6 +35,11 @@ pub(super) struct Rehearsal<'a> {
     cache: &'a Cache,
     itinerary: Itinerary,
     units: Vec<UnitPlan>,
+    /// What the units so far moved, those that were left out aside.
+    moved: Moved,
+    /// Whether steps that are like their neighbours are left out: where pages move, each takes a while.
+    skips_repeats: bool,
+    passes_left_out: usize,
     // Leases go before the job.
     prompts: Vec<Lease>,
     job: Job,
@@ -45,19 +50,32 @@ impl<'a> Rehearsal<'a> {
         blueprint: &'a Blueprint,
         spec: &'a JobSpec,
         prompt_tokens: [usize; 2],
-        cache: &'a Cache,
+        (cache, skips_repeats): (&'a Cache, bool),
     ) -> Self {
         let itinerary = Itinerary::new(blueprint, spec);
         let job = cache.open_job();
         itinerary.announce(blueprint, spec, &job);
-        Self { blueprint, spec, prompt_tokens, cache, itinerary, units: Vec::new(), prompts: Vec::new(), job }
+        Self {
+            blueprint,
+            spec,
+            prompt_tokens,
+            cache,
+            itinerary,
+            units: Vec::new(),
+            moved: Moved::default(),
+            skips_repeats,
+            passes_left_out: 0,
+            prompts: Vec::new(),
+            job,
+        }
     }
 
-    /// Goes through the prompts and the first `n_blocks` blocks.
+    /// Goes through the prompts and the first `n_blocks` blocks. The units, and how many of them were taken to be like the
+    /// one before.
     ///
     /// # Errors
     /// When a budget is too small after all.
-    pub(super) fn run(mut self, n_blocks: usize) -> Result<Vec<UnitPlan>> {
+    pub(super) fn run(mut self, n_blocks: usize) -> Result<(Vec<UnitPlan>, usize)> {
         let n_prompts = if self.spec.uses_guidance() { 2 } else { 1 };
         for at in 0..n_prompts {
             self.prompt(at)?;
@@ -66,7 +84,7 @@ impl<'a> Rehearsal<'a> {
         for at in 0..n_blocks.min(self.spec.n_blocks()) {
             self.block(&self.spec.block(at))?;
         }
-        Ok(std::mem::take(&mut self.units))
+        Ok((std::mem::take(&mut self.units), self.passes_left_out))
     }
 
     fn block(&mut self, block: &Block) -> Result<()> {
@@ -82,8 +100,13 @@ impl<'a> Rehearsal<'a> {
             &[self.itinerary.end_of_step(block.at, 0)],
         )?;
         for step in 0..self.spec.steps() {
-            self.step(block, step)?;
+            let repeats = self.repeats(step);
+            self.step(block, step, repeats)?;
             self.note(Stage::Denoise, block.at, self.pass_flop(block, step));
+            if let (true, [.., before, unit]) = (repeats, &mut self.units[..]) {
+                unit.moved = before.moved;
+                self.passes_left_out += 1;
+            }
         }
         let is_last = block.at + 1 == self.spec.n_blocks();
         let commits = if is_last { 0 } else { self.itinerary.commits() };
@@ -101,13 +124,19 @@ impl<'a> Rehearsal<'a> {
         Ok(())
     }
 
+    /// Whether a step reads what the one before and the one after it read: pages that do not fit move alike then.
+    fn repeats(&self, step: usize) -> bool {
+        let expert = self.itinerary.expert(step);
+        let alike = |at: usize| at < self.spec.steps() && self.itinerary.expert(at) == expert;
+        self.skips_repeats && step >= 2 && (step - 2..=step + 2).all(alike)
+    }
+
     /// Adds up what the unit that has just ended moved, and what is held after it.
     fn note(&mut self, stage: Stage, block: usize, flop: f64) {
         let counters = self.cache.counters();
-        let sum = Moved::so_far(&counters);
-        let before = self.units.iter().fold(Moved::default(), |all, unit| all + unit.moved);
-        let memory = MemoryNow::new(&counters);
-        self.units.push(UnitPlan { stage, block, memory, moved: sum - before, flop });
+        let before = std::mem::replace(&mut self.moved, Moved::so_far(&counters));
+        let (memory, moved) = (MemoryNow::new(&counters), self.moved - before);
+        self.units.push(UnitPlan { stage, block, memory, moved, flop });
     }
 
     fn pass_flop(&self, block: &Block, pass: usize) -> f64 {
@@ -142,7 +171,7 @@ impl<'a> Rehearsal<'a> {
     }
 
     /// As `Denoise::take`.
-    fn step(&self, block: &Block, step: usize) -> Result<()> {
+    fn step(&self, block: &Block, step: usize, repeats: bool) -> Result<()> {
         let read = |role, at| {
             let key = keys::latent(role, at);
             if self.job.contains(&key) {
@@ -153,7 +182,9 @@ impl<'a> Rehearsal<'a> {
         };
         let sample = self.job.try_get(&keys::latent(LatentRole::Sample, step)).map_err(EngineError::cache)?;
         let position = self.itinerary.step(block.at, step);
-        self.pass(block, step, self.itinerary.expert(step), position, false)?;
+        if !repeats {
+            self.pass(block, step, self.itinerary.expert(step), position, false)?;
+        }
         let back = |n| step.checked_sub(n);
         let kept = [
             back(1).map(|at| read(LatentRole::Prediction, at)).transpose()?,
@@ -296,7 +327,7 @@ impl<'a> Rehearsal<'a> {
         let Some(rollout) = self.spec.rollout else { return Ok(()) };
         let owner =
             (self.blueprint.context_of(rollout, expert), self.blueprint.expert(expert).config().dim());
-        let pages = FramePages::new(&self.job, owner, branch, block, rollout, self.spec);
+        let pages = FramePages::new(&self.job, owner, branch, block, rollout, self.spec.page_codecs());
         let read: WanResult<_> = pages.pages(layer);
         let read = read?;
         if branch == BranchName::Cond {
@@ -329,7 +360,8 @@ impl<'a> Rehearsal<'a> {
         let fetcher = self.job.fetcher();
         for branch in self.spec.branches(expert) {
             for frame in reach(rollout, block.frames.start).frames {
-                fetcher.prefetch(&self.spec.page_read((owner, *branch), layer, frame, block.at).0);
+                fetcher
+                    .prefetch(&self.spec.page_codecs().page_read((owner, *branch), layer, frame, block.at).0);
             }
         }
     }
@@ -371,9 +403,13 @@ impl<'a> Rehearsal<'a> {
         let weights = self.lease_group(Component::VaeDecoder, 0, self.itinerary.latent_frame(frame))?;
         let entries = FeatureEntries { job: &self.job, spec: self.spec, itinerary: &self.itinerary, frame };
         let (height, width) = (self.spec.height / 8, self.spec.width / 8);
-        for kept in self.blueprint.decoder.kept_frames(frame as u64, height, width) {
-            let writer = entries.begin(kept.slot, kept.frame_index, kept.readings, kept.len_bytes)?;
-            drop(writer.commit().map_err(EngineError::cache)?);
+        for slot in self.blueprint.decoder.slot_uses(frame as u64, height, width) {
+            let read = |at| self.job.try_get(&keys::feature(slot.slot, at)).map_err(EngineError::cache);
+            drop(slot.read.clone().map(read).collect::<Result<Vec<_>>>()?);
+            for (at, readings) in slot.kept {
+                let writer = entries.begin(slot.slot, at, readings, slot.frame_bytes)?;
+                drop(writer.commit().map_err(EngineError::cache)?);
+            }
         }
         drop((weights, scratch));
         self.job.step();

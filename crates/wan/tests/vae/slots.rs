@@ -3,9 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use evanesce_wan::Result;
-use evanesce_wan::vae::{
-    Decoder, Encoder, FeatureFrame, FeatureSlots, KeptFrame, MapSlots, SlotId, VaeConfig,
-};
+use evanesce_wan::vae::{Decoder, Encoder, FeatureFrame, FeatureSlots, MapSlots, SlotId, VaeConfig};
 
 use crate::setup::case;
 
@@ -200,41 +198,40 @@ fn even_inside_a_chunk_no_more_is_kept_than_between_two() {
     assert_eq!(slots.most_bytes.get(), case.encoder.slot_bytes(3, 5));
 }
 
-/// Notes what every slot is given, and gives zeros back.
+/// Notes what is read from every slot, and what it is given.
 #[derive(Default)]
-struct Kept {
-    frames: RefCell<Vec<KeptFrame>>,
+struct Watching {
+    read: RefCell<Vec<(SlotId, u64)>>,
+    kept: RefCell<Vec<(SlotId, u64, u32, usize)>>,
     inner: MapSlots,
 }
 
-impl FeatureSlots for Kept {
+impl FeatureSlots for Watching {
     fn read(&self, slot: SlotId, frame_index: u64) -> Result<Box<dyn FeatureFrame + '_>> {
+        self.read.borrow_mut().push((slot, frame_index));
         self.inner.read(slot, frame_index)
     }
 
     fn commit(&self, slot: SlotId, frame_index: u64, readings: u32, frame: &[f32]) -> Result<()> {
-        self.frames.borrow_mut().push(KeptFrame {
-            slot,
-            frame_index,
-            readings,
-            len_bytes: size_of_val(frame),
-        });
+        self.kept.borrow_mut().push((slot, frame_index, readings, size_of_val(frame)));
         self.inner.commit(slot, frame_index, readings, frame)
     }
 }
 
 #[test]
-fn what_a_stream_keeps_is_known_without_decoding_it() {
+fn what_a_stream_reads_and_keeps_is_known_without_decoding_it() {
     for name in ["wide", "thin"] {
         let case = case(name);
-        let slots = Kept::default();
+        let slots = Watching::default();
         let (_, frames, height, width) = case.latents.dims4().unwrap();
         for chunk in 0..frames {
             let latents = case.latents.narrow(1, chunk, 1).unwrap();
             case.decoder.decode_chunk(&latents, chunk as u64, &case.weights, &slots).unwrap();
-            let expected = slots.frames.take();
-            assert!(!expected.is_empty());
-            assert_eq!(case.decoder.kept_frames(chunk as u64, height, width), expected, "{name} {chunk}");
+            let uses = case.decoder.slot_uses(chunk as u64, height, width);
+            let read = uses.iter().flat_map(|u| u.read.clone().map(|frame| (u.slot, frame)));
+            assert_eq!(read.collect::<Vec<_>>(), slots.read.take(), "{name} {chunk}");
+            let kept = uses.iter().flat_map(|u| u.kept.iter().map(|k| (u.slot, k.0, k.1, u.frame_bytes)));
+            assert_eq!(kept.collect::<Vec<_>>(), slots.kept.take(), "{name} {chunk}");
         }
     }
 }
