@@ -155,13 +155,8 @@ impl JobSpec {
             None => defaults.frames.unwrap_or(81),
         };
         let rollout = checkpoint.rollout();
-        if rollout.is_none() && (request.kv_codec.is_some() || !request.kv_overrides.is_empty()) {
-            return Err(refusal(
-                "a codec for keys and values is for checkpoints that make a video block by block; this one makes it at once",
-            ));
-        }
+        check_codecs(&request, checkpoint)?;
         checkpoint.size_rule().validate_frames(frames)?;
-        request.kv_overrides.check(|expert| checkpoint.transformer(expert).map(|config| config.layers))?;
 
         let steps = request.steps.or(defaults.steps).unwrap_or(40);
         within("steps", steps, 1, MAX_STEPS)?;
@@ -224,6 +219,16 @@ impl JobSpec {
 
 fn refusal(message: impl Into<String>) -> EngineError {
     EngineError::Request(message.into())
+}
+
+fn check_codecs(request: &Request, checkpoint: &Description) -> Result<()> {
+    let asked = request.kv_codec.is_some() || !request.kv_overrides.is_empty();
+    if checkpoint.rollout().is_none() && asked {
+        return Err(refusal(
+            "a codec for keys and values is for checkpoints that make a video block by block; this one makes it at once",
+        ));
+    }
+    request.kv_overrides.check(|expert| checkpoint.transformer(expert).map(|config| config.layers))
 }
 
 fn check_prompt(name: &str, text: &str) -> Result<()> {
