@@ -155,7 +155,7 @@ impl JobSpec {
             None => defaults.frames.unwrap_or(81),
         };
         let rollout = checkpoint.rollout();
-        check_codecs(&request, checkpoint)?;
+        check_codecs(request.kv_codec, &request.kv_overrides, checkpoint)?;
         checkpoint.size_rule().validate_frames(frames)?;
 
         let steps = request.steps.or(defaults.steps).unwrap_or(40);
@@ -221,14 +221,14 @@ fn refusal(message: impl Into<String>) -> EngineError {
     EngineError::Request(message.into())
 }
 
-fn check_codecs(request: &Request, checkpoint: &Description) -> Result<()> {
-    let asked = request.kv_codec.is_some() || !request.kv_overrides.is_empty();
+fn check_codecs(codec: Option<KvCodec>, overrides: &KvOverrides, checkpoint: &Description) -> Result<()> {
+    let asked = codec.is_some() || !overrides.is_empty();
     if checkpoint.rollout().is_none() && asked {
         return Err(refusal(
             "a codec for keys and values is for checkpoints that make a video block by block; this one makes it at once",
         ));
     }
-    request.kv_overrides.check(|expert| checkpoint.transformer(expert).map(|config| config.layers))
+    overrides.check(|expert| checkpoint.transformer(expert).map(|config| config.layers))
 }
 
 fn check_prompt(name: &str, text: &str) -> Result<()> {
