@@ -167,7 +167,7 @@ impl JobSpec {
         within_real("boundary", boundary, 0.0, 1.0)?;
         let shift = request.shift.or(defaults.shift).unwrap_or_else(|| checkpoint.flow_shift());
         within_real("shift", shift, 0.01, 100.0)?;
-        let schedule = schedule(&request, checkpoint, steps, (boundary, shift))?;
+        let schedule = schedule(request.solver, checkpoint, steps, (boundary, shift))?;
         Ok(Self {
             prompt: request.prompt,
             negative,
@@ -202,16 +202,16 @@ impl JobSpec {
 
 /// The steps that a request asks for: any number, unless the checkpoint was distilled to its own.
 fn schedule(
-    request: &Request,
+    solver: Option<Solver>,
     checkpoint: &Description,
     steps: usize,
     (boundary, shift): (f64, f64),
 ) -> Result<Schedule> {
     let Some(few) = checkpoint.few_steps() else {
-        let solver = request.solver.unwrap_or_else(|| checkpoint.solver());
+        let solver = solver.unwrap_or_else(|| checkpoint.solver());
         return Ok(Schedule::new(solver, checkpoint.grid(), steps, shift)?);
     };
-    if steps != few.len() || request.solver.is_some() {
+    if steps != few.len() || solver.is_some() {
         return Err(refusal(format!(
             "this checkpoint is made for its own {} steps; leave out the number of steps and the solver",
             few.len()
