@@ -169,21 +169,7 @@ impl JobSpec {
         within_real("boundary", boundary, 0.0, 1.0)?;
         let shift = request.shift.or(defaults.shift).unwrap_or_else(|| checkpoint.flow_shift());
         within_real("shift", shift, 0.01, 100.0)?;
-        let schedule = match checkpoint.few_steps() {
-            None => {
-                let solver = request.solver.unwrap_or_else(|| checkpoint.solver());
-                Schedule::new(solver, checkpoint.grid(), steps, shift)?
-            }
-            Some(few) => {
-                if steps != few.len() || request.solver.is_some() {
-                    return Err(refusal(format!(
-                        "this checkpoint is made for its own {} steps; leave out the number of steps and the solver",
-                        few.len()
-                    )));
-                }
-                Schedule::few_step(few, shift, (boundary > 0.0).then_some(boundary))?
-            }
-        };
+        let schedule = schedule(request.solver, checkpoint, steps, (boundary, shift))?;
         Ok(Self {
             prompt: request.prompt,
             negative,
@@ -215,6 +201,26 @@ impl JobSpec {
     pub fn steps(&self) -> usize {
         self.schedule.steps()
     }
+}
+
+/// The steps that a request asks for: any number, unless the checkpoint was distilled to its own.
+fn schedule(
+    solver: Option<Solver>,
+    checkpoint: &Description,
+    steps: usize,
+    (boundary, shift): (f64, f64),
+) -> Result<Schedule> {
+    let Some(few) = checkpoint.few_steps() else {
+        let solver = solver.unwrap_or_else(|| checkpoint.solver());
+        return Ok(Schedule::new(solver, checkpoint.grid(), steps, shift)?);
+    };
+    if steps != few.len() || solver.is_some() {
+        return Err(refusal(format!(
+            "this checkpoint is made for its own {} steps; leave out the number of steps and the solver",
+            few.len()
+        )));
+    }
+    Ok(Schedule::few_step(few, shift, (boundary > 0.0).then_some(boundary))?)
 }
 
 fn refusal(message: impl Into<String>) -> EngineError {

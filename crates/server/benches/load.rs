@@ -155,8 +155,9 @@ fn cpu_seconds() -> [f64; 2] {
     seconds
 }
 
-fn quantile(sorted: &[Duration], part: f64) -> Duration {
-    sorted[((sorted.len() - 1) as f64 * part).round() as usize]
+/// The time that `percent` of them do not pass.
+fn quantile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() - 1) * percent / 100]
 }
 
 /// Clients on a thread of their own, until they are told that it is over.
@@ -222,9 +223,9 @@ fn clients(n_clients: usize, n_listeners: usize, rounds: usize) {
     println!(
         "{} status reads: median {:.2?}, p99 {:.2?}, most {:.2?}",
         reads.len(),
-        quantile(&reads, 0.5),
-        quantile(&reads, 0.99),
-        quantile(&reads, 1.0)
+        quantile(&reads, 50),
+        quantile(&reads, 99),
+        quantile(&reads, 100)
     );
 }
 
@@ -257,7 +258,7 @@ fn listing() {
             after = format!("&after={}", page["last_id"].as_str().unwrap());
         }
         times.sort();
-        println!("{n_jobs} finished jobs in {} pages of 100: median {:.2?}, p99 {:.2?}, most {:.2?}", times.len(), quantile(&times, 0.5), quantile(&times, 0.99), quantile(&times, 1.0));
+        println!("{n_jobs} finished jobs in {} pages of 100: median {:.2?}, p99 {:.2?}, most {:.2?}", times.len(), quantile(&times, 50), quantile(&times, 99), quantile(&times, 100));
     });
 }
 

@@ -208,3 +208,24 @@ fn archives_in_a_checkpoint() {
 fn shards_in_a_checkpoint() {
     survive_in_place("high_noise_model/diffusion_pytorch_model-00002-of-00002.safetensors");
 }
+
+/// A dict of state dicts, as training writes it: each of them once, and nothing but tensors in it.
+#[test]
+fn a_pickle_cannot_grow_by_naming_one_dict_many_times() {
+    let says = |pickle: &[u8], expected: &str| {
+        let error = parse_pickle(pickle).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    };
+    // {"a": {}, "b": the same {}}
+    says(
+        b"\x80\x02}q\x00(X\x01\x00\x00\x00a}q\x01X\x01\x00\x00\x00bh\x01u.",
+        "the dict b is in it more than once",
+    );
+    // A dict that holds itself.
+    says(b"\x80\x02}q\x00(X\x01\x00\x00\x00ah\x00u.", "the dict a is in it more than once");
+    // {"a": {"x": 1}}
+    says(b"\x80\x02}q\x00(X\x01\x00\x00\x00a}q\x01(X\x01\x00\x00\x00xK\x01uu.", "entry a.x is not a tensor");
+    // {"a": {"x": {}}}: state dicts do not nest deeper.
+    says(b"\x80\x02}q\x00(X\x01\x00\x00\x00a}q\x01(X\x01\x00\x00\x00x}q\x02uu.", "entry a.x is not a tensor");
+    assert_eq!(parse_pickle(b"\x80\x02}q\x00(X\x01\x00\x00\x00a}q\x01u."), Ok(Vec::new()));
+}

@@ -209,6 +209,7 @@ fn few_steps_are_warped_and_experts_meet_at_the_nearest_level_of_the_table() {
 
 /// A sample `(1 - s) clean + s noise` stays one at every level that a step of either expert arrives at.
 #[test]
+#[expect(clippy::cast_possible_truncation, reason = "samples are f32")]
 fn few_steps_keep_the_noise_level_that_they_name() {
     let steps = [1000, 850, 700, 550, 350, 275, 200, 125];
     let schedule = Schedule::few_step(&steps, 12.0, Some(0.875)).unwrap();

@@ -183,7 +183,11 @@ pub(super) async fn retrieve(
     Extension(tenant): Extension<Tenant>,
     Path(id): Path<String>,
 ) -> Answer<Response> {
-    Ok(show(&app, &find(&app, &tenant, &id).await?))
+    let under_way = VideoId::parse(&id).and_then(|id| app.board.under_way(&tenant.name, &id));
+    match under_way {
+        Some(job) => Ok(show(&app, &job)),
+        None => Ok(show(&app, &find(&app, &tenant, &id).await?)),
+    }
 }
 
 /// Deletes a video and its files; a job under way stops within one step.
@@ -200,6 +204,7 @@ pub(super) async fn delete(
     let deleted = tokio::spawn(async move {
         let deleted = for_task.store.delete(&tenant.name, &wanted).await?;
         if let Some(job) = &deleted {
+            for_task.board.close(&job.id);
             for_task.remove_files(wanted).await;
             for_task.report(Report::Deleted(Box::new(job.clone()))).await;
         }
@@ -224,6 +229,7 @@ pub(super) async fn cancel(
         let moments = for_task.terms.moments();
         let cancelled = for_task.store.cancel(&tenant.name, &id, moments).await?;
         if let Cancelled::Now(job) = &cancelled {
+            for_task.board.close(&job.id);
             for_task.report(Report::Cancelled(job.clone())).await;
         }
         Ok::<_, StoreError>(cancelled)
