@@ -5,6 +5,12 @@
 Every round measures each operation once with either side, in turning order, each in a process of its own; a ratio is
 PyTorch's median time over evanesce's in one round, above 1 where evanesce is faster. `--weights bf16` is what evanesce
 runs on (PyTorch computes the same layer in f32 from f32 weights); `--weights f32` gives both the same bytes.
+
+    python bench/kernels.py --evanesce target/release/evanesce --pages --threads 2 --rounds 5
+
+compares attention over pages instead: evanesce's int8 pages with its own bf16 pages and with PyTorch's
+scaled_dot_product_attention over one contiguous bf16 window, and encoding a page in int8 with PyTorch's plain
+`(k / scale).to(int8)`, one scale for all. PyTorch may use all that the machine has there.
 """
 
 import argparse
@@ -19,6 +25,9 @@ LINEAR = ["4680x5120x13824", "1560x5120x5120", "512x384x1536", "1x5120x5120"]
 ATTENTION = ["40x1560x10920x128"]
 SMALL_LINEAR = ["512x384x1536", "1x5120x5120", "390x1024x1024"]
 SMALL_ATTENTION = ["4x390x1092x128", "6x336x336x32"]
+# One layer of Wan2.2-T2V-A14B at 832 x 480: a block of 3 latent frames before 12 cached ones; and a page of it.
+PAGES, SMALL_PAGES = "40x4680x18720x128", "4x390x4680x128"
+ENCODE, SMALL_ENCODE = "1560x5120", "390x1024"
 # How each side's libraries are told.
 HELD_TO = {
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
@@ -38,6 +47,7 @@ def parse_arguments():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="time for one operation in one round")
+    parser.add_argument("--pages", action="store_true", help="attention over pages, and encoding them")
     parser.add_argument("--small", action="store_true", help="operations that take milliseconds")
     parser.add_argument("--torch", nargs=2, metavar=("OP", "SHAPE"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -57,9 +67,13 @@ def torch_median(op, shape, threads, seconds):
             rows, inputs, outputs = sizes
             x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
             work = lambda: functional.linear(x, weight, bias)
+        elif op.startswith("encode"):
+            k = torch.randn(*sizes).to(torch.bfloat16 if op.endswith("bf16") else torch.float32)
+            work = lambda: (k / (k.abs().amax() / 127)).to(torch.int8)
         else:
             heads, queries, keys, head_dim = sizes
-            q, k, v = (torch.randn(1, heads, length, head_dim) for length in (queries, keys, keys))
+            dtype = torch.bfloat16 if op.endswith("bf16") else torch.float32
+            q, k, v = (torch.randn(1, heads, length, head_dim).to(dtype) for length in (queries, keys, keys))
             work = lambda: functional.scaled_dot_product_attention(q, k, v)
         work()
         times, started = [], time.perf_counter()
@@ -73,21 +87,59 @@ def torch_median(op, shape, threads, seconds):
 def run_torch(arguments, op, shape):
     command = [sys.executable, __file__, "--torch", op, shape, "--threads", str(arguments.threads)]
     command += ["--seconds", str(arguments.seconds)]
-    environment = os.environ | HELD_TO[arguments.isa]
+    environment = os.environ | ({} if arguments.pages else HELD_TO[arguments.isa])
     return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def run_evanesce(arguments, op, shape):
+def run_evanesce(arguments, op, shape, *more):
     command = [arguments.evanesce, "bench", "--json", "--threads", str(arguments.threads)]
     command += ["--seconds", str(arguments.seconds), op]
     if op == "linear":
         command += [shape, "--weights", arguments.weights]
+    elif op == "encode":
+        for flag, size in zip(["--rows", "--width"], shape.split("x")):
+            command += [flag, size]
     else:
         for flag, size in zip(["--heads", "--queries", "--keys", "--head-dim"], shape.split("x")):
             command += [flag, size]
     environment = os.environ | {"EVANESCE_ISA": arguments.isa}
-    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
-    return json.loads(output)["median_s"]
+    output = subprocess.run(command + list(more), env=environment, check=True, stdout=subprocess.PIPE).stdout
+    return json.loads(output)
+
+
+def median_of_evanesce(arguments, op, shape, *more):
+    return run_evanesce(arguments, op, shape, *more)["median_s"]
+
+
+def show(name, ratios):
+    ratios = sorted(ratios)
+    print(f"{name:<52}{ratios[0]:.2f} / {statistics.median(ratios):.2f} / {ratios[-1]:.2f}", flush=True)
+
+
+def compare_pages(arguments):
+    attention, encode = (SMALL_PAGES, SMALL_ENCODE) if arguments.small else (PAGES, ENCODE)
+    sides = {
+        "int8 pages": lambda: median_of_evanesce(arguments, "attention", attention, "--codec", "int8"),
+        "bf16 pages": lambda: median_of_evanesce(arguments, "attention", attention, "--codec", "bf16"),
+        "PyTorch bf16": lambda: run_torch(arguments, "attention bf16", attention),
+        "encode int8": lambda: run_evanesce(arguments, "encode", encode, "--codec", "int8"),
+        "PyTorch f32 to int8": lambda: run_torch(arguments, "encode f32", encode),
+        "PyTorch bf16 to int8": lambda: run_torch(arguments, "encode bf16", encode),
+    }
+    print(f"{arguments.isa}, {arguments.threads} threads, {arguments.rounds} rounds, {attention}, {encode}")
+    results = {name: [] for name in sides}
+    for turn in range(arguments.rounds):
+        for name in list(sides) if turn % 2 == 0 else reversed(list(sides)):
+            results[name].append(sides[name]())
+    encoded = [line["median_s"] for line in results["encode int8"]]
+    for name in ("int8 pages", "bf16 pages", "PyTorch bf16"):
+        print(f"{name:<52}{statistics.median(results[name]):.3f} s")
+    print(f"{'ratio':<52}min / median / max")
+    for name in ("bf16 pages", "PyTorch bf16"):
+        show(f"attention: {name} over int8 pages", [a / b for a, b in zip(results[name], results["int8 pages"])])
+    for name in ("PyTorch f32 to int8", "PyTorch bf16 to int8"):
+        show(f"encoding: {name} over int8", [a / b for a, b in zip(results[name], encoded)])
+    show("encoding int8: part of copying's bandwidth", [line["fraction_of_copy"] for line in results["encode int8"]])
 
 
 def main():
@@ -97,17 +149,20 @@ def main():
         return
     if arguments.evanesce is None:
         sys.exit("kernels.py: name the binary with --evanesce")
+    if arguments.pages:
+        compare_pages(arguments)
+        return
     linear, attention = (SMALL_LINEAR, SMALL_ATTENTION) if arguments.small else (LINEAR, ATTENTION)
     operations = [("linear", shape) for shape in linear] + [("attention", shape) for shape in attention]
     print(f"{arguments.isa}, {arguments.threads} threads, {arguments.weights} weights, {arguments.rounds} rounds")
     print(f"{'operation':<30}{'evanesce ms':>12}{'PyTorch ms':>12}   ratio min / median / max")
     for op, shape in operations:
-        times = {run_evanesce: [], run_torch: []}
+        times = {median_of_evanesce: [], run_torch: []}
         for turn in range(arguments.rounds):
             for side in sorted(times, key=lambda side: (side is run_torch) ^ (turn % 2 == 1)):
                 times[side].append(side(arguments, op, shape))
-        ratios = sorted(theirs / ours for ours, theirs in zip(times[run_evanesce], times[run_torch]))
-        ours, theirs = (1e3 * statistics.median(times[side]) for side in (run_evanesce, run_torch))
+        ratios = sorted(theirs / ours for ours, theirs in zip(times[median_of_evanesce], times[run_torch]))
+        ours, theirs = (1e3 * statistics.median(times[side]) for side in (median_of_evanesce, run_torch))
         spread = f"{ratios[0]:.2f} / {statistics.median(ratios):.2f} / {ratios[-1]:.2f}"
         print(f"{op + ' ' + shape:<30}{ours:>12.2f}{theirs:>12.2f}   {spread}", flush=True)
 

@@ -116,6 +116,13 @@ impl Cache {
         self.shared.lock().counters()
     }
 
+    /// All counters and what every job holds, taken in one moment: with what the shared pool holds, the jobs' bytes add up to what
+    /// each tier has in use.
+    pub fn ledger(&self) -> (Counters, Vec<(JobId, Usage)>) {
+        let store = self.shared.lock();
+        (store.counters(), store.usages())
+    }
+
     /// What a job holds, also after its end: bytes that are still leased or in flight, or in open writers.
     pub fn owned_by(&self, job: JobId) -> Usage {
         self.shared.lock().usage_of(job)

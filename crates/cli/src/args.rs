@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use evanesce_engine::KvCodec;
 use evanesce_engine::plan::KvShape;
+use evanesce_engine::{Codec, KvCodec};
 
 use crate::bench::Bench;
 use crate::quantity::{
-    DiskCache, parse_bytes, parse_disk_cache, parse_frame_size, parse_kv_codec, parse_kv_shape,
+    DiskCache, KvCodecs, parse_bytes, parse_codec, parse_disk_cache, parse_frame_size, parse_kv_codec,
+    parse_kv_codecs, parse_kv_shape,
 };
 
 /// Makes videos from text with Wan2.2, in memory that comes back.
@@ -27,6 +28,9 @@ pub(crate) enum Command {
     Generate(Box<Generate>),
     /// Measure this machine's arithmetic.
     Bench(Bench),
+    /// Measure on a short video which layers bear which codec of keys and values, and write the cheapest choice under a budget.
+    #[command(allow_negative_numbers = true)]
+    Calibrate(Box<Calibrate>),
     /// Say how far two videos are from each other: PSNR and SSIM of the first block, of 0 to 2 s, of 2 to 5 s, and of all.
     Compare(Compare),
     /// Say what a video would hold and move, what fits, and which policy would be chosen; no weights are needed.
@@ -60,10 +64,13 @@ pub(crate) struct Serve {
     /// Threads for arithmetic [default: one per processor].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// How the log is written: `text` or `json` [default: text].
+    #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
+    pub(crate) log_format: Option<String>,
     /// Print a configuration with every key and its default, and exit.
     #[arg(long)]
     pub(crate) print_config: bool,
-    /// Draw a key for a tenant, print it and its section of the configuration, and exit.
+    /// Draw a key for a tenant, and a secret for its webhooks; print them as a section of the configuration, and exit.
     #[arg(long, value_name = "TENANT")]
     pub(crate) new_key: Option<String>,
 }
@@ -122,9 +129,10 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "NAME")]
     pub(crate) solver: Option<SolverName>,
     /// How keys and values of earlier frames are stored, where the checkpoint makes a video block by block: f32, bf16, int8,
-    /// int4, or k8v4 (keys int8, values int4) [default: bf16].
-    #[arg(long, value_name = "NAME", value_parser = parse_kv_codec)]
-    pub(crate) kv_codec: Option<KvCodec>,
+    /// int4, int2, k8v4 (keys int8, values int4) or k4v2, or a file that says it for every layer, such as `calibrate` writes
+    /// [default: bf16].
+    #[arg(long, value_name = "NAME|FILE", value_parser = parse_kv_codecs)]
+    pub(crate) kv_codec: Option<KvCodecs>,
     /// The same number gives the same noise as `torch.Generator("cpu")` [default: drawn, and reported].
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
@@ -168,6 +176,65 @@ pub(crate) struct Generate {
     /// Also write the frames, before video encoding: safetensors, `frames` [T, height, width, 3] f32 in 0..1.
     #[arg(long, value_name = "FILE")]
     pub(crate) frames_out: Option<PathBuf>,
+}
+
+/// Flags of `calibrate`.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("budget").required(true)))]
+pub(crate) struct Calibrate {
+    /// What the video should show.
+    pub(crate) prompt: String,
+    /// Where the choice goes: a file for `generate --kv-codec`.
+    #[arg(short, long, default_value = "kv-codecs.json", value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// The most bytes that the pages of a video of this size may take: the least error under it.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, group = "budget")]
+    pub(crate) kv_memory: Option<usize>,
+    /// The largest relative error of attention, such as 0.02: the fewest bytes under it.
+    #[arg(long, value_name = "E", group = "budget")]
+    pub(crate) error: Option<f64>,
+    /// Codecs to choose from.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = parse_codec, default_value = "bf16,int8,int4,int2")]
+    pub(crate) codecs: Vec<Codec>,
+    /// A codec of its own for the first frames, which every block sees; not counted in the budget.
+    #[arg(long, value_name = "NAME", value_parser = parse_kv_codec)]
+    pub(crate) sink: Option<KvCodec>,
+    /// A codec for the frames right before a block, beside the one that they have later; not counted in the budget.
+    #[arg(long, value_name = "NAME", value_parser = parse_kv_codec)]
+    pub(crate) newest: Option<KvCodec>,
+    /// A checkpoint that makes videos block by block [default: the small one that ships with evanesce].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// What the video should not show.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) negative: Option<String>,
+    /// Width and height in pixels, multiples of 16.
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = parse_frame_size)]
+    pub(crate) size: Option<(usize, usize)>,
+    /// How many frames: one more than a multiple of 4. At least two blocks, or there are no pages.
+    #[arg(long, value_name = "N")]
+    pub(crate) frames: Option<usize>,
+    /// Denoising steps.
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<usize>,
+    /// Guidance of the high-noise expert; 1 turns guidance off.
+    #[arg(long, value_name = "G")]
+    pub(crate) guidance_high: Option<f64>,
+    /// Guidance of the low-noise expert; 1 turns guidance off.
+    #[arg(long, value_name = "G")]
+    pub(crate) guidance_low: Option<f64>,
+    /// Seed of the noise.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Memory for weights and everything the job keeps [default: three quarters of what is free].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) device_memory: Option<usize>,
+    /// Threads for arithmetic [default: one per processor].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Print one JSON object on standard output, and nothing else there.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Flags of `compare`.

@@ -14,7 +14,7 @@ use evanesce_engine::{
 use crate::args::{Generate, SolverName};
 use crate::machine;
 use crate::progress::{Display, say};
-use crate::quantity::DiskCache;
+use crate::quantity::{DiskCache, KvCodecs};
 use crate::report::{Page, Recorder, Waits};
 use crate::summary::Summary;
 
@@ -91,7 +91,7 @@ fn drive(
     if let Some(path) = &args.report {
         check_report(path)?;
     }
-    let mut job = JobRun::admit(model, request(args), outputs(args), cancel.clone())?;
+    let mut job = JobRun::admit(model, request(args)?, outputs(args), cancel.clone())?;
     while job.advance(display)?.is_more() {
         recorder.note(display.stage(), model.memory_now());
     }
@@ -122,8 +122,11 @@ fn budgets(args: &Generate) -> Budgets {
     }
 }
 
-fn request(args: &Generate) -> Request {
-    Request {
+fn request(args: &Generate) -> Result<Request, EngineError> {
+    let codecs = args.kv_codec.as_ref().map(KvCodecs::read).transpose()?;
+    let (kv_codec, kv_overrides) =
+        codecs.map_or_else(Default::default, |(codec, others)| (Some(codec), others));
+    Ok(Request {
         prompt: args.prompt.clone(),
         negative: args.negative.clone(),
         size: args.size,
@@ -143,8 +146,9 @@ fn request(args: &Generate) -> Request {
         }),
         seed: args.seed.unwrap_or_else(machine::drawn_seed),
         noise_in: args.noise_in.clone(),
-        kv_codec: args.kv_codec,
-    }
+        kv_codec,
+        kv_overrides,
+    })
 }
 
 fn outputs(args: &Generate) -> Outputs {

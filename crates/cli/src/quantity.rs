@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use evanesce_engine::KvCodec;
 use evanesce_engine::plan::KvShape;
+use evanesce_engine::{Codec, EngineError, KvCodec, KvOverrides};
 
 /// `8GiB`, `400MB`, `1.5 GiB`, `1048576`: bytes. KiB, MiB, GiB, TiB count in 1024s; kB, MB, GB, TB in 1000s.
 pub(crate) fn parse_bytes(text: &str) -> Result<usize, String> {
@@ -57,6 +57,34 @@ pub(crate) fn parse_disk_cache(text: &str) -> Result<DiskCache, String> {
     Ok(DiskCache { directory: directory.into(), bytes: parse_bytes(bytes)? })
 }
 
+/// How pages are stored: a codec's name, or a file that says it for every layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum KvCodecs {
+    /// All in this one.
+    Named(KvCodec),
+    /// As the file says.
+    File(PathBuf),
+}
+
+impl KvCodecs {
+    /// The codec of most pages, and what differs.
+    pub(crate) fn read(&self) -> Result<(KvCodec, KvOverrides), EngineError> {
+        match self {
+            Self::Named(codec) => Ok((*codec, KvOverrides::default())),
+            Self::File(path) => KvOverrides::read(path),
+        }
+    }
+}
+
+/// A codec's name, or a file: what has a dot or a separator in it.
+pub(crate) fn parse_kv_codecs(text: &str) -> Result<KvCodecs, String> {
+    match parse_kv_codec(text) {
+        Ok(codec) => Ok(KvCodecs::Named(codec)),
+        Err(_) if text.contains(['.', '/', '\\']) => Ok(KvCodecs::File(text.into())),
+        Err(message) => Err(format!("{message}, or a file such as calibrate writes")),
+    }
+}
+
 /// The codec of this name.
 pub(crate) fn parse_kv_codec(text: &str) -> Result<KvCodec, String> {
     KvCodec::from_name(text).ok_or_else(|| format!("write one of {}", KvCodec::NAMES.join(", ")))
@@ -76,6 +104,15 @@ pub(crate) fn parse_kv_shape(text: &str) -> Result<KvShape, String> {
         }
         _ => Err(wrong()),
     }
+}
+
+/// The codec of one half of a page.
+pub(crate) fn parse_codec(text: &str) -> Result<Codec, String> {
+    let names = || Codec::ALL.map(Codec::as_str).join(", ");
+    Codec::ALL
+        .into_iter()
+        .find(|codec| codec.as_str() == text)
+        .ok_or_else(|| format!("write one of {}", names()))
 }
 
 /// Bytes for people: three digits and a unit.
@@ -119,6 +156,14 @@ mod tests {
         for wrong in ["/ssd", ":2GiB", "/ssd:", "/ssd:much", ""] {
             assert!(parse_disk_cache(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_codec_is_a_name_and_a_file_has_a_dot() {
+        let named = KvCodecs::Named(KvCodec::from_name("k8v4").unwrap());
+        assert_eq!(parse_kv_codecs("k8v4"), Ok(named));
+        assert_eq!(parse_kv_codecs("codecs.json"), Ok(KvCodecs::File("codecs.json".into())));
+        assert!(parse_kv_codecs("int3").unwrap_err().contains("int2"));
     }
 
     #[test]

@@ -16,10 +16,24 @@ fn bench(isa: &str, arguments: &[&str]) -> Output {
 
 #[test]
 fn every_operation_gives_one_line_of_json() {
-    let operations: [&[&str]; 5] = [
+    let operations: [&[&str]; 7] = [
         &["linear", "3x40x48"],
         &["linear", "3x41x50", "--weights", "f32"],
         &["attention", "--heads", "2", "--queries", "5", "--keys", "9", "--head-dim", "16"],
+        &[
+            "attention",
+            "--heads",
+            "2",
+            "--queries",
+            "5",
+            "--keys",
+            "9",
+            "--head-dim",
+            "16",
+            "--codec",
+            "k8v4",
+        ],
+        &["encode", "--rows", "3", "--width", "70", "--codec", "int8"],
         &["conv3d", "4", "8", "2", "6", "6"],
         &["peak"],
     ];
@@ -34,9 +48,14 @@ fn every_operation_gives_one_line_of_json() {
         assert!(line["op"].as_str().unwrap().starts_with(arguments[0]), "{text}");
         assert!(line["runs"].as_u64().unwrap() >= 3, "{text}");
         assert!(line["min_s"].as_f64().unwrap() <= line["median_s"].as_f64().unwrap(), "{text}");
-        assert!(line["gflops"].as_f64().unwrap() > 0.0, "{text}");
-        assert!(line["fraction_of_peak"].as_f64().unwrap() > 0.0, "{text}");
-        assert_eq!(line.get("copy_gb_per_s").is_some(), arguments[0] == "peak", "{text}");
+        let rates = if arguments[0] == "encode" {
+            ["gb_per_s", "fraction_of_copy"]
+        } else {
+            ["gflops", "fraction_of_peak"]
+        };
+        rates.into_iter().for_each(|rate| assert!(line[rate].as_f64().unwrap() > 0.0, "{text}"));
+        let copies = ["peak", "encode"].contains(&arguments[0]);
+        assert_eq!(line.get("copy_gb_per_s").is_some(), copies, "{text}");
     }
 }
 

@@ -9,6 +9,7 @@ use crate::decode;
 use crate::error::{EngineError, Result};
 use crate::model::Model;
 use crate::request::JobSpec;
+use crate::self_kv::KvCodec;
 use crate::text::workspace_bytes;
 
 /// Latents that exist at once while a step is taken: the sample, the last sample and two predictions, and the three that
@@ -129,19 +130,36 @@ impl Pages {
         let experts = blueprint.experts();
         let owners = experts.map(|expert| blueprint.context_of(rollout, expert));
         let branches = if spec.uses_guidance() { 2 } else { 1 };
-        let page_bytes = |c| {
-            let bytes = spec.kv_codec.page_bytes(frame_tokens, blueprint.expert(c).config().dim());
-            usize::try_from(entry_bytes(bytes)).unwrap_or(usize::MAX)
-        };
         // The last block leaves no pages.
         let committed = spec.block(spec.n_blocks() - 1).frames.start;
         let frames = committed.min(rollout.sink_frames + rollout.recent_frames);
+        let sinks = committed.min(rollout.sink_frames);
         let group_pages = spec.blocks().longest_committed();
-        let read = |c| frames * page_bytes(c);
-        let arriving = over(owners, |c| group_pages * page_bytes(c));
-        let all_bytes = sum(owners, |c| blueprint.expert(c).config().layers * branches * read(c)) + arriving;
-        let staged_bytes = all_bytes.min(over(owners, |c| STAGED_READS * read(c)) + arriving);
-        Self { all_bytes, staged_bytes, page_bytes: over(owners, page_bytes), group_pages }
+        let bytes_of = |c, codec: KvCodec| {
+            let bytes = codec.page_bytes(frame_tokens, blueprint.expert(c).config().dim());
+            usize::try_from(entry_bytes(bytes)).unwrap_or(usize::MAX)
+        };
+        let page_bytes = |c, layer, frame| bytes_of(c, spec.page_codecs().page_codec(c, layer, frame));
+        // Second pages of the newest frames stand beside the first ones.
+        let newest = spec.page_codecs().newest_codec(rollout.sink_frames);
+        let newest_bytes = |c| newest.map_or(0, |codec| bytes_of(c, codec));
+        // The first frame is one of the sink if there is any, the one behind the sink is not.
+        let largest =
+            |c, layer| page_bytes(c, layer, 0).max(page_bytes(c, layer, sinks)).max(newest_bytes(c));
+        let read = |c, layer| {
+            sinks * page_bytes(c, layer, 0)
+                + (frames - sinks) * page_bytes(c, layer, sinks)
+                + group_pages * newest_bytes(c)
+        };
+        let written_pages = group_pages * if newest.is_some() { 2 } else { 1 };
+        let layers = |c| 0..blueprint.expert(c).config().layers;
+        let most = |c, bytes: &dyn Fn(usize) -> usize| layers(c).map(bytes).max().unwrap_or(0);
+        let arriving = over(owners, |c| most(c, &|layer| written_pages * largest(c, layer)));
+        let all_bytes = sum(owners, |c| layers(c).map(|layer| branches * read(c, layer)).sum()) + arriving;
+        let staged = over(owners, |c| most(c, &|layer| STAGED_READS * read(c, layer)));
+        let staged_bytes = all_bytes.min(staged + arriving);
+        let page_bytes = over(owners, |c| most(c, &|layer| largest(c, layer)));
+        Self { all_bytes, staged_bytes, page_bytes, group_pages: written_pages }
     }
 
     /// Bytes of pages that host and disk can take. Each keeps room for two groups: one that comes down while another one

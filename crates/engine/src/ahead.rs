@@ -11,7 +11,6 @@ use evanesce_cache::{Fetcher, Job, Key};
 use crate::blocks::reach;
 use crate::error::EngineError;
 use crate::itinerary::Itinerary;
-use crate::keys;
 use crate::model::Model;
 use crate::request::JobSpec;
 
@@ -123,9 +122,11 @@ impl Ahead<'_> {
         let expert = self.itinerary.passing(self.pass);
         let owner = self.model.blueprint.context_of(rollout, expert);
         let branches = self.spec.branches(expert).iter();
-        let keys: Vec<_> = branches
-            .flat_map(|branch| frames.iter().map(move |frame| keys::self_kv(owner, *branch, layer, *frame)))
-            .collect();
+        let read =
+            |branch, frame| self.spec.page_codecs().page_read((owner, branch), layer, frame, self.block).0;
+        let read = &read;
+        let keys: Vec<_> =
+            branches.flat_map(|branch| frames.iter().map(move |frame| read(*branch, *frame))).collect();
         if !keys.is_empty() {
             self.model.porter.request(Wanted { fetcher: self.job.fetcher(), keys });
         }

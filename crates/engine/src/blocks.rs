@@ -38,6 +38,12 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
+    /// Of a video of so many latent frames.
+    #[cfg(test)]
+    pub(crate) fn of(first: usize, other: usize, video: usize) -> Self {
+        Self { first, other, video }
+    }
+
     /// How many blocks there are.
     pub(crate) fn count(&self) -> usize {
         1 + self.video.saturating_sub(self.first).div_ceil(self.other)

@@ -12,6 +12,7 @@ use crate::admission::pass_workspace_bytes;
 use crate::ahead::Ahead;
 use crate::blocks::Block;
 use crate::bytes::{as_f32, write_f32};
+use crate::calibration::Measurement;
 use crate::cross_kv::CrossPages;
 use crate::error::{EngineError, Result};
 use crate::itinerary::Itinerary;
@@ -32,6 +33,8 @@ pub(crate) struct Denoise<'a> {
     pub(crate) block: &'a Block,
     pub(crate) cond: &'a Prompt,
     pub(crate) uncond: Option<&'a Prompt>,
+    /// Measures what codecs of pages would cost.
+    pub(crate) measured: Option<&'a Measurement>,
 }
 
 impl JobSpec {
@@ -204,10 +207,12 @@ impl Denoise<'_> {
             let rollout = self.spec.rollout?;
             let owner = self.model.blueprint.context_of(rollout, component);
             let owner = (owner, self.model.expert(component).config().dim());
-            let pages = FramePages::new(self.job, owner, branch, self.block, rollout, self.spec.kv_codec);
+            let pages =
+                FramePages::new(self.job, owner, branch, self.block, rollout, self.spec.page_codecs());
             // Each layer is read by one branch after the other: the first asks for both.
             let ahead = (branch == BranchName::Cond).then(|| self.ahead(pass.at));
-            Some(FramePages { commits, ahead, waits: self.model.waits.clone(), ..pages })
+            let measured = self.measured.filter(|_| branch == BranchName::Cond && !commits);
+            Some(FramePages { commits, ahead, measured, waits: self.model.waits.clone(), ..pages })
         });
         let texts = [Some(self.cond), self.uncond.filter(|_| guides(guidance))];
         let branches: Vec<_> = texts

@@ -177,7 +177,8 @@ impl Itinerary {
                 job.announce(keys::cross_kv(expert, *branch, layer), uses);
                 if let Some((owner, frames)) = &earlier {
                     for frame in frames {
-                        job.announce(keys::self_kv(*owner, *branch, layer, *frame), uses);
+                        let (key, _) = spec.page_codecs().page_read((*owner, *branch), layer, *frame, block);
+                        job.announce(key, uses);
                     }
                 }
             }

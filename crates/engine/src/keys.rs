@@ -48,6 +48,12 @@ pub(crate) fn self_kv(expert: Component, branch: BranchName, layer: usize, frame
     Key::new(Kind::SelfKv).part(expert * 2 + branch as u32).index(number(layer)).frame(number(frame))
 }
 
+/// As [`self_kv`] in the codec of the newest pages: read by the next block alone.
+pub(crate) fn newest_kv(expert: Component, branch: BranchName, layer: usize, frame: usize) -> Key {
+    let expert = u32::from(expert == Component::LowNoise);
+    Key::new(Kind::SelfKv).part(4 + expert * 2 + branch as u32).index(number(layer)).frame(number(frame))
+}
+
 /// One kept frame of one convolution.
 pub(crate) fn feature(slot: SlotId, frame_index: u64) -> Key {
     let frame = u32::try_from(frame_index).expect("a video has fewer than 2^32 frames");

@@ -7,6 +7,7 @@ use evanesce_wan::schedule::{Schedule, Solver};
 use evanesce_wan::text::PROMPT_CHARS_MAX;
 
 use crate::error::{EngineError, Result};
+use crate::page_codecs::KvOverrides;
 use crate::self_kv::KvCodec;
 
 /// Pixels on one side of a frame, at most.
@@ -54,6 +55,8 @@ pub struct Request {
     pub noise_in: Option<PathBuf>,
     /// How keys and values of earlier frames are stored, for videos made block by block.
     pub kv_codec: Option<KvCodec>,
+    /// Pages that are stored in other codecs.
+    pub kv_overrides: KvOverrides,
 }
 
 impl Request {
@@ -75,6 +78,7 @@ impl Request {
             seed,
             noise_in: None,
             kv_codec: None,
+            kv_overrides: KvOverrides::default(),
         }
     }
 }
@@ -112,6 +116,8 @@ pub struct JobSpec {
     pub rollout: Option<Rollout>,
     /// How its keys and values of earlier frames are stored.
     pub kv_codec: KvCodec,
+    /// Which of them are stored otherwise.
+    pub kv_overrides: KvOverrides,
 }
 
 impl JobSpec {
@@ -149,11 +155,7 @@ impl JobSpec {
             None => defaults.frames.unwrap_or(81),
         };
         let rollout = checkpoint.rollout();
-        if rollout.is_none() && request.kv_codec.is_some() {
-            return Err(refusal(
-                "a codec for keys and values is for checkpoints that make a video block by block; this one makes it at once",
-            ));
-        }
+        check_codecs(&request, checkpoint)?;
         checkpoint.size_rule().validate_frames(frames)?;
 
         let steps = request.steps.or(defaults.steps).unwrap_or(40);
@@ -184,6 +186,7 @@ impl JobSpec {
             noise_in: request.noise_in,
             rollout,
             kv_codec: request.kv_codec.unwrap_or_default(),
+            kv_overrides: request.kv_overrides,
         })
     }
 
@@ -222,6 +225,16 @@ fn schedule(
 
 fn refusal(message: impl Into<String>) -> EngineError {
     EngineError::Request(message.into())
+}
+
+fn check_codecs(request: &Request, checkpoint: &Description) -> Result<()> {
+    let asked = request.kv_codec.is_some() || !request.kv_overrides.is_empty();
+    if checkpoint.rollout().is_none() && asked {
+        return Err(refusal(
+            "a codec for keys and values is for checkpoints that make a video block by block; this one makes it at once",
+        ));
+    }
+    request.kv_overrides.check(|expert| checkpoint.transformer(expert).map(|config| config.layers))
 }
 
 fn check_prompt(name: &str, text: &str) -> Result<()> {

@@ -3,10 +3,13 @@
 use evanesce_cache::{Job, JobId};
 use evanesce_wan::noise::initial_noise;
 use evanesce_wan::text::TOKENS_MAX;
+use evanesce_wan::transformer::Codec;
+use evanesce_wan::weights::Component;
 
 use crate::admission::Needs;
 use crate::ahead::Ahead;
 use crate::blocks::Block;
+use crate::calibration::{Assignment, Budget, Measurement};
 use crate::cancel::CancelToken;
 use crate::decode::Decode;
 use crate::denoise::{Denoise, put_noise};
@@ -77,6 +80,7 @@ pub struct JobRun<'m> {
     // Leases go before the job that owns what they hold.
     prompts: Vec<Prompt>,
     job: Job,
+    measured: Option<Measurement>,
 }
 
 impl<'m> JobRun<'m> {
@@ -105,8 +109,37 @@ impl<'m> JobRun<'m> {
             video: None,
             prompts: Vec::new(),
             job,
+            measured: None,
             spec,
         })
+    }
+
+    /// Measures, from now on, what each of `codecs` would cost: see [`crate::calibration`]. Slow.
+    pub fn measure(&mut self, codecs: &[Codec]) {
+        self.measured = Some(Measurement::new(codecs));
+    }
+
+    /// The cheapest codecs that a budget allows, by what was measured. Nothing where no attention to pages was seen.
+    #[must_use]
+    pub fn choose(&self, budget: Budget) -> Option<Assignment> {
+        let dim = self.model.expert(Component::HighNoise).config().dim();
+        self.measured.as_ref()?.choose(dim, budget)
+    }
+
+    /// Tokens whose keys and values the job keeps at once, in each layer of an expert: those of all branches.
+    #[must_use]
+    pub fn kept_tokens(&self) -> usize {
+        let Some(rollout) = self.spec.rollout else { return 0 };
+        let committed = self.spec.block(self.spec.n_blocks() - 1).frames.start;
+        let frames = committed.min(rollout.sink_frames + rollout.recent_frames);
+        let branches = if self.spec.uses_guidance() { 2 } else { 1 };
+        frames * branches * (self.spec.height / 16) * (self.spec.width / 16)
+    }
+
+    /// What was measured, if anything was to be.
+    #[must_use]
+    pub fn measured(&self) -> Option<&Measurement> {
+        self.measured.as_ref()
     }
 
     /// What the job does.
@@ -240,7 +273,8 @@ impl<'m> JobRun<'m> {
         let [cond, uncond] = [0, 1].map(|at| self.prompts.get(at));
         let cond = cond.ok_or_else(|| EngineError::Cache("the prompt's embedding is gone".to_owned()))?;
         let (model, spec, job, itinerary) = (self.model, &self.spec, &self.job, &self.itinerary);
-        Ok(Denoise { model, spec, job, itinerary, block, cond, uncond })
+        let measured = self.measured.as_ref();
+        Ok(Denoise { model, spec, job, itinerary, block, cond, uncond, measured })
     }
 
     fn begin_decoding(&self, block: &Block, observer: &mut dyn Observer) -> Phase {

@@ -3,12 +3,14 @@
 use evanesce_cache::{GroupWriter, Job, Lease, Lifetime, PutSpec, Tier};
 use evanesce_wan::Result;
 use evanesce_wan::checkpoint::Rollout;
-use evanesce_wan::transformer::{Codec, EncodedRows, FrameKv, FramePage, Rows, encode};
+use evanesce_wan::transformer::{Attended, Codec, EncodedRows, FrameKv, FramePage, Rows, encode};
 use evanesce_wan::weights::Component;
 
 use crate::ahead::Ahead;
 use crate::blocks::{Block, Reach, reach};
+use crate::calibration::Measurement;
 use crate::keys::{self, BranchName};
+use crate::page_codecs::PageCodecs;
 use crate::waits::{Wait, Waits};
 
 /// How pages are stored: keys and values each in a codec of their own.
@@ -27,17 +29,20 @@ impl KvCodec {
         Self { keys: codec, values: codec }
     }
 
-    /// The codec of this name: `f32`, `bf16`, `int8`, `int4`, or `k8v4` for keys in `int8` and values in `int4`.
+    /// The codec of this name: `f32`, `bf16`, `int8`, `int4`, `int2`, or two of them as `k8v4` for keys in `int8` and values in
+    /// `int4`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        if name == "k8v4" {
-            return Some(Self { keys: Codec::Int8, values: Codec::Int4 });
+        match name {
+            "k8v4" => return Some(Self { keys: Codec::Int8, values: Codec::Int4 }),
+            "k4v2" => return Some(Self { keys: Codec::Int4, values: Codec::Int2 }),
+            _ => {}
         }
         Codec::ALL.into_iter().find(|codec| codec.as_str() == name).map(Self::both)
     }
 
     /// Every name that [`Self::from_name`] knows.
-    pub const NAMES: [&'static str; 5] = ["f32", "bf16", "int8", "int4", "k8v4"];
+    pub const NAMES: [&'static str; 7] = ["f32", "bf16", "int8", "int4", "k8v4", "int2", "k4v2"];
 
     /// Bytes of a page of `tokens` tokens of `dim` numbers.
     pub(crate) const fn page_bytes(self, tokens: usize, dim: usize) -> usize {
@@ -63,7 +68,8 @@ pub(crate) struct FramePages<'a> {
     pub(crate) branch: BranchName,
     pub(crate) block: &'a Block,
     pub(crate) rollout: Rollout,
-    pub(crate) codec: KvCodec,
+    /// How the pages of the job are stored.
+    pub(crate) codecs: PageCodecs<'a>,
     /// Numbers of a row.
     pub(crate) dim: usize,
     /// Whether the block leaves pages of its own.
@@ -71,6 +77,8 @@ pub(crate) struct FramePages<'a> {
     pub(crate) reach: Reach,
     /// Asks for what the layers behind the one that is read will read.
     pub(crate) ahead: Option<Ahead<'a>>,
+    /// Measures what other codecs would cost.
+    pub(crate) measured: Option<&'a Measurement>,
     pub(crate) waits: Waits,
 }
 
@@ -82,7 +90,7 @@ impl<'a> FramePages<'a> {
         branch: BranchName,
         block: &'a Block,
         rollout: Rollout,
-        codec: KvCodec,
+        codecs: PageCodecs<'a>,
     ) -> Self {
         let reach = reach(rollout, block.frames.start);
         Self {
@@ -91,11 +99,12 @@ impl<'a> FramePages<'a> {
             branch,
             block,
             rollout,
-            codec,
+            codecs,
             dim,
             commits: false,
             reach,
             ahead: None,
+            measured: None,
             waits: Waits::default(),
         }
     }
@@ -141,11 +150,13 @@ impl FrameKv for FramePages<'_> {
 
     fn pages(&self, layer: usize) -> Result<Vec<Box<dyn FramePage + '_>>> {
         let page = |frame: &usize| {
-            let key = keys::self_kv(self.expert, self.branch, layer, *frame);
+            let owner = (self.expert, self.branch);
+            let (key, codec) = self.codecs.page_read(owner, layer, *frame, self.block.at);
             let lease = self.job.try_get(&key).map_err(|error| crate::store_error(&key, error))?;
-            Ok(Box::new(Page { lease, codec: self.codec, dim: self.dim }) as Box<dyn FramePage>)
+            Ok(Box::new(Page { lease, codec, dim: self.dim }) as Box<dyn FramePage>)
         };
-        let key = |frame: &usize| keys::self_kv(self.expert, self.branch, layer, *frame);
+        let owner = (self.expert, self.branch);
+        let key = |frame: &usize| self.codecs.page_read(owner, layer, *frame, self.block.at).0;
         let is_home = |frame: &usize| self.job.tier_of(&key(frame)) == Some(Tier::Device);
         let waits = self.waits.0.is_some() && !self.reach.frames.iter().all(is_home);
         let pages = self.waits.around(Wait::Pages, waits, || self.reach.frames.iter().map(page).collect());
@@ -163,15 +174,21 @@ impl FrameKv for FramePages<'_> {
         let numbers = keys.len() / self.block.frames.len();
         let tokens = numbers / self.dim;
         let mut group = self.begin(layer, tokens)?;
-        for (at, (keys, values)) in keys.chunks_exact(numbers).zip(values.chunks_exact(numbers)).enumerate() {
-            let (first, second) =
-                group.bytes_mut(at).split_at_mut(tokens * self.codec.keys.row_bytes(self.dim));
-            encode(self.codec.keys, keys, self.dim, first);
-            encode(self.codec.values, values, self.dim, second);
+        for (at, (frame, codec)) in self.written(layer).into_iter().enumerate() {
+            let from = (frame - self.block.frames.start) * numbers;
+            let (first, second) = group.bytes_mut(at).split_at_mut(tokens * codec.keys.row_bytes(self.dim));
+            encode(codec.keys, &keys[from..from + numbers], self.dim, first);
+            encode(codec.values, &values[from..from + numbers], self.dim, second);
         }
         let first = keys::self_kv(self.expert, self.branch, layer, self.block.frames.start);
         group.commit().map_err(|error| crate::store_error(&first, error.refusal))?;
         Ok(())
+    }
+
+    fn attended(&self, layer: usize, seen: &Attended<'_>) {
+        if let Some(measured) = self.measured {
+            measured.take(self.expert, layer, seen);
+        }
     }
 }
 
@@ -180,14 +197,28 @@ impl FramePages<'_> {
     pub(crate) fn begin(&self, layer: usize, tokens: usize) -> Result<GroupWriter> {
         let [sink, recent] = [self.rollout.sink_frames, self.rollout.recent_frames]
             .map(|frames| u32::try_from(frames).expect("a checkpoint names at most 1024"));
-        let page_bytes = self.codec.page_bytes(tokens, self.dim);
-        let put = PutSpec::new(Tier::Device, Lifetime::Window { sink, recent }, page_bytes)
-            .raw_bytes((2 * size_of::<f32>() * tokens * self.dim) as u64);
-        let key = |frame| keys::self_kv(self.expert, self.branch, layer, frame);
+        let newest = u32::try_from(self.block.frames.len()).expect("a block has few frames");
+        let frames = self.block.frames.len();
+        let puts = self.written(layer).into_iter().enumerate().map(|(at, (frame, codec))| {
+            let (key, lifetime) = if at < frames {
+                (keys::self_kv(self.expert, self.branch, layer, frame), Lifetime::Window { sink, recent })
+            } else {
+                let lifetime = Lifetime::Window { sink: 0, recent: newest };
+                (keys::newest_kv(self.expert, self.branch, layer, frame), lifetime)
+            };
+            let put = PutSpec::new(Tier::Device, lifetime, codec.page_bytes(tokens, self.dim));
+            (key, put.raw_bytes((2 * size_of::<f32>() * tokens * self.dim) as u64))
+        });
+        let first = keys::self_kv(self.expert, self.branch, layer, self.block.frames.start);
+        self.job.put_group(puts).map_err(|error| crate::store_error(&first, error))
+    }
+
+    /// The pages that the block leaves, in order: one of each frame, then the second ones of those that have one.
+    fn written(&self, layer: usize) -> Vec<(usize, KvCodec)> {
         let frames = self.block.frames.clone();
-        self.job
-            .put_group(frames.clone().map(|frame| (key(frame), put)))
-            .map_err(|error| crate::store_error(&key(frames.start), error))
+        let own = frames.clone().map(|frame| (frame, self.codecs.page_codec(self.expert, layer, frame)));
+        let newest = frames.filter_map(|frame| Some((frame, self.codecs.newest_codec(frame)?)));
+        own.chain(newest).collect()
     }
 }
 
@@ -197,6 +228,8 @@ mod tests {
     use evanesce_wan::checkpoint::{Context, ContextSample, Positions};
 
     use super::*;
+    use crate::blocks::Blocks;
+    use crate::page_codecs::KvOverrides;
 
     const ROLLOUT: Rollout = Rollout {
         block_frames: 1,
@@ -221,16 +254,18 @@ mod tests {
         let all: Vec<_> =
             all.flat_map(|(expert, branch)| [&job, &other].map(|job| (job, expert, branch))).collect();
         let numbers = |at: usize, layer: usize| [f32::from(u8::try_from(at * 2 + layer).expect("few")); 4];
-        let codec = KvCodec::both(Codec::F32);
+        let overrides = KvOverrides::default();
+        let base = KvCodec::both(Codec::F32);
+        let codecs = PageCodecs { base, overrides: &overrides, sink_frames: 0, blocks: Blocks::of(1, 1, 2) };
         for (at, (job, expert, branch)) in all.iter().enumerate().rev() {
-            let pages = FramePages::new(job, (*expert, 4), *branch, &first, ROLLOUT, codec);
+            let pages = FramePages::new(job, (*expert, 4), *branch, &first, ROLLOUT, codecs);
             let pages = FramePages { commits: true, ..pages };
             for layer in 0..2 {
                 pages.commit(layer, &numbers(at, layer), &numbers(at + 100, layer)).expect("there is room");
             }
         }
         for (at, (job, expert, branch)) in all.iter().enumerate() {
-            let pages = FramePages::new(job, (*expert, 4), *branch, &second, ROLLOUT, codec);
+            let pages = FramePages::new(job, (*expert, 4), *branch, &second, ROLLOUT, codecs);
             for layer in 0..2 {
                 assert_eq!(pages.pages(layer).expect("it was committed").len(), 1);
                 let page = job.try_get(&keys::self_kv(*expert, *branch, layer, 0)).expect("it was committed");

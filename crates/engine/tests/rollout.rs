@@ -148,16 +148,28 @@ fn fewer_bits_hold_fewer_bytes_and_move_the_video_less_the_more_they_are() {
     let (exact, f32_pages) = with("f32");
     let mut last_db = f64::INFINITY;
     // Rows of 32 numbers: half a group, so grids weigh twice as much as in a wide model.
-    for (name, row_bytes) in [("bf16", 2 * 64), ("int8", 2 * 36), ("k8v4", 36 + 20), ("int4", 2 * 20)] {
+    let codecs = [
+        ("bf16", 2 * 64),
+        ("int8", 2 * 36),
+        ("k8v4", 36 + 20),
+        ("int4", 2 * 20),
+        ("k4v2", 20 + 13),
+        ("int2", 2 * 13),
+    ];
+    let mut db_at_four_bits = 0.0;
+    for (name, row_bytes) in codecs {
         let (pictures, pages) = with(name);
         assert_eq!(pages.encoded_bytes * 256, pages.raw_bytes * row_bytes, "{name}");
         assert!(pages.peak_bytes < f32_pages.peak_bytes, "{name}");
         let db = psnr_db(&pictures, &exact);
         assert!(db.is_finite() && db < last_db, "{name} reaches {db} dB, the codec before it {last_db}");
         last_db = db;
+        if name == "int4" {
+            db_at_four_bits = db;
+        }
     }
     // Most of the way from noise to nothing: this golden has random weights.
-    assert!(last_db > 25.0, "{last_db} dB at four bits");
+    assert!(db_at_four_bits > 25.0, "{db_at_four_bits} dB at four bits");
 }
 
 #[test]
@@ -171,12 +183,55 @@ fn a_codec_for_pages_is_refused_where_there_are_none() {
     assert!(error.to_string().contains("block by block"), "{error}");
 }
 
+/// Pages of two bits, and the same with the frames right before a block, or the sink, exact.
+#[test]
+fn exact_pages_where_they_count_bring_the_video_nearer_and_leave_with_their_block() {
+    let checkpoint = causal_checkpoint("window");
+    let with = |sink: Option<&str>, newest: Option<&str>, base: &str| {
+        let model = Model::open(checkpoint.path(), AMPLE).unwrap();
+        let kept = Kept::default();
+        let mut most_bytes = 0;
+        let mut observer = |_: Event<'_>| {
+            model.cache().verify().unwrap();
+            most_bytes = most_bytes.max(model.counters().kind(Kind::SelfKv).bytes[Tier::Device]);
+        };
+        let mut request = Request { kv_codec: KvCodec::from_name(base), ..request() };
+        request.kv_overrides.sink = sink.and_then(KvCodec::from_name);
+        request.kv_overrides.newest = newest.and_then(KvCodec::from_name);
+        let outcome = run(&model, request, kept.outputs(), &mut observer).unwrap();
+        let pages = *outcome.memory.kinds.iter().find(|kind| kind.kind == "self_kv").unwrap();
+        assert_eq!((pages.misses, pages.puts), (0, pages.expired));
+        (kept.take(), most_bytes, pages)
+    };
+    let (exact, ..) = with(None, None, "f32");
+    let plain = with(None, None, "int2");
+    let db = |pictures: &[f32]| psnr_db(pictures, &exact);
+    // Pages of 6 tokens of 32 numbers, in whole lines of memory: 1536 bytes exact, 192 of two bits; 8 series.
+    assert_eq!(plain.1, 8 * 5 * 192);
+    let sink = with(Some("f32"), None, "int2");
+    assert_eq!(sink.1, 8 * (2 * 1536 + 3 * 192));
+    let newest = with(None, Some("f32"), "int2");
+    assert_eq!(newest.1, 8 * (5 * 192 + 3 * 1536));
+    // Of nine frames that are committed, two are the sink's.
+    assert_eq!((plain.2.puts, newest.2.puts), (8 * 9, 8 * (9 + 7)));
+    let [plain, sink, newest] = [&plain.0, &sink.0, &newest.0].map(|pictures| db(pictures));
+    assert!(
+        sink > plain && newest > plain,
+        "{plain} dB, {sink} dB with the sink, {newest} dB with the newest"
+    );
+}
+
 #[test]
 fn the_least_budget_suffices_and_changes_nothing() {
     // Pages of int8 are no whole lines of memory; one block alone has no pages at all.
     for (codec, frames) in [("f32", 61), ("int8", 61), ("int4", 21), ("f32", 9)] {
         check_least_budget(&Request { kv_codec: KvCodec::from_name(codec), ..of_frames(frames) });
     }
+    let mut mixed = Request { kv_codec: KvCodec::from_name("int2"), ..of_frames(61) };
+    mixed.kv_overrides.newest = KvCodec::from_name("int8");
+    check_least_budget(&mixed);
+    mixed.kv_overrides.sink = KvCodec::from_name("f32");
+    check_least_budget(&mixed);
 }
 
 /// The sum has slack elsewhere, so a run alone would not notice a few bytes missing here.

@@ -1,10 +1,10 @@
 //! Throughput of the heavy operations at shapes of the shipped checkpoint and of Wan. Items are multiply-adds.
 
 use divan::Bencher;
-use divan::counter::ItemsCount;
+use divan::counter::{BytesCount, ItemsCount};
 use evanesce_kernels::{
-    AttentionDims, Conv2dMode, Conv3d, Dtype, KvSegment, LinearDims, Values, attend, conv2d, conv3d_causal,
-    linear,
+    AttentionDims, Codec, Conv2dMode, Conv3d, Dtype, EncodedRows, KvSegment, LinearDims, Values, attend,
+    conv2d, conv3d_causal, encode, linear,
 };
 
 fn main() {
@@ -52,6 +52,33 @@ fn attention(bencher: Bencher<'_, '_>, [queries, keys, heads, head_dim]: [usize;
     bencher
         .counter(ItemsCount::new(2 * queries * keys * width))
         .bench_local(|| attend(&q, &segments, dims, &mut out));
+}
+
+/// Codec of the pages, over 20 heads of 128, 1560 queries and two pages of 1560 keys.
+#[divan::bench(args = Codec::ALL)]
+fn pages(bencher: Bencher<'_, '_>, codec: Codec) {
+    let (heads, head_dim, tokens) = (20, 128, 1560);
+    let width = heads * head_dim;
+    let numbers = numbers(tokens * width);
+    let mut bytes = vec![0; tokens * codec.row_bytes(width)];
+    encode(codec, &numbers, width, &mut bytes);
+    let rows = EncodedRows::new(codec, &bytes, width).expect("whole rows").into();
+    let dims = AttentionDims { queries: tokens, heads, head_dim, scale: 0.1 };
+    let segments = [KvSegment { keys: rows, values: rows, logit_bias: 0.0, turn: None }; 2];
+    let mut out = vec![0.0; tokens * width];
+    bencher
+        .counter(ItemsCount::new(4 * tokens * tokens * width))
+        .bench_local(|| attend(&numbers, &segments, dims, &mut out));
+}
+
+/// Codec, over 1560 tokens of 5120 numbers. Bytes are those read and written.
+#[divan::bench(args = Codec::ALL)]
+fn encoding(bencher: Bencher<'_, '_>, codec: Codec) {
+    let numbers = numbers(1560 * 5120);
+    let mut bytes = vec![0; 1560 * codec.row_bytes(5120)];
+    bencher
+        .counter(BytesCount::new(4 * numbers.len() + bytes.len()))
+        .bench_local(|| encode(codec, &numbers, 5120, &mut bytes));
 }
 
 const CONVOLUTION: [[usize; 7]; 7] = [

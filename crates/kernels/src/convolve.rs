@@ -181,7 +181,7 @@ impl Plan<'_> {
                 let left = Left { values, starts: &starts[..cells], spans, span_len, stride: 1 };
                 let keep = if at == 0 { Keep::Nothing } else { Keep::Sum };
                 let right = Right { panels: Panels::F32(panels), depth, from: at, count: stride / NR };
-                multiply(self.isa, &left, &right, &mut Out { values: &mut *sums, stride, keep });
+                multiply(self.isa, &left, &right, &mut Out::rows(&mut *sums, stride, keep));
                 at += span_len * spans.len();
             }
         }

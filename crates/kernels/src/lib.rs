@@ -13,6 +13,7 @@ mod codec;
 mod conv2d;
 mod conv3d;
 mod convolve;
+mod dot;
 mod isa;
 mod linear;
 mod math;

@@ -8,6 +8,7 @@ mod api;
 pub mod board;
 pub mod clock;
 pub mod config;
+pub mod encoder;
 mod http;
 pub mod id;
 pub mod job;
@@ -18,7 +19,9 @@ mod pictures;
 pub mod schedule;
 pub mod service;
 pub mod store;
+mod traces;
 pub mod videos;
+pub mod webhooks;
 pub mod wire;
 mod worker;
 

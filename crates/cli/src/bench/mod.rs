@@ -10,9 +10,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use evanesce_engine::kernels::Isa;
+use evanesce_engine::{Codec, KvCodec};
 use serde::Serialize;
 
 use crate::progress::say;
+use crate::quantity::{parse_codec, parse_kv_codec};
 use measure::{Measured, Timing};
 pub(crate) use shape::LinearShape;
 
@@ -44,7 +46,7 @@ pub(crate) enum What {
         #[arg(long, value_name = "TYPE", default_value = "bf16")]
         weights: WeightType,
     },
-    /// Attention without a mask.
+    /// Attention without a mask, over numbers or over pages.
     Attention {
         /// Heads.
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..=512))]
@@ -58,6 +60,21 @@ pub(crate) enum What {
         /// Numbers of a head.
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
         head_dim: u16,
+        /// Keys and values lie in pages of this codec, of 1560 tokens each [default: they are plain numbers].
+        #[arg(long, value_name = "NAME", value_parser = parse_kv_codec)]
+        codec: Option<KvCodec>,
+    },
+    /// Encoding rows of keys or values.
+    Encode {
+        /// Rows.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        rows: u32,
+        /// Numbers of a row.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+        width: u32,
+        /// The codec.
+        #[arg(long, value_name = "NAME", value_parser = parse_codec)]
+        codec: Codec,
     },
     /// A causal 3x3x3 convolution with both past frames there.
     Conv3d {
@@ -119,9 +136,17 @@ struct Line {
     median_s: f64,
     min_s: f64,
     runs: usize,
-    gflops: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gflops: Option<f64>,
     /// Of the fused multiply-adds that the same threads did just before.
-    fraction_of_peak: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fraction_of_peak: Option<f64>,
+    /// Bytes read and written, of what only moves them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gb_per_s: Option<f64>,
+    /// Of what copying memory moved just before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fraction_of_copy: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     copy_gb_per_s: Option<f64>,
 }
@@ -144,14 +169,15 @@ fn bench(args: &Bench) -> anyhow::Result<()> {
     evanesce_engine::use_threads(args.threads.map(usize::from))?;
     let timing = Timing { seconds: args.seconds.clamp(0.0, 3600.0) };
     let peak = operations::peak(timing)?;
-    let (op, measured, copy_gb_per_s) = match &args.what {
-        What::Peak => ("peak".to_owned(), peak.multiply_adds, Some(operations::copy_gb_per_s(timing)?)),
-        what => {
-            let (op, measured) = operations::run(what, timing)?;
-            (op, measured, None)
-        }
+    let copies = matches!(args.what, What::Peak | What::Encode { .. });
+    let copy_gb_per_s = copies.then(|| operations::copy_gb_per_s(timing)).transpose()?;
+    let (op, measured) = match &args.what {
+        What::Peak => ("peak".to_owned(), peak.multiply_adds),
+        what => operations::run(what, timing)?,
     };
     let Measured { median_s, min_s, runs, .. } = measured;
+    let moves = matches!(args.what, What::Encode { .. });
+    let rate = measured.gflops();
     let line = Line {
         op,
         isa: Isa::current().as_str(),
@@ -159,8 +185,10 @@ fn bench(args: &Bench) -> anyhow::Result<()> {
         median_s,
         min_s,
         runs,
-        gflops: measured.gflops(),
-        fraction_of_peak: measured.gflops() / peak.multiply_adds.best_gflops(),
+        gflops: (!moves).then_some(rate),
+        fraction_of_peak: (!moves).then(|| rate / peak.multiply_adds.best_gflops()),
+        gb_per_s: moves.then_some(rate),
+        fraction_of_copy: copy_gb_per_s.filter(|_| moves).map(|copy| rate / copy),
         copy_gb_per_s,
     };
     print(&line, args.json)
@@ -171,10 +199,18 @@ fn print(line: &Line, as_json: bool) -> anyhow::Result<()> {
         let text = serde_json::to_string(line).context("a result cannot be written as JSON")?;
         return writeln!(std::io::stdout(), "{text}").context("cannot write to standard output");
     }
-    let Line { op, isa, threads, median_s, min_s, runs, gflops, fraction_of_peak, copy_gb_per_s } = line;
+    let Line { op, isa, threads, median_s, min_s, runs, .. } = line;
     say(&format!("{op}, {isa}, {threads} threads: median {median_s:.6} s, min {min_s:.6} s of {runs} runs"));
-    say(&format!("{gflops:.1} GFLOP/s, {:.0} % of the peak of multiply-adds", 100.0 * fraction_of_peak));
-    if let Some(rate) = copy_gb_per_s {
+    if let (Some(gflops), Some(fraction)) = (line.gflops, line.fraction_of_peak) {
+        say(&format!("{gflops:.1} GFLOP/s, {:.0} % of the peak of multiply-adds", 100.0 * fraction));
+    }
+    if let (Some(rate), Some(fraction)) = (line.gb_per_s, line.fraction_of_copy) {
+        say(&format!(
+            "{rate:.1} GB/s, {:.0} % of copying memory, reads and writes counted",
+            100.0 * fraction
+        ));
+    }
+    if let Some(rate) = line.copy_gb_per_s {
         say(&format!("copying memory: {rate:.1} GB/s, reads and writes counted"));
     }
     Ok(())

@@ -1,16 +1,18 @@
 //! The operations to measure, over drawn numbers.
 
-use evanesce_engine::LoneBlock;
 use evanesce_engine::kernels::{
-    AttentionDims, Conv3d, Dtype, KvSegment, LinearDims, PackedWeights, Values, Weight, attend,
-    conv3d_causal, linear, pack_weights, peak,
+    AttentionDims, Conv3d, Dtype, EncodedRows, KvSegment, LinearDims, PackedWeights, Rows, Values, Weight,
+    attend, conv3d_causal, encode, linear, pack_weights, peak,
 };
+use evanesce_engine::{Codec, KvCodec, LoneBlock};
 
 use super::measure::{Measured, Timing, measure};
 use super::{LinearShape, ModelSizes, WeightType, What};
 
 /// Rounds of multiply-adds in one run.
 const PEAK_ROUNDS: usize = 2_000_000;
+/// Tokens of a page: those of a latent frame of 832 x 480 pixels.
+const PAGE_ROWS: usize = 1560;
 /// Numbers that are copied in one run: far more than caches hold.
 const COPIED_NUMBERS: usize = 32 << 20;
 
@@ -44,10 +46,11 @@ pub(super) fn copy_gb_per_s(timing: Timing) -> anyhow::Result<f64> {
 pub(super) fn run(what: &What, timing: Timing) -> anyhow::Result<(String, Measured)> {
     match *what {
         What::Linear { shape, weights } => run_linear(shape, weights, timing),
-        What::Attention { heads, queries, keys, head_dim } => {
+        What::Attention { heads, queries, keys, head_dim, codec } => {
             let (heads, head_dim) = (usize::from(heads), usize::from(head_dim));
-            run_attention([heads, queries as usize, keys as usize, head_dim], timing)
+            run_attention([heads, queries as usize, keys as usize, head_dim], codec, timing)
         }
+        What::Encode { rows, width, codec } => run_encode(rows as usize, width as usize, codec, timing),
         What::Conv3d { cin, cout, frames, height, width } => {
             run_conv3d([cin, cout, frames, height, width].map(usize::from), timing)
         }
@@ -108,19 +111,59 @@ fn upper_half(number: f32) -> u16 {
     (number.to_bits() >> 16) as u16
 }
 
-fn run_attention(sizes: [usize; 4], timing: Timing) -> anyhow::Result<(String, Measured)> {
+fn encoded(codec: Codec, numbers: &[f32], width: usize) -> Vec<u8> {
+    let mut bytes = vec![0; numbers.len() / width * codec.row_bytes(width)];
+    encode(codec, numbers, width, &mut bytes);
+    bytes
+}
+
+fn run_attention(
+    sizes: [usize; 4],
+    codec: Option<KvCodec>,
+    timing: Timing,
+) -> anyhow::Result<(String, Measured)> {
     let [heads, queries, keys, head_dim] = sizes;
     let width = heads * head_dim;
     let (q, k, v) = (drawn(queries * width), drawn(keys * width), drawn(keys * width));
     let dims = AttentionDims { queries, heads, head_dim, scale: (head_dim as f32).sqrt().recip() };
-    let segments = [KvSegment { keys: k[..].into(), values: v[..].into(), logit_bias: 0.0, turn: None }];
+    let segment = |keys, values| KvSegment { keys, values, logit_bias: 0.0, turn: None };
+    let pages: Vec<_> = match codec {
+        None => Vec::new(),
+        Some(KvCodec { keys, values }) => {
+            let page = PAGE_ROWS * width;
+            let encode = |(k, v)| (encoded(keys, k, width), encoded(values, v, width));
+            k.chunks(page).zip(v.chunks(page)).map(encode).collect()
+        }
+    };
+    let segments: Vec<_> = match codec {
+        None => vec![segment(k[..].into(), v[..].into())],
+        Some(KvCodec { keys, values }) => {
+            let rows = |codec, bytes| EncodedRows::new(codec, bytes, width).map(Rows::from);
+            let segments = pages.iter().map(|(k, v)| Some(segment(rows(keys, k)?, rows(values, v)?)));
+            segments.collect::<Option<_>>().ok_or_else(|| anyhow::anyhow!("pages are not whole rows"))?
+        }
+    };
     let mut out = vec![0.0; q.len()];
     let flop = 4.0 * queries as f64 * keys as f64 * width as f64;
     let measured = measure(timing, flop, || {
         attend(&q, &segments, dims, &mut out);
         Ok(())
     })?;
-    Ok((format!("attention heads={heads} queries={queries} keys={keys} head_dim={head_dim}"), measured))
+    let codec = codec.map_or_else(String::new, |KvCodec { keys, values }| format!(" codec={keys}/{values}"));
+    let op = format!("attention heads={heads} queries={queries} keys={keys} head_dim={head_dim}{codec}");
+    Ok((op, measured))
+}
+
+/// Times of encoding; what is counted are bytes read and written.
+fn run_encode(rows: usize, width: usize, codec: Codec, timing: Timing) -> anyhow::Result<(String, Measured)> {
+    let numbers = drawn(rows * width);
+    let mut bytes = vec![0; rows * codec.row_bytes(width)];
+    let moved = (size_of_val(&numbers[..]) + bytes.len()) as f64;
+    let measured = measure(timing, moved, || {
+        encode(codec, &numbers, width, &mut bytes);
+        Ok(())
+    })?;
+    Ok((format!("encode rows={rows} width={width} codec={codec}"), measured))
 }
 
 fn run_conv3d(sizes: [usize; 5], timing: Timing) -> anyhow::Result<(String, Measured)> {

@@ -6,6 +6,7 @@ use evanesce_wan::weights::Component;
 use super::TierBudgets;
 use crate::admission::Needs;
 use crate::blueprint::Blueprint;
+use crate::page_codecs::KvOverrides;
 use crate::request::JobSpec;
 use crate::self_kv::KvCodec;
 
@@ -68,10 +69,10 @@ impl Choice {
         cache: &Cache,
     ) -> Self {
         let with = |codec: KvCodec| {
-            let spec = JobSpec { kv_codec: codec, ..spec.clone() };
+            let spec = JobSpec { kv_codec: codec, kv_overrides: KvOverrides::default(), ..spec.clone() };
             Needs::new(blueprint, &spec, prompt_tokens)
         };
-        let needs = with(spec.kv_codec);
+        let needs = Needs::new(blueprint, spec, prompt_tokens);
         let all_weights: usize = [Component::TextEncoder, Component::VaeDecoder]
             .into_iter()
             .chain(distinct(blueprint.experts()))

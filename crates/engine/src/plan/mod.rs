@@ -198,11 +198,7 @@ impl Plan {
         budgets: TierBudgets,
     ) -> Result<Self> {
         let cache = budgets.cache();
-        let needed = |codec| {
-            let spec = JobSpec { kv_codec: codec, ..spec.clone() };
-            Needs::new(blueprint, &spec, prompt_tokens)
-        };
-        let needs = needed(spec.kv_codec);
+        let needs = Needs::new(blueprint, &spec, prompt_tokens);
         let device_bytes_needed = needs.device_bytes_beside(budgets.host_bytes, cache.disk());
         let choice = Choice::new(blueprint, &spec, prompt_tokens, budgets, &cache);
         let (blocks, steady) = (spec.n_blocks(), blocks_until_steady(&spec));

@@ -327,7 +327,7 @@ impl<'a> Rehearsal<'a> {
         let Some(rollout) = self.spec.rollout else { return Ok(()) };
         let owner =
             (self.blueprint.context_of(rollout, expert), self.blueprint.expert(expert).config().dim());
-        let pages = FramePages::new(&self.job, owner, branch, block, rollout, self.spec.kv_codec);
+        let pages = FramePages::new(&self.job, owner, branch, block, rollout, self.spec.page_codecs());
         let read: WanResult<_> = pages.pages(layer);
         let read = read?;
         if branch == BranchName::Cond {
@@ -360,7 +360,8 @@ impl<'a> Rehearsal<'a> {
         let fetcher = self.job.fetcher();
         for branch in self.spec.branches(expert) {
             for frame in reach(rollout, block.frames.start).frames {
-                fetcher.prefetch(&keys::self_kv(owner, *branch, layer, frame));
+                fetcher
+                    .prefetch(&self.spec.page_codecs().page_read((owner, *branch), layer, frame, block.at).0);
             }
         }
     }

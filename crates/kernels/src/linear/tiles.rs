@@ -164,7 +164,7 @@ impl Call<'_> {
         };
         let keep = if depth == 0 { Keep::Nothing } else { Keep::Sum };
         let stride = sums.panels * NR;
-        multiply(self.isa, &left, right, &mut Out { values: &mut *sums.values, stride, keep });
+        multiply(self.isa, &left, right, &mut Out::rows(&mut *sums.values, stride, keep));
     }
 
     /// Adds the bias and writes to the output what exists of it, as the epilogue says.

@@ -35,7 +35,7 @@ pub(super) unsafe fn multiply(left: &Left<'_>, right: &Right<'_>, out: &mut Out<
     while panel < right.count {
         let count = panels_at_once(rows, right.count - panel);
         for (group, starts) in left.starts.chunks(ROWS).enumerate() {
-            let at = group * ROWS * out.stride + panel * NR;
+            let at = group * ROWS * out.stride + panel * out.panel_stride;
             let tile = Tile {
                 left,
                 starts,
@@ -43,6 +43,7 @@ pub(super) unsafe fn multiply(left: &Left<'_>, right: &Right<'_>, out: &mut Out<
                 panel,
                 out: &mut out.values[at..],
                 stride: out.stride,
+                panel_stride: out.panel_stride,
                 keep: out.keep,
             };
             // SAFETY: the caller's promise covers every group of rows and panels.
@@ -60,6 +61,7 @@ struct Tile<'a, 'b> {
     panel: usize,
     out: &'a mut [f32],
     stride: usize,
+    panel_stride: usize,
     keep: Keep,
 }
 
@@ -101,7 +103,8 @@ unsafe fn product<const R: usize, const P: usize>(tile: &mut Tile<'_, '_>) {
         for (half, sum) in sums.into_iter().flatten().enumerate() {
             // SAFETY: `out` has room for NR = 16 numbers of every row and panel by the caller's promise.
             unsafe {
-                let to = tile.out.as_mut_ptr().add(row * tile.stride + half * LANES);
+                let panel = half / 2 * tile.panel_stride + half % 2 * LANES;
+                let to = tile.out.as_mut_ptr().add(row * tile.stride + panel);
                 let kept = match tile.keep {
                     Keep::Nothing => sum,
                     Keep::Sum => _mm256_add_ps(_mm256_loadu_ps(to), sum),

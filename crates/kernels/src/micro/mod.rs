@@ -107,23 +107,41 @@ impl Right<'_> {
     }
 }
 
-/// Where the products go: row `r` begins at `r * stride`.
+/// Where the products go: row `r` of panel `p` begins at `r * stride + p * panel_stride`.
 #[derive(Debug)]
 pub(crate) struct Out<'a> {
     pub(crate) values: &'a mut [f32],
     pub(crate) stride: usize,
+    pub(crate) panel_stride: usize,
     pub(crate) keep: Keep,
 }
 
-/// Multiplies the rows of `left` with the panels of `right` into `out`, `[rows, count * NR]`.
+impl<'a> Out<'a> {
+    /// `[rows, panels * NR]` in rows of `stride`.
+    pub(crate) fn rows(values: &'a mut [f32], stride: usize, keep: Keep) -> Self {
+        Self { values, stride, panel_stride: NR, keep }
+    }
+
+    /// `[panels, panel_stride]`, each panel `[rows, NR]`.
+    pub(crate) fn panels(values: &'a mut [f32], panel_stride: usize, keep: Keep) -> Self {
+        Self { values, stride: NR, panel_stride, keep }
+    }
+
+    fn assert_holds(&self, rows: usize, count: usize) {
+        let (last_row, last_panel) = ((rows - 1) * self.stride, (count - 1) * self.panel_stride);
+        let apart = self.stride >= last_panel + NR || self.panel_stride >= last_row + NR;
+        assert!(
+            (apart || count == 1) && self.values.len() >= last_row + last_panel + NR,
+            "an output tile is too small"
+        );
+    }
+}
+
+/// Multiplies the rows of `left` with the panels of `right` into `out`.
 pub(crate) fn multiply(isa: Isa, left: &Left<'_>, right: &Right<'_>, out: &mut Out<'_>) {
     left.assert_inside();
     right.assert_holds(left);
-    let width = right.count * NR;
-    assert!(
-        out.stride >= width && out.values.len() >= (left.starts.len() - 1) * out.stride + width,
-        "an output tile is too small"
-    );
+    out.assert_holds(left.starts.len(), right.count);
     match isa.kind() {
         Kind::Scalar => scalar::multiply(left, right, out),
         #[cfg(target_arch = "x86_64")]
@@ -146,7 +164,7 @@ macro_rules! sized {
     };
 }
 #[cfg(target_arch = "x86_64")]
-use sized;
+pub(crate) use sized;
 
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,9 @@
 use super::{Keep, Left, NR, Out, Panels, Right};
 
 pub(super) fn multiply(left: &Left<'_>, right: &Right<'_>, out: &mut Out<'_>) {
-    for (start, row) in left.starts.iter().zip(out.values.chunks_mut(out.stride)) {
-        for (panel, to) in row.chunks_exact_mut(NR).take(right.count).enumerate() {
+    for (row, start) in left.starts.iter().enumerate() {
+        for panel in 0..right.count {
+            let to = &mut out.values[row * out.stride + panel * out.panel_stride..][..NR];
             let mut sums = [0.0_f32; NR];
             let mut at = panel * right.depth + right.from;
             for span in left.spans {

@@ -11,7 +11,7 @@ fn assert_one_result(what: &str, left: &Left<'_>, right: &Right<'_>) {
     for keep in [Keep::Nothing, Keep::Sum] {
         let run = |isa| {
             let mut values = vec![0.5; rows * stride];
-            multiply(isa, left, right, &mut Out { values: &mut values, stride, keep });
+            multiply(isa, left, right, &mut Out::rows(&mut values, stride, keep));
             values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
         };
         let expected = run(Isa::SCALAR);
@@ -67,7 +67,7 @@ fn a_chain_begins_at_zero_and_goes_in_order() {
         .collect();
     for isa in Isa::present() {
         let mut out = vec![f32::NAN; NR];
-        multiply(isa, &left, &right, &mut Out { values: &mut out, stride: NR, keep: Keep::Nothing });
+        multiply(isa, &left, &right, &mut Out::rows(&mut out, NR, Keep::Nothing));
         assert_eq!(out, expected, "{isa}");
     }
 }
@@ -78,5 +78,5 @@ fn pairs_are_not_begun_in_their_middle() {
     let left = Left { values: &[1.0; 4], starts: &[0], spans: &[0], span_len: 2, stride: 1 };
     let right = Right { panels: Panels::Bf16(&[0; 8 * NR]), depth: 4, from: 1, count: 1 };
     let mut out = [0.0; NR];
-    multiply(Isa::SCALAR, &left, &right, &mut Out { values: &mut out, stride: NR, keep: Keep::Nothing });
+    multiply(Isa::SCALAR, &left, &right, &mut Out::rows(&mut out, NR, Keep::Nothing));
 }

@@ -6,6 +6,7 @@ mod convolution;
 mod lengths;
 mod linear;
 mod norm;
+mod pages;
 mod pointwise;
 mod reference;
 mod support;

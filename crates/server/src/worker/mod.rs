@@ -189,6 +189,7 @@ impl<'m> Worker<'m> {
             }
             Event::Reported(Report::Deleted(job)) => {
                 self.stop(job.seq);
+                self.means.metrics.forget(&job.id);
                 self.means.board.delete(&job);
                 self.post_queue();
             }
@@ -256,7 +257,7 @@ impl<'m> Worker<'m> {
         let unit = run.advance();
         let (stage, took) = (run.meter.take_unit(), watch.elapsed());
         self.pace.learn(stage, &job.order, took);
-        self.means.metrics.unit(stage.map_or("noise", Stage::as_str), took);
+        self.means.metrics.unit(&job.id, stage.map_or("noise", Stage::as_str), took);
         self.schedule.served(seq);
         let ending = match unit {
             Unit::More => {
@@ -267,6 +268,7 @@ impl<'m> Worker<'m> {
                     eta_s: self.pace.seconds_left(&job.order, &run.meter),
                     queue_position: None,
                     memory: Some(run.memory(self.model)),
+                    holder: Some(run.holder()),
                 };
                 self.means.board.post(job, live);
                 return self.tell_memory(false);
@@ -323,7 +325,7 @@ impl<'m> Worker<'m> {
     fn count_ending(&self, job: &Job, how: &'static str) {
         let ended = job.ended.unwrap_or(job.created);
         let took = Duration::from_millis(ended.ms_since(job.created).unsigned_abs());
-        self.means.metrics.ended(job.order.class, how, took);
+        self.means.metrics.ended(job, how, took);
     }
 
     fn write_again(&mut self) {

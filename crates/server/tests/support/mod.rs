@@ -19,6 +19,11 @@ pub(crate) fn checkpoint() -> PathBuf {
 
 pub(crate) const AMPLE: Budgets = Budgets { device_bytes: 1 << 30, host_bytes: 1 << 30 };
 
+/// The checkpoint that ships, with defaults that are quick.
+pub(crate) fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/shapes")
+}
+
 /// A service that runs on a thread of its own until it is dropped or stopped.
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
@@ -36,12 +41,18 @@ pub(crate) fn start(config: Config) -> Running {
 }
 
 pub(crate) fn start_with(config: Config, budgets: Budgets) -> Result<Running, String> {
+    start_over(&checkpoint(), config, budgets)
+}
+
+/// A service over another checkpoint than the engine's golden one.
+pub(crate) fn start_over(model: &Path, config: Config, budgets: Budgets) -> Result<Running, String> {
+    let model = model.to_path_buf();
     let (told, address) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::spawn(move || {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
-            match Service::start(config, &checkpoint(), budgets).await {
+            match Service::start(config, &model, budgets).await {
                 Ok(service) => {
                     told.send(Ok((service.address(), service.stopper()))).unwrap();
                     service.run().await

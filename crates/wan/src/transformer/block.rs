@@ -8,7 +8,7 @@ use evanesce_kernels::{
 };
 
 use super::config::TransformerConfig;
-use super::frames::{FrameKv, TimeTurns, check_pages};
+use super::frames::{Attended, FrameKv, TimeTurns, check_pages};
 use super::params::{linear, linear_then, table};
 use super::rope::RopeTable;
 use super::workspace::{FFN_CHUNK_ROWS, Scratch};
@@ -143,7 +143,9 @@ impl<'a> Block<'a> {
                 turns.segment(-frame.cast_signed(), keys.into(), values.into())
             }),
         );
-        attend(queries, &segments, self.attention_dims(queries), out);
+        let dims = self.attention_dims(queries);
+        attend(queries, &segments, dims, out);
+        holder.attended(layer, &Attended { queries, segments: &segments, pages: pages.len(), dims, out });
         Ok(())
     }
 

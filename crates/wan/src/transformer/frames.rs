@@ -4,7 +4,7 @@
 //! time: all of a page's keys sit at one moment, so the query is turned for each page instead. A window then moves by
 //! listing other pages, and what is stored does not depend on where in the window it is read.
 
-use evanesce_kernels::{KvSegment, Rows, Turn};
+use evanesce_kernels::{AttentionDims, KvSegment, Rows, Turn};
 
 use super::config::TransformerConfig;
 use super::rope::time_angles;
@@ -33,6 +33,24 @@ pub trait FrameKv {
     /// # Errors
     /// When the holder has no room for what it must keep.
     fn commit(&self, layer: usize, keys: &[f32], values: &[f32]) -> Result<()>;
+
+    /// Is shown each attention to its pages, so that a holder can measure what its way of keeping them costs.
+    fn attended(&self, _layer: usize, _seen: &Attended<'_>) {}
+}
+
+/// One attention to pages and to the frames of the block itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Attended<'a> {
+    /// Normalised queries, rotated in space, `[tokens, dim]`.
+    pub queries: &'a [f32],
+    /// The pages, in the order of [`FrameKv::pages`], then the frames of the block.
+    pub segments: &'a [KvSegment<'a>],
+    /// How many of the segments are pages.
+    pub pages: usize,
+    /// Sizes.
+    pub dims: AttentionDims,
+    /// What came out, `[tokens, dim]`.
+    pub out: &'a [f32],
 }
 
 /// One latent frame of one layer; it stays where it is until this is dropped.

@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Tensor};
 pub use config::{PATCH, TransformerConfig};
 pub use cross::{Branch, CrossKv, CrossKvPage, NoCrossKv, TextRows};
 pub use evanesce_kernels::{Codec, EncodedRows, Rows, encode};
-pub use frames::{FrameKv, FramePage};
+pub use frames::{Attended, FrameKv, FramePage};
 pub use lone::LoneBlock;
 pub(crate) use names::LINEAR_LAYERS;
 pub use names::{expected_tensors, official_name};

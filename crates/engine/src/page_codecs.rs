@@ -1,0 +1,246 @@
+//! Codecs of single layers and of the sink, beside the one that all other pages have, and the file that says so.
+//!
+//! The file is JSON, such as `calibrate` writes it. A codec is a name, or names for keys and values:
+//!
+//! ```json
+//! {
+//!   "base": "int4",
+//!   "sink": "bf16",
+//!   "newest": "int8",
+//!   "layers": { "high_noise": ["int8", { "keys": "int8", "values": "int2" }], "low_noise": ["int4", "int4"] }
+//! }
+//! ```
+//!
+//! Only `base` must be there. `layers` names all layers of an expert or none; a checkpoint with one transformer has
+//! `high_noise` alone. What a calibration `measured` may stand there too and is not read.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use evanesce_cache::Key;
+use evanesce_wan::weights::Component;
+use serde_json::{Map, Value, json};
+
+use crate::blocks::Blocks;
+use crate::error::{EngineError, Result};
+use crate::keys::{self, BranchName};
+use crate::request::JobSpec;
+use crate::self_kv::KvCodec;
+
+/// The experts by their names in a file.
+const EXPERTS: [(&str, Component); 2] =
+    [("high_noise", Component::HighNoise), ("low_noise", Component::LowNoise)];
+
+/// Pages that are not stored as all others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KvOverrides {
+    /// The first frames, which every later block sees: noise there is seen longest.
+    pub sink: Option<KvCodec>,
+    /// The frames right before a block, beyond the sink. They are stored twice when they are committed, in this codec for the next
+    /// block and in their own for those after it, so that no page is encoded from what another codec left.
+    pub newest: Option<KvCodec>,
+    /// All layers of an expert.
+    layers: BTreeMap<Component, Vec<KvCodec>>,
+}
+
+impl KvOverrides {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Stores the layers of one expert in these codecs.
+    pub fn set_layers(&mut self, expert: Component, codecs: Vec<KvCodec>) {
+        self.layers.insert(expert, codecs);
+    }
+
+    /// Reads a file: the codec of most pages, and what differs.
+    ///
+    /// # Errors
+    /// What is wrong with it, in one sentence.
+    pub fn read(path: &Path) -> Result<(KvCodec, Self)> {
+        let wrong = |message: String| EngineError::file(path, message);
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        let value: Value =
+            serde_json::from_str(&text).map_err(|error| wrong(format!("is no JSON: {error}")))?;
+        Self::from_json(&value).map_err(wrong)
+    }
+
+    fn from_json(value: &Value) -> std::result::Result<(KvCodec, Self), String> {
+        const FIELDS: [&str; 5] = ["base", "sink", "newest", "layers", "measured"];
+        let fields = value.as_object().ok_or("must be an object with \"base\"")?;
+        if let Some(unknown) = fields.keys().find(|key| !FIELDS.contains(&key.as_str())) {
+            return Err(format!("has a field {unknown:?}; it may have {}", FIELDS.join(", ")));
+        }
+        let base = fields.get("base").ok_or("lacks \"base\", the codec of most pages")?;
+        let optional = |name| fields.get(name).filter(|codec| !codec.is_null()).map(codec_from).transpose();
+        let (sink, newest) = (optional("sink")?, optional("newest")?);
+        let mut overrides = Self { sink, newest, layers: BTreeMap::new() };
+        let none = Map::new();
+        let layers = match fields.get("layers") {
+            None => &none,
+            Some(layers) => layers.as_object().ok_or("must name codecs of \"layers\" by expert")?,
+        };
+        for (name, codecs) in layers {
+            let expert = EXPERTS.iter().find(|(known, _)| known == name);
+            let (_, expert) =
+                expert.ok_or(format!("has layers of {name:?}; experts are high_noise and low_noise"))?;
+            let codecs = codecs.as_array().ok_or(format!("must list one codec for each layer of {name}"))?;
+            overrides
+                .set_layers(*expert, codecs.iter().map(codec_from).collect::<std::result::Result<_, _>>()?);
+        }
+        Ok((codec_from(base)?, overrides))
+    }
+
+    /// As [`Self::read`] reads it.
+    #[must_use]
+    pub fn to_json(&self, base: KvCodec) -> Value {
+        let layers = EXPERTS.iter().filter_map(|(name, expert)| {
+            let codecs = self.layers.get(expert)?.iter().map(|codec| codec_json(*codec));
+            Some(((*name).to_owned(), codecs.collect()))
+        });
+        json!({
+            "base": codec_json(base),
+            "sink": self.sink.map(codec_json),
+            "newest": self.newest.map(codec_json),
+            "layers": layers.collect::<Map<_, _>>(),
+        })
+    }
+
+    /// Refuses layers that the model does not have.
+    pub(crate) fn check(&self, layers: impl Fn(Component) -> Option<usize>) -> Result<()> {
+        for (name, expert) in EXPERTS {
+            let Some(codecs) = self.layers.get(&expert) else { continue };
+            let message = match layers(expert) {
+                Some(layers) if layers == codecs.len() => continue,
+                Some(layers) => format!("the model has {layers} layers there"),
+                None => "the model has no such expert".to_owned(),
+            };
+            let named = codecs.len();
+            return Err(EngineError::Request(format!(
+                "the codecs of keys and values name {named} layers of {name}, but {message}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn codec_from(value: &Value) -> std::result::Result<KvCodec, String> {
+    let known = |name: &str| {
+        KvCodec::from_name(name)
+            .ok_or_else(|| format!("has a codec {name:?}; codecs are {}", KvCodec::NAMES.join(", ")))
+    };
+    if let Some(name) = value.as_str() {
+        return known(name);
+    }
+    let side = |name: &str| value.get(name).and_then(Value::as_str);
+    match (side("keys"), side("values")) {
+        (Some(keys), Some(values)) => Ok(KvCodec { keys: known(keys)?.keys, values: known(values)?.values }),
+        _ => Err(format!("has a codec {value}; write a name, or an object with \"keys\" and \"values\"")),
+    }
+}
+
+fn codec_json(codec: KvCodec) -> Value {
+    let KvCodec { keys, values } = codec;
+    if keys == values {
+        return keys.as_str().into();
+    }
+    json!({ "keys": keys.as_str(), "values": values.as_str() })
+}
+
+/// How each page of a job is stored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageCodecs<'a> {
+    pub(crate) base: KvCodec,
+    pub(crate) overrides: &'a KvOverrides,
+    pub(crate) sink_frames: usize,
+    pub(crate) blocks: Blocks,
+}
+
+impl JobSpec {
+    pub(crate) fn page_codecs(&self) -> PageCodecs<'_> {
+        PageCodecs {
+            base: self.kv_codec,
+            overrides: &self.kv_overrides,
+            sink_frames: self.rollout.map_or(0, |rollout| rollout.sink_frames),
+            blocks: self.blocks(),
+        }
+    }
+}
+
+impl PageCodecs<'_> {
+    /// The codec of a second page of a frame, if it has one: see [`KvOverrides::newest`].
+    pub(crate) fn newest_codec(&self, frame: usize) -> Option<KvCodec> {
+        self.overrides.newest.filter(|_| frame >= self.sink_frames)
+    }
+
+    /// The page of a frame that block `block` reads, and its codec.
+    pub(crate) fn page_read(
+        &self,
+        (expert, branch): (Component, BranchName),
+        layer: usize,
+        frame: usize,
+        block: usize,
+    ) -> (Key, KvCodec) {
+        match self.newest_codec(frame).filter(|_| self.blocks.holding(frame) + 1 == block) {
+            Some(newest) => (keys::newest_kv(expert, branch, layer, frame), newest),
+            None => (keys::self_kv(expert, branch, layer, frame), self.page_codec(expert, layer, frame)),
+        }
+    }
+
+    /// The codec of the page that a frame has as long as it is seen.
+    pub(crate) fn page_codec(&self, expert: Component, layer: usize, frame: usize) -> KvCodec {
+        let overrides = self.overrides;
+        let of_layer = || overrides.layers.get(&expert).and_then(|layers| layers.get(layer)).copied();
+        overrides.sink.filter(|_| frame < self.sink_frames).or_else(of_layer).unwrap_or(self.base)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mixed = KvCodec::from_name("k8v4").unwrap();
+        let base = KvCodec::from_name("int2").unwrap();
+        let mut overrides =
+            KvOverrides { sink: KvCodec::from_name("bf16"), newest: Some(mixed), ..KvOverrides::default() };
+        overrides.set_layers(Component::LowNoise, vec![mixed, base]);
+        let json = overrides.to_json(base);
+        assert_eq!(KvOverrides::from_json(&json), Ok((base, overrides)));
+        assert_eq!(json["layers"]["low_noise"][0]["values"], "int4");
+        let least = json!({ "base": "int8" });
+        assert_eq!(
+            KvOverrides::from_json(&least),
+            Ok((KvCodec::from_name("int8").unwrap(), KvOverrides::default()))
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (value, says) in [
+            (json!([]), "object"),
+            (json!({}), "base"),
+            (json!({ "base": "int3" }), "int4"),
+            (json!({ "base": "int8", "sinks": "bf16" }), "\"sinks\""),
+            (json!({ "base": "int8", "layers": { "middle": [] } }), "high_noise and low_noise"),
+            (json!({ "base": "int8", "layers": { "low_noise": "int8" } }), "each layer"),
+            (json!({ "base": { "keys": "int8" } }), "\"values\""),
+        ] {
+            let message = KvOverrides::from_json(&value).unwrap_err();
+            assert!(message.contains(says), "{value}: {message}");
+        }
+    }
+
+    #[test]
+    fn layers_that_are_not_there_are_refused() {
+        let mut overrides = KvOverrides::default();
+        overrides.set_layers(Component::LowNoise, vec![KvCodec::default(); 3]);
+        assert!(overrides.check(|_| Some(3)).is_ok());
+        let message = |layers| overrides.check(|_| layers).unwrap_err().to_string();
+        assert!(message(Some(4)).contains("name 3 layers of low_noise, but the model has 4"));
+        assert!(message(None).contains("no such expert"));
+    }
+}
