@@ -139,7 +139,8 @@ impl JobSpec {
         if request.prompt.trim().is_empty() {
             return Err(refusal("the prompt is empty; say what the video should show"));
         }
-        let negative = request.negative.or_else(|| defaults.negative_prompt.clone()).unwrap_or_default();
+        let negative = request.negative.clone().or_else(|| defaults.negative_prompt.clone());
+        let negative = negative.unwrap_or_default();
         check_prompt("negative prompt", &negative)?;
 
         let (width, height) = request.size.or(defaults.size).unwrap_or((832, 480));

@@ -140,6 +140,8 @@ impl Disk {
         }
         let mut staging = self.take_staging();
         let mut header = record::EMPTY;
+        // Summed piece by piece, while each is still in the processor's cache.
+        let mut checksum = crc32fast::Hasher::new();
         let mut done = 0;
         for extent in &record.extents {
             let piece = staging.bytes_mut();
@@ -149,11 +151,13 @@ impl Disk {
             file::read_all(&*self.file, &mut piece[..padded], u64::from(*extent) * self.extent_bytes)
                 .map_err(|error| DiskFault::Read(error.kind()))?;
             header[..first].copy_from_slice(&piece[..first]);
+            checksum.update(&piece[first..first + count]);
             into[done..done + count].copy_from_slice(&piece[first..first + count]);
             done += count;
         }
         self.give_staging(staging);
-        if record::header(record.sequence, into) == header { Ok(()) } else { Err(DiskFault::Damaged) }
+        let expected = record::header_of(record.sequence, into.len() as u64, checksum.finalize());
+        if expected == header { Ok(()) } else { Err(DiskFault::Damaged) }
     }
 
     /// A panic elsewhere cannot spoil a list of buffers.

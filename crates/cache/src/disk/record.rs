@@ -12,11 +12,16 @@ const MAGIC: [u8; 8] = *b"evanesce";
 /// The header of a payload. No two records of one tier have one sequence number, so that what an earlier record left
 /// in the same extents is never taken for this one.
 pub(super) fn header(sequence: u64, payload: &[u8]) -> Header {
+    header_of(sequence, payload.len() as u64, crc32fast::hash(payload))
+}
+
+/// As [`header`], of a payload whose checksum is known.
+pub(super) fn header_of(sequence: u64, payload_bytes: u64, checksum: u32) -> Header {
     let mut header = EMPTY;
     header[..8].copy_from_slice(&MAGIC);
     header[8..16].copy_from_slice(&sequence.to_le_bytes());
-    header[16..24].copy_from_slice(&(payload.len() as u64).to_le_bytes());
-    header[24..28].copy_from_slice(&crc32fast::hash(payload).to_le_bytes());
+    header[16..24].copy_from_slice(&payload_bytes.to_le_bytes());
+    header[24..28].copy_from_slice(&checksum.to_le_bytes());
     let checksum = crc32fast::hash(&header[..28]);
     header[28..32].copy_from_slice(&checksum.to_le_bytes());
     header
