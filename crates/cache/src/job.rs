@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::cache::remove;
 use crate::draft::Draft;
-use crate::fetch::{Fetcher, get};
+use crate::fetch::{Fetcher, get, peek};
 use crate::job_state::StageId;
+use crate::owned::Owned;
 use crate::lease::Lease;
 use crate::reservation::Reservation;
 use crate::room::{Locked, Shared};
@@ -121,6 +122,20 @@ impl Job {
         let (store, room) = self.shared.relocate(store, id, below, Displace::Anything);
         let found = store.find(self.owner(), &EntryKey::Own(*key)).map(|id| store.slots[id].tier);
         room.map(|()| found)
+    }
+
+    /// Leases an entry where it is, from disk into memory, for somebody who copies it elsewhere: not counted as a read, and
+    /// nothing is taken off the schedule.
+    ///
+    /// # Errors
+    /// As [`try_get`](Self::try_get).
+    pub fn peek(&self, key: &Key) -> Result<Lease, GetError> {
+        peek(&self.shared, self.owner(), &EntryKey::Own(*key))
+    }
+
+    /// What the job owns and can read, by key. Takes time proportional to it.
+    pub fn entries(&self) -> Vec<Owned> {
+        self.shared.lock().owned(self.id)
     }
 
     /// A handle for a thread that brings entries of this job home before they are read.

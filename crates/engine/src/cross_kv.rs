@@ -1,6 +1,6 @@
 //! Cross-attention keys and values as entries of a job.
 
-use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier};
+use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Recover, Tier};
 use evanesce_wan::Result;
 use evanesce_wan::transformer::{CrossKv, CrossKvPage};
 use evanesce_wan::weights::Component;
@@ -51,6 +51,8 @@ impl CrossKv for CrossPages<'_> {
     fn put(&self, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
         let key = keys::cross_kv(self.expert, self.branch, layer);
         let spec = PutSpec::new(Tier::Device, self.lifetime, 4 * (keys.len() + values.len()));
+        // Whoever misses it computes it from the text.
+        let spec = spec.recover(Recover::Recompute);
         let mut writer = self.job.put_with(key, spec).map_err(|error| crate::store_error(&key, error))?;
         let (first, second) = writer.bytes_mut().split_at_mut(4 * keys.len());
         write_f32(first, keys);

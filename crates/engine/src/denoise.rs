@@ -6,6 +6,7 @@ use evanesce_wan::schedule::{History, StepInput, StepOutput};
 use evanesce_wan::transformer::{Branch, FrameKv};
 use evanesce_wan::weights::Component;
 
+use crate::adapt::Adapt;
 use crate::ahead::Ahead;
 use crate::blocks::Block;
 use crate::bytes::{as_f32, write_f32};
@@ -26,6 +27,7 @@ pub(crate) struct Denoise<'a> {
     pub(crate) spec: &'a JobSpec,
     pub(crate) job: &'a Job,
     pub(crate) itinerary: &'a Itinerary,
+    pub(crate) adapt: &'a Adapt,
     pub(crate) block: &'a Block,
     pub(crate) cond: &'a Prompt,
     pub(crate) uncond: Option<&'a Prompt>,
@@ -155,8 +157,8 @@ impl Denoise<'_> {
     }
 
     fn ahead(&self, pass: usize) -> Ahead<'_> {
-        let &Self { model, spec, job, itinerary, block, .. } = self;
-        Ahead { model, spec, job, itinerary, block: block.at, pass }
+        let &Self { model, spec, job, itinerary, adapt, block, .. } = self;
+        Ahead { model, spec, job, itinerary, adapt, is_next_block: false, block: block.at, pass }
     }
 
     /// The guided velocity that one expert predicts for `sample`.
@@ -168,7 +170,7 @@ impl Denoise<'_> {
         let past = both.map(|branch| {
             let rollout = self.spec.rollout?;
             let expert = (component, self.model.expert(component).config().dim());
-            let pages = FramePages::new(self.job, expert, branch, self.block, rollout, self.spec.kv_codec);
+            let pages = FramePages::new(self.job, expert, branch, self.block, rollout, self.adapt);
             // Each layer is read by one branch after the other: the first asks for both.
             let ahead = (branch == BranchName::Cond).then(|| self.ahead(pass.at));
             Some(FramePages { commits, ahead, ..pages })

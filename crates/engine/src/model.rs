@@ -16,6 +16,7 @@ use crate::error::{EngineError, Result};
 use crate::report::MemoryNow;
 use crate::request::JobSpec;
 use crate::residency::Weights;
+use crate::shelf::Shelf;
 
 /// One model, ready for jobs. Holds no weights of its own: those are entries of its cache.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ pub struct Model {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) text: TextEncoder,
     pub(crate) decoder: Decoder,
+    pub(crate) shelf: Option<Shelf>,
     high: Transformer,
     low: Option<Transformer>,
 }
@@ -66,9 +68,19 @@ impl Model {
             low: expert(Component::LowNoise),
             weights,
             porter: Porter::new()?,
+            shelf: None,
             cache,
             checkpoint,
         })
+    }
+
+    /// Keeps embeddings of prompts in `directory` as well, at most `limit_bytes` of them, so that text is encoded once however
+    /// often the process starts. They are named by content, and checked when they are read.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn keep_embeddings(self, directory: &Path, limit_bytes: u64) -> std::io::Result<Self> {
+        Ok(Self { shelf: Some(Shelf::open(directory, limit_bytes)?), ..self })
     }
 
     /// The checkpoint.

@@ -5,7 +5,9 @@ use evanesce_wan::Result;
 use evanesce_wan::checkpoint::Rollout;
 use evanesce_wan::transformer::{Codec, EncodedRows, FrameKv, FramePage, Rows, encode};
 use evanesce_wan::weights::Component;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::adapt::Adapt;
 use crate::ahead::Ahead;
 use crate::blocks::{Block, Reach, reach};
 use crate::keys::{self, BranchName};
@@ -35,6 +37,12 @@ impl KvCodec {
         Codec::ALL.into_iter().find(|codec| codec.as_str() == name).map(Self::both)
     }
 
+    /// The name that [`Self::from_name`] knows it by; `None` for a pair that has none.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        Self::NAMES.into_iter().find(|name| Self::from_name(name) == Some(self))
+    }
+
     /// Every name that [`Self::from_name`] knows.
     pub const NAMES: [&'static str; 5] = ["f32", "bf16", "int8", "int4", "k8v4"];
 
@@ -51,6 +59,21 @@ impl Default for KvCodec {
     }
 }
 
+/// Kept by name.
+impl Serialize for KvCodec {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        let name = self.name().ok_or_else(|| serde::ser::Error::custom("a codec without a name"))?;
+        name.serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for KvCodec {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        let name = String::deserialize(from)?;
+        Self::from_name(&name).ok_or_else(|| serde::de::Error::custom("not the name of a codec"))
+    }
+}
+
 /// The pages of one expert and branch, as one block sees them.
 #[derive(Debug)]
 pub(crate) struct FramePages<'a> {
@@ -61,8 +84,10 @@ pub(crate) struct FramePages<'a> {
     /// Whose text.
     pub(crate) branch: BranchName,
     pub(crate) block: &'a Block,
-    pub(crate) rollout: Rollout,
-    pub(crate) codec: KvCodec,
+    /// How a clip is made, with the window that the next block will see.
+    pub(crate) next: Rollout,
+    /// How pages are stored, by block.
+    pub(crate) adapt: &'a Adapt,
     /// Numbers of a row.
     pub(crate) dim: usize,
     /// Whether the block leaves pages of its own.
@@ -80,10 +105,11 @@ impl<'a> FramePages<'a> {
         branch: BranchName,
         block: &'a Block,
         rollout: Rollout,
-        codec: KvCodec,
+        adapt: &'a Adapt,
     ) -> Self {
-        let reach = reach(rollout, block.frames.start);
-        Self { job, expert, branch, block, rollout, codec, dim, commits: false, reach, ahead: None }
+        let reach = reach(adapt.rollout(rollout), block.frames.start);
+        let next = adapt.next_rollout(rollout);
+        Self { job, expert, branch, block, next, adapt, dim, commits: false, reach, ahead: None }
     }
 }
 
@@ -129,7 +155,8 @@ impl FrameKv for FramePages<'_> {
         let page = |frame: &usize| {
             let key = keys::self_kv(self.expert, self.branch, layer, *frame);
             let lease = self.job.try_get(&key).map_err(|error| crate::store_error(&key, error))?;
-            Ok(Box::new(Page { lease, codec: self.codec, dim: self.dim }) as Box<dyn FramePage>)
+            let codec = self.adapt.codec(frame / self.next.block_frames);
+            Ok(Box::new(Page { lease, codec, dim: self.dim }) as Box<dyn FramePage>)
         };
         let pages = self.reach.frames.iter().map(page).collect();
         if let Some(ahead) = &self.ahead {
@@ -145,10 +172,11 @@ impl FrameKv for FramePages<'_> {
         }
         let frames = self.block.frames.clone();
         let numbers = keys.len() / frames.len();
-        let [sink, recent] = [self.rollout.sink_frames, self.rollout.recent_frames]
+        let [sink, recent] = [self.next.sink_frames, self.next.recent_frames]
             .map(|frames| u32::try_from(frames).expect("a checkpoint names at most 1024"));
         let tokens = numbers / self.dim;
-        let page_bytes = self.codec.page_bytes(tokens, self.dim);
+        let codec = self.adapt.codec(self.block.at);
+        let page_bytes = codec.page_bytes(tokens, self.dim);
         let put = PutSpec::new(Tier::Device, Lifetime::Window { sink, recent }, page_bytes)
             .raw_bytes((2 * size_of::<f32>() * numbers) as u64);
         let key = |frame| keys::self_kv(self.expert, self.branch, layer, frame);
@@ -159,9 +187,9 @@ impl FrameKv for FramePages<'_> {
             .map_err(|error| crate::store_error(&first, error))?;
         for (at, (keys, values)) in keys.chunks_exact(numbers).zip(values.chunks_exact(numbers)).enumerate() {
             let (first, second) =
-                group.bytes_mut(at).split_at_mut(tokens * self.codec.keys.row_bytes(self.dim));
-            encode(self.codec.keys, keys, self.dim, first);
-            encode(self.codec.values, values, self.dim, second);
+                group.bytes_mut(at).split_at_mut(tokens * codec.keys.row_bytes(self.dim));
+            encode(codec.keys, keys, self.dim, first);
+            encode(codec.values, values, self.dim, second);
         }
         group.commit().map_err(|error| crate::store_error(&first, error.refusal))?;
         Ok(())
