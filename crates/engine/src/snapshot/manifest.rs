@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use evanesce_cache::{Key, Kind, Lifetime, Recover, Tick, Uses};
 use serde::{Deserialize, Serialize};
 
-use super::SnapshotError;
+use super::{SnapshotError, Taken};
 use crate::adapt::Adapt;
 use crate::model::Model;
 use crate::request::JobSpec;
@@ -154,6 +154,12 @@ impl Manifest {
     pub(super) fn extents(&self) -> impl Iterator<Item = &Extent> {
         let entries = self.entries.iter().map(|saved| &saved.bytes);
         entries.chain([&self.video.facts]).chain(&self.video.stream)
+    }
+
+    /// What it holds; what was written for it is not known here.
+    pub(super) fn taken(&self) -> Taken {
+        let held_bytes = self.extents().map(|extent| extent.len_bytes).sum();
+        Taken { written_bytes: 0, held_bytes, entries: self.entries.len() }
     }
 
     pub(super) fn encode(&self) -> Result<Vec<u8>, SnapshotError> {

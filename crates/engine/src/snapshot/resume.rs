@@ -47,8 +47,10 @@ impl<'m> JobRun<'m> {
         let saved = saved.collect::<std::result::Result<BTreeMap<_, _>, SnapshotError>>()?;
         let owned = run.job.entries().into_iter();
         let entries = owned.filter_map(|owned| Some((owned.id, saved.get(&owned.key)?.clone()))).collect();
-        let Manifest { sequence, video, .. } = manifest;
-        run.kept = Kept { sequence, entries, stream: video.stream, parts };
+        let taken = manifest.taken();
+        let Manifest { sequence, video, phase, adapt, .. } = manifest;
+        let at = Some((phase, adapt, taken));
+        run.kept = Kept { sequence, entries, stream: video.stream, parts, at };
         Ok(Some(run))
     }
 }

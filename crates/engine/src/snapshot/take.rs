@@ -8,6 +8,7 @@ use evanesce_cache::{Kind, Lease, Owned};
 
 use super::manifest::{Extent, Manifest, Saved, Video, fingerprint};
 use super::{SnapshotError, SnapshotMode, SnapshotStore, Taken};
+use crate::adapt::Adapt;
 use crate::error::{EngineError, Result};
 use crate::run::{JobRun, Phase};
 use crate::video::{FrameSink, SinkState};
@@ -21,6 +22,8 @@ pub(crate) struct Kept {
     pub(super) stream: Vec<Extent>,
     /// Parts of the last manifest.
     pub(super) parts: BTreeSet<String>,
+    /// Where the job stood, and what that snapshot holds.
+    pub(super) at: Option<(Phase, Adapt, Taken)>,
 }
 
 /// Writes parts and counts.
@@ -34,7 +37,7 @@ impl JobRun<'_> {
     /// Writes what the job needs to go on from here, unless it stands where it cannot be gone on from: before its first
     /// noise, in the middle of a segment of its video, or when it is done. Then `None`, and the last snapshot stands.
     ///
-    /// Costs what is new since the last snapshot, which must be in the same `store`.
+    /// When it stands where the last snapshot was taken, that one is given as it is, with nothing written. Costs what is new since the last snapshot, which must be in the same `store`.
     ///
     /// # Errors
     /// [`EngineError::Snapshot`] when the store refuses. The job is as before, and so is the last snapshot.
@@ -43,6 +46,11 @@ impl JobRun<'_> {
         let decodes_within_block = matches!(phase, Phase::LatentFrame { at } if !self.begins_block(at));
         if matches!(phase, Phase::Prompt { .. } | Phase::Done) || (mode == SnapshotMode::Compact && decodes_within_block) {
             return Ok(None);
+        }
+        if let Some((_, _, taken)) =
+            self.kept.at.as_ref().filter(|(at, adapt, _)| *at == phase && *adapt == self.adapt)
+        {
+            return Ok(Some(Taken { written_bytes: 0, ..*taken }));
         }
         let Some(video) = self.outputs.as_mut().and_then(|outputs| outputs.saved_video()) else { return Ok(None) };
         let Some(state) = video.save()? else { return Ok(None) };
@@ -61,8 +69,9 @@ impl JobRun<'_> {
         }
         // The snapshot stands, whatever becomes of what it no longer needs.
         drop(store.retain(&self.kept.parts));
-        let held_bytes = manifest.extents().map(|extent| extent.len_bytes).sum();
-        Ok(Some(Taken { written_bytes, held_bytes, entries: manifest.entries.len() }))
+        let taken = Taken { written_bytes, ..manifest.taken() };
+        self.kept.at = Some((phase, self.adapt.clone(), taken));
+        Ok(Some(taken))
     }
 
     fn begins_block(&self, frame: usize) -> bool {
@@ -94,7 +103,7 @@ impl JobRun<'_> {
         manifest.video = Video { facts, stream };
         writing.store.publish(&manifest.encode()?).map_err(SnapshotError::written)?;
         let (stream, parts) = (manifest.video.stream.clone(), manifest.parts());
-        Ok(Kept { sequence: writing.sequence, entries: extents, stream, parts })
+        Ok(Kept { sequence: writing.sequence, entries: extents, stream, parts, at: None })
     }
 
     /// Where the bytes of each entry are: those that are new go into one part for each kind.
