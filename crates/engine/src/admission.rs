@@ -101,16 +101,25 @@ impl Needs {
     /// # Errors
     /// [`EngineError::Budget`], with the least that would do beside the other tiers' budgets.
     pub(crate) fn check(&self, model: &Model) -> Result<()> {
-        let budget = |tier| usize::try_from(model.counters().tier(tier).budget_bytes).unwrap_or(usize::MAX);
-        let below = self.pages.below_bytes(budget(Tier::Host), budget(Tier::Disk), model.cache().disk());
-        let on_device = self.pages.all_bytes.saturating_sub(below).max(self.pages.staged_bytes);
-        let needed_bytes = self.text_bytes.max(self.stage_bytes + on_device);
-        let budget_bytes = budget(Tier::Device);
+        let needed_bytes = self.least_bytes(model);
+        let budget_bytes = budget(model, Tier::Device);
         if budget_bytes < needed_bytes {
             return Err(EngineError::Budget { tier: Tier::Device.as_str(), budget_bytes, needed_bytes });
         }
         Ok(())
     }
+
+    /// The least Device tier in which the job finishes, with what the tiers below can take now.
+    pub(crate) fn least_bytes(&self, model: &Model) -> usize {
+        let (host, disk) = (budget(model, Tier::Host), budget(model, Tier::Disk));
+        let below = self.pages.below_bytes(host, disk, model.cache().disk());
+        let on_device = self.pages.all_bytes.saturating_sub(below).max(self.pages.staged_bytes);
+        self.text_bytes.max(self.stage_bytes + on_device)
+    }
+}
+
+fn budget(model: &Model, tier: Tier) -> usize {
+    usize::try_from(model.counters().tier(tier).budget_bytes).unwrap_or(usize::MAX)
 }
 
 impl Pages {

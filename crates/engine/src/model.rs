@@ -115,6 +115,14 @@ impl Model {
         Ok(Needs::new(self, spec)?.device_bytes())
     }
 
+    /// As [`Self::device_bytes_needed`], with what the tiers below can take at this moment.
+    ///
+    /// # Errors
+    /// When a prompt cannot be tokenized.
+    pub fn device_bytes_least(&self, spec: &JobSpec) -> Result<u64> {
+        Ok(Needs::new(self, spec)?.least_bytes(self) as u64)
+    }
+
     /// The expert for a component; a checkpoint with one transformer uses it for everything.
     pub(crate) fn expert(&self, component: Component) -> &Transformer {
         match (component, &self.low) {

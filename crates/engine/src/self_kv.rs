@@ -46,6 +46,14 @@ impl KvCodec {
     /// Every name that [`Self::from_name`] knows.
     pub const NAMES: [&'static str; 5] = ["f32", "bf16", "int8", "int4", "k8v4"];
 
+    /// Whether pages take no more bytes than in another codec.
+    #[must_use]
+    pub fn is_no_larger_than(self, other: Self) -> bool {
+        /// A whole group of numbers, so that what a group costs is counted.
+        const DIM: usize = 64;
+        self.page_bytes(1, DIM) <= other.page_bytes(1, DIM)
+    }
+
     /// Bytes of a page of `tokens` tokens of `dim` numbers.
     pub(crate) const fn page_bytes(self, tokens: usize, dim: usize) -> usize {
         tokens * (self.keys.row_bytes(dim) + self.values.row_bytes(dim))

@@ -38,6 +38,12 @@ pub struct Config {
     pub queue: QueueConfig,
     /// What a request may ask for.
     pub limits: Limits,
+    /// What each class may count on.
+    pub classes: ClassesConfig,
+    /// Snapshots of jobs under way.
+    pub snapshots: SnapshotConfig,
+    /// When memory counts as short.
+    pub pressure: PressureConfig,
     /// Who may use the service.
     pub keys: Vec<KeyConfig>,
 }
@@ -54,8 +60,114 @@ impl Default for Config {
             retention_hours: 168.0,
             queue: QueueConfig::default(),
             limits: Limits::default(),
+            classes: ClassesConfig::default(),
+            snapshots: SnapshotConfig::default(),
+            pressure: PressureConfig::default(),
             keys: Vec::new(),
         }
+    }
+}
+
+/// Quotas of the three classes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClassesConfig {
+    /// Of `interactive`.
+    pub interactive: ClassConfig,
+    /// Of `standard`.
+    pub standard: ClassConfig,
+    /// Of `background`.
+    pub background: ClassConfig,
+}
+
+impl ClassesConfig {
+    /// By class, in the order of [`Class::ALL`].
+    #[must_use]
+    pub fn all(&self) -> [ClassConfig; 3] {
+        [self.interactive, self.standard, self.background]
+    }
+}
+
+/// What one class may count on, and what it may not pass: shares of a tier's budget.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClassConfig {
+    /// Of the device, never taken away for other classes.
+    pub device_guarantee: f64,
+    /// Of the device, never passed.
+    pub device_limit: f64,
+    /// Of the host.
+    pub host_guarantee: f64,
+    /// Of the host.
+    pub host_limit: f64,
+}
+
+impl Default for ClassConfig {
+    fn default() -> Self {
+        Self { device_guarantee: 0.0, device_limit: 1.0, host_guarantee: 0.0, host_limit: 1.0 }
+    }
+}
+
+/// How much a snapshot keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotKeeps {
+    /// Everything that saves time when a job goes on.
+    #[default]
+    Full,
+    /// Only what cannot be computed again.
+    Compact,
+    /// There are none: a restart begins anew.
+    Off,
+}
+
+/// When a job under way is kept on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotConfig {
+    /// How much.
+    pub mode: SnapshotKeeps,
+    /// After so many units of work.
+    pub every_units: u32,
+    /// After so many seconds.
+    pub every_seconds: f64,
+    /// The largest share of the time that snapshots may take.
+    pub share_max: f64,
+    /// Bytes of prompts' embeddings that are kept over restarts.
+    pub embeddings_bytes_max: u64,
+}
+
+impl Default for SnapshotConfig {
+    fn default() -> Self {
+        Self {
+            mode: SnapshotKeeps::Full,
+            every_units: 10,
+            every_seconds: 60.0,
+            share_max: 0.1,
+            embeddings_bytes_max: 256 << 20,
+        }
+    }
+}
+
+/// When memory counts as short: shares of a budget, or of what the process may have.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PressureConfig {
+    /// From here on what can be computed again and what is read last make room.
+    pub watch: f64,
+    /// From here on new pages are smaller and windows shorter, where a job's quality allows it.
+    pub high: f64,
+    /// From here on background jobs are parked, and drafts begin smaller.
+    pub critical: f64,
+    /// How far below a mark it must fall for that to end.
+    pub hysteresis: f64,
+    /// Bytes that the process may have; left out: what its control group or the machine has.
+    pub process_bytes_max: Option<u64>,
+}
+
+impl Default for PressureConfig {
+    fn default() -> Self {
+        Self { watch: 0.70, high: 0.85, critical: 0.95, hysteresis: 0.05, process_bytes_max: None }
     }
 }
 
@@ -145,8 +257,15 @@ const TOP: &[&str] = &[
     "retention_hours",
     "queue",
     "limits",
+    "classes",
+    "snapshots",
+    "pressure",
     "keys",
 ];
+const CLASSES: &[&str] = &["interactive", "standard", "background"];
+const CLASS: &[&str] = &["device_guarantee", "device_limit", "host_guarantee", "host_limit"];
+const SNAPSHOTS: &[&str] = &["mode", "every_units", "every_seconds", "share_max", "embeddings_bytes_max"];
+const PRESSURE: &[&str] = &["watch", "high", "critical", "hysteresis", "process_bytes_max"];
 const QUEUE: &[&str] = &["jobs_max", "jobs_per_tenant_max", "under_way_max", "ageing_units", "starts_max"];
 const LIMITS: &[&str] = &[
     "body_bytes_max",
@@ -169,9 +288,21 @@ impl Config {
         let table: toml::Table =
             text.parse().map_err(|error: toml::de::Error| ConfigError(one_line(&error)))?;
         refuse_unknown("", &table, TOP)?;
-        for (section, known) in [("queue", QUEUE), ("limits", LIMITS)] {
+        let sections = [
+            ("queue", QUEUE),
+            ("limits", LIMITS),
+            ("classes", CLASSES),
+            ("snapshots", SNAPSHOTS),
+            ("pressure", PRESSURE),
+        ];
+        for (section, known) in sections {
             if let Some(toml::Value::Table(inner)) = table.get(section) {
                 refuse_unknown(&format!("{section}."), inner, known)?;
+            }
+        }
+        for (class, inner) in table.get("classes").and_then(toml::Value::as_table).into_iter().flatten() {
+            if let Some(inner) = inner.as_table() {
+                refuse_unknown(&format!("classes.{class}."), inner, CLASS)?;
             }
         }
         if let Some(toml::Value::Array(keys)) = table.get("keys") {
@@ -210,6 +341,7 @@ impl Config {
         if self.limits.header_bytes_max < 8192 || self.limits.connections_max < 1 {
             return refuse("header_bytes_max is at least 8192, and connections_max at least 1".to_owned());
         }
+        self.check_memory()?;
         for key in &self.keys {
             if key.tenant.is_empty() || blake3::Hash::from_hex(&key.blake3).is_err() {
                 let name = &key.tenant;
@@ -223,6 +355,39 @@ impl Config {
                 "{} can be reached by others, so it needs keys: add one that `evanesce serve --new-key TENANT` prints, or listen on 127.0.0.1",
                 self.listen
             ));
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Checks shares and marks.
+    fn check_memory(&self) -> Result<(), ConfigError> {
+        let refuse = |sentence: String| Err(ConfigError(sentence));
+        let classes = self.classes.all();
+        let shares = classes.iter().flat_map(|class| {
+            [class.device_guarantee, class.device_limit, class.host_guarantee, class.host_limit]
+        });
+        if let Some(share) = shares.into_iter().find(|share| !(0.0..=1.0).contains(share)) {
+            return refuse(format!("a share of [classes] is {share}; it lies between 0 and 1"));
+        }
+        let sum = |share: fn(&ClassConfig) -> f64| classes.iter().map(share).sum::<f64>() > 1.0;
+        if sum(|class| class.device_guarantee) || sum(|class| class.host_guarantee) {
+            return refuse("the guarantees of [classes] add up to more than 1 in one tier".to_owned());
+        }
+        let SnapshotConfig { every_units, every_seconds, share_max, .. } = self.snapshots;
+        if every_units < 1 || every_seconds <= 0.0 || !(0.001..=1.0).contains(&share_max) {
+            return refuse(
+                "every_units of [snapshots] is at least 1, every_seconds above 0, share_max between 0.001 and 1"
+                    .to_owned(),
+            );
+        }
+        let PressureConfig { watch, high, critical, hysteresis, .. } = self.pressure;
+        if !(0.0 < watch && watch < high && high < critical && critical <= 1.0 && (0.0..watch).contains(&hysteresis)) {
+            return refuse(
+                "the marks of [pressure] rise: 0 < watch < high < critical <= 1, and hysteresis is below watch"
+                    .to_owned(),
+            );
         }
         Ok(())
     }
@@ -250,8 +415,11 @@ mod tests {
     fn the_printed_configuration_is_the_default_one_and_names_every_key() {
         assert_eq!(Config::parse(TEMPLATE).unwrap(), Config::default());
         assert_eq!(Config::parse("").unwrap(), Config::default());
-        for key in [TOP, QUEUE, LIMITS, KEYS].concat() {
-            let line = |line: &str| line.trim_start_matches(['#', ' ', '[']).starts_with(key);
+        for key in [TOP, QUEUE, LIMITS, CLASSES, CLASS, SNAPSHOTS, PRESSURE, KEYS].concat() {
+            let line = |line: &str| {
+                let name = line.trim_start_matches(['#', ' ', '[']);
+                name.trim_start_matches("classes.").starts_with(key) || name.starts_with(key)
+            };
             assert!(TEMPLATE.lines().any(line), "{key} is not in the printed configuration");
         }
     }
@@ -268,6 +436,11 @@ mod tests {
         assert!(refused("retention_hours = -1.0").contains("retention_hours"));
         assert!(refused("[[keys]]\ntenant = 'a'\nblake3 = 'zz'").contains("64 hexadecimal digits"));
         assert!(!refused("listen = 7").contains('\n'));
+        assert!(refused("[classes.standart]").contains("the nearest is classes.standard"));
+        assert!(refused("[classes.standard]\ndevice = 1").contains("classes.standard.device_"));
+        assert!(refused("[classes.standard]\ndevice_limit = 2.0").contains("between 0 and 1"));
+        assert!(refused("[snapshots]\nevery_units = 0").contains("at least 1"));
+        assert!(refused("[pressure]\nwatch = 0.9").contains("rise"));
         let key = blake3::hash(b"k").to_hex();
         let open = format!("listen = '0.0.0.0:80'\n[[keys]]\ntenant = 'a'\nblake3 = '{key}'");
         assert_eq!(Config::parse(&open).unwrap().keys[0].class, Class::Interactive);

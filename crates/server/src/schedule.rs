@@ -157,13 +157,15 @@ pub struct Schedule {
     room: Room,
     jobs: BTreeMap<Seq, Entry>,
     without: [Without; Class::ALL.len()],
+    /// A class that stands back while others have jobs: memory is critically short.
+    held_back: Option<Class>,
 }
 
 impl Schedule {
     /// An empty table.
     #[must_use]
     pub fn new(rules: Rules) -> Self {
-        Self { rules, room: rules.room, jobs: BTreeMap::new(), without: Default::default() }
+        Self { rules, room: rules.room, jobs: BTreeMap::new(), without: Default::default(), held_back: None }
     }
 
     /// Adds a job.
@@ -174,6 +176,11 @@ impl Schedule {
     /// Changes what there is.
     pub fn set_room(&mut self, room: Room) {
         self.room = room;
+    }
+
+    /// Holds a class back, or none: its jobs leave the device, and do nothing while others have jobs.
+    pub fn hold_back(&mut self, class: Option<Class>) {
+        self.held_back = class;
     }
 
     /// What there is now.
@@ -306,8 +313,18 @@ impl Schedule {
         there.map(|(seq, entry)| (*seq, entry))
     }
 
-    /// Whether the device can hold it at all. What never could, with all that the rules give, is let through to be told so.
+    /// Whether a job stands back for others.
+    fn stands_back(&self, entry: &Entry) -> bool {
+        let others = || self.jobs.values().any(|other| other.class != entry.class && self.fits_at_all(other));
+        self.held_back == Some(entry.class) && others()
+    }
+
     fn can_run(&self, entry: &Entry) -> bool {
+        self.fits_at_all(entry) && !self.stands_back(entry)
+    }
+
+    /// Whether the device can hold it at all. What never could, with all that the rules give, is let through to be told so.
+    fn fits_at_all(&self, entry: &Entry) -> bool {
         entry.least_bytes <= self.room.device_bytes || entry.least_bytes > self.rules.room.device_bytes
     }
 

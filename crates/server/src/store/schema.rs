@@ -5,7 +5,9 @@ use sqlx::{Connection, Row, SqliteConnection};
 use super::StoreError;
 
 /// Each step is one transaction. A step that has been released never changes; what comes later is another step.
-const STEPS: &[&str] = &["CREATE TABLE jobs (
+const STEPS: &[&str] = &[JOBS, "ALTER TABLE jobs ADD COLUMN degradations TEXT"];
+
+const JOBS: &str = "CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
         tenant TEXT NOT NULL,
@@ -31,7 +33,7 @@ const STEPS: &[&str] = &["CREATE TABLE jobs (
     CREATE UNIQUE INDEX jobs_by_key ON jobs (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL;
     CREATE INDEX jobs_by_tenant ON jobs (tenant, seq);
     CREATE INDEX jobs_active ON jobs (status, seq) WHERE status IN ('queued', 'in_progress');
-    CREATE INDEX jobs_expiring ON jobs (expires_ms) WHERE expires_ms IS NOT NULL;"];
+    CREATE INDEX jobs_expiring ON jobs (expires_ms) WHERE expires_ms IS NOT NULL;";
 
 /// Takes the steps that the database has not taken yet.
 pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {
