@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Say how far two videos are from each other: PSNR and SSIM of the first block, of 0 to 2 s, of 2 to 5 s, and of all.
     Compare(Compare),
+    /// Say what a snapshot of a job or a checkpoint holds, and read all of it to verify it.
+    Inspect(Inspect),
     /// Make videos for whoever asks over HTTP, with a queue that survives the process and a page to watch it.
     Serve(Serve),
 }
@@ -159,6 +161,16 @@ pub(crate) struct Generate {
     /// Also write the frames, before video encoding: safetensors, `frames` [T, height, width, 3] f32 in 0..1.
     #[arg(long, value_name = "FILE")]
     pub(crate) frames_out: Option<PathBuf>,
+}
+
+/// Flags of `inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// A snapshot, the directory with all snapshots of a service, or a checkpoint.
+    pub(crate) directory: PathBuf,
+    /// Print one JSON object on standard output, and nothing else there.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Flags of `compare`.

@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod compare;
 mod generate;
+mod inspect;
 mod machine;
 mod progress;
 mod quantity;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Serve(args) => serve::run(args),
     }
 }

@@ -12,6 +12,7 @@ mod ahead;
 mod blocks;
 mod bytes;
 mod cancel;
+mod contents;
 mod cross_kv;
 mod decode;
 mod denoise;
@@ -36,6 +37,7 @@ mod text;
 pub mod video;
 
 pub use cancel::CancelToken;
+pub use contents::{ModelContents, PartContents};
 pub use error::{EngineError, Fault, Result};
 pub use evanesce_cache::{Budgets, Counters, Disk, JobId, Kind, Tier, Usage};
 pub use evanesce_wan::kernels;

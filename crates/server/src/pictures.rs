@@ -6,7 +6,7 @@ use std::path::Path;
 use evanesce_engine::video::{
     FrameSink, Mp4Writer, Result, SinkState, VideoError, VideoSettings, VideoSummary,
 };
-use jpeg_encoder::{ColorType, Encoder};
+use jpeg_encoder::{ColorType, Encoder, EncodingError};
 
 use crate::videos::{Draft, Variant};
 
@@ -71,10 +71,12 @@ impl Picture {
         let failed = |reason: String| VideoError::Output { path: path.to_path_buf(), reason };
         let edge =
             |edge: usize| u16::try_from(edge).map_err(|_| failed("it is too large for JPEG".to_owned()));
-        let encoder = Encoder::new_file(path, JPEG_QUALITY).map_err(|error| failed(error.to_string()))?;
-        encoder
-            .encode(&self.rgb, edge(self.width)?, edge(self.height)?, ColorType::Rgb)
-            .map_err(|error| failed(error.to_string()))
+        let refused = |error: EncodingError| match error {
+            EncodingError::IoError(source) => VideoError::Io { path: path.to_path_buf(), source },
+            other => failed(other.to_string()),
+        };
+        let encoder = Encoder::new_file(path, JPEG_QUALITY).map_err(refused)?;
+        encoder.encode(&self.rgb, edge(self.width)?, edge(self.height)?, ColorType::Rgb).map_err(refused)
     }
 }
 

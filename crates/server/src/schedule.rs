@@ -72,6 +72,16 @@ pub struct Rules {
     pub quotas: [Quotas; Class::ALL.len()],
 }
 
+impl Rules {
+    /// What jobs of a class may have of the device together, at most; anything where there is no limit: what the device cannot
+    /// hold is refused elsewhere.
+    #[must_use]
+    pub fn most_device_bytes(&self, class: Class) -> u64 {
+        let limit = self.quotas[class as usize].device.limit;
+        if limit < 1.0 { share(limit, self.room.device_bytes) } else { u64::MAX }
+    }
+}
+
 /// Where a job is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Place {

@@ -254,3 +254,34 @@ fn jobs_are_there_after_opening_again_and_a_newer_schema_is_refused() {
         assert!(matches!(refused, StoreError::TooNew { found: 999, .. }), "{refused}");
     });
 }
+
+#[test]
+fn a_job_that_gets_on_is_never_one_that_never_ends() {
+    with_store(|store| async move {
+        let job = created(&store, new("a", 1, None)).await;
+        for _ in 0..10 {
+            let claimed = store.claim(&job.id, &lease("w", 1), UnixMs(2_000)).await.unwrap().unwrap();
+            assert_eq!(store.progressed(&job.id, claimed.epoch).await.unwrap(), Fenced::No);
+            assert_eq!(store.progressed(&job.id, claimed.epoch - 1).await.unwrap(), Fenced::Yes);
+            let requeued = store.requeue(Abandoned::All, 3, MOMENTS).await.unwrap();
+            assert_eq!((requeued.queued.len(), requeued.failed.len()), (1, 0));
+        }
+    });
+}
+
+#[test]
+fn what_gave_way_is_written_by_whoever_has_the_job_and_by_nobody_else() {
+    with_store(|store| async move {
+        let job = created(&store, new("a", 1, None)).await;
+        assert_eq!(job.degradations, [""; 0]);
+        let claimed = store.claim(&job.id, &lease("w", 1), UnixMs(2_000)).await.unwrap().unwrap();
+        let smaller = Order { width: 48, ..claimed.order.clone() };
+        let gave_way = ["parked".to_owned(), "smaller_size".to_owned()];
+        assert_eq!(store.amend(&job.id, claimed.epoch, &smaller, &gave_way).await.unwrap(), Fenced::No);
+        assert_eq!(store.amend(&job.id, claimed.epoch + 1, &job.order, &[]).await.unwrap(), Fenced::Yes);
+        let read = store.get("a", &job.id).await.unwrap().unwrap();
+        assert_eq!((read.order.width, &read.degradations[..]), (48, &gave_way[..]));
+        assert_eq!(store.release(&job.id, claimed.epoch).await.unwrap(), Fenced::No);
+        assert_eq!(store.queued().await.unwrap()[0].degradations, gave_way);
+    });
+}

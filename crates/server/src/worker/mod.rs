@@ -24,7 +24,7 @@ pub(crate) use self::keep::Keeper;
 use self::meter::Meter;
 use self::pace::Pace;
 use self::relieve::Strain;
-use self::run::{Run, Unit};
+use self::run::{Run, Trouble, Unit};
 use crate::board::{Board, Live, Phase};
 use crate::clock::{Stopwatch, UnixMs};
 use crate::config::PressureConfig;
@@ -147,7 +147,7 @@ struct Worker<'m> {
     strain: Strain,
     /// Endings that the store could not take yet.
     unwritten: Vec<(Job, Ending)>,
-    /// Whether the store failed at the last try: wait before the next.
+    /// Whether the store, or a disk, failed at the last try: wait before the next.
     store_is_down: bool,
 }
 
@@ -295,20 +295,37 @@ impl<'m> Worker<'m> {
                 self.means.board.post(job, live);
                 return self.tell_memory(false);
             }
-            Unit::Failed(failure) => Ending::Failed(failure),
+            Unit::Ended(Trouble::NoSpace) => return self.wait_for_space(seq),
+            Unit::Ended(Trouble::Failed(failure)) => Ending::Failed(failure),
             Unit::Done => {
-                let (job, Some(run)) = (job.clone(), self.tasks.remove(&seq).and_then(|task| task.run))
+                let (job, Some(run)) = (job.clone(), self.tasks.get_mut(&seq).and_then(|task| task.run.take()))
                 else {
                     return;
                 };
+                let ending = match run.publish(self.model, &*self.means.videos, &job) {
+                    Ok(memory) => Ending::Completed(memory),
+                    Err(Trouble::Failed(failure)) => Ending::Failed(failure),
+                    Err(Trouble::NoSpace) => return self.wait_for_space(seq),
+                };
                 self.schedule.leave(seq);
-                let ending = run.publish(self.model, &*self.means.videos, &job).map(Ending::Completed);
-                return self.end(job, ending.unwrap_or_else(Ending::Failed));
+                self.tasks.remove(&seq);
+                return self.end(job, ending);
             }
         };
         let job = job.clone();
         self.stop(seq);
         self.end(job, ending);
+    }
+
+    /// A job whose files find no space goes back to its snapshot, and is tried again a little later.
+    fn wait_for_space(&mut self, seq: Seq) {
+        if let Some(task) = self.tasks.get_mut(&seq) {
+            task.run = None;
+            note(&task.job.id, "waits for space on the disk");
+        }
+        self.schedule.moved(seq, Place::Snapshot);
+        self.means.metrics.moved("waits_for_space");
+        self.store_is_down = true;
     }
 
     /// Writes how a job ended, when everything of it is in place, and tells.

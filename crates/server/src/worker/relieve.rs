@@ -48,7 +48,7 @@ impl Strain {
     }
 
     /// What the tiers may hold now: less than they should while the process is about to pass its own limit.
-    fn allowed(&self) -> Budgets {
+    pub(super) fn allowed(&self) -> Budgets {
         let share = |bytes: u64| match self.process.level() {
             Level::Calm | Level::Watch => bytes,
             Level::High => bytes / 4 * 3,
@@ -92,7 +92,7 @@ impl Worker<'_> {
     }
 
     /// Brings the cache's budgets to what is allowed, as far as what must stay lets them, and tells the schedule.
-    fn limit(&mut self, allowed: Budgets) {
+    pub(super) fn limit(&mut self, allowed: Budgets) {
         let counters = self.model.counters();
         let now = |tier| counters.tier(tier).budget_bytes;
         let is_so = now(Tier::Device) == allowed.device_bytes && now(Tier::Host) == allowed.host_bytes;

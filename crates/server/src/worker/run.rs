@@ -1,9 +1,10 @@
 //! One job under way: the engine's run, the draft of its video, and how far it is.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use evanesce_engine::snapshot::{SnapshotDirectory, SnapshotStore};
-use evanesce_engine::video::VideoSettings;
+use evanesce_engine::video::{VideoError, VideoSettings};
 use evanesce_engine::{
     CancelToken, EngineError, Fault, JobId, JobRun, JobSpec, Model, Outputs, Progress, Request,
     RequestedLength, Tier, Usage, VideoTarget,
@@ -22,7 +23,30 @@ use crate::videos::{Draft, VideoStore};
 pub(super) enum Unit {
     More,
     Done,
+    Ended(Trouble),
+}
+
+/// Why a job is not done.
+pub(super) enum Trouble {
+    /// It never will be.
     Failed(Failure),
+    /// There is no space for its files: it will be when there is.
+    NoSpace,
+}
+
+/// Whether there was no space for a file.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+impl Trouble {
+    fn new(about: impl std::fmt::Display, error: &EngineError) -> Self {
+        note(about, format_args!("failed: {error}"));
+        match error {
+            EngineError::Video(VideoError::Io { source, .. }) if is_full(source) => Self::NoSpace,
+            error => Self::Failed(sentence(error)),
+        }
+    }
 }
 
 /// A job under way. Dropped, it gives back every byte and removes every file but its snapshot.
@@ -100,13 +124,10 @@ impl<'m> Run<'m> {
         match catch_unwind(AssertUnwindSafe(|| run.advance(meter))) {
             Ok(Ok(Progress::More)) => Unit::More,
             Ok(Ok(Progress::Done)) => Unit::Done,
-            Ok(Err(error)) => {
-                note(self.id, format_args!("failed: {error}"));
-                Unit::Failed(sentence(&error))
-            }
+            Ok(Err(error)) => Unit::Ended(Trouble::new(self.id, &error)),
             Err(_panic) => {
                 note(self.id, "the engine panicked");
-                Unit::Failed(internal())
+                Unit::Ended(Trouble::Failed(internal()))
             }
         }
     }
@@ -117,13 +138,13 @@ impl<'m> Run<'m> {
         model: &Model,
         videos: &dyn VideoStore,
         job: &Job,
-    ) -> Result<JobMemory, Failure> {
+    ) -> Result<JobMemory, Trouble> {
         let Self { run, draft, id, .. } = self;
         let held = model.cache().owned_by(id);
-        run.finish().map_err(|error| explain(job, &error))?;
+        run.finish().map_err(|error| Trouble::new(&job.id, &error))?;
         videos.publish(&job.id, draft).map_err(|error| {
             note(&job.id, format_args!("its video cannot be published: {error}"));
-            internal()
+            if is_full(&error) { Trouble::NoSpace } else { Trouble::Failed(internal()) }
         })?;
         Ok(memory(&model.cache().owned_by(id), &held))
     }

@@ -9,6 +9,7 @@ use super::run::{Door, Run};
 use super::{Task, Worker};
 use crate::clock::Stopwatch;
 use crate::id::VideoId;
+use crate::job::Failure;
 use crate::journal::note;
 use crate::pressure::Level;
 use crate::schedule::{Place, Seq};
@@ -21,6 +22,17 @@ impl Worker<'_> {
     /// Admits a claimed job to the engine, from its snapshot if it has one.
     pub(super) fn admit(&mut self, seq: Seq) {
         let Some(task) = self.tasks.get_mut(&seq) else { return self.schedule.leave(seq) };
+        let (class, needed_bytes) = (task.job.order.class, task.job.order.device_bytes);
+        let most_bytes = self.terms.rules.most_device_bytes(class);
+        if needed_bytes > most_bytes {
+            let class = class.as_str();
+            let message = format!(
+                "this job needs {needed_bytes} bytes of the device, and {class} jobs may have {most_bytes} together; ask for a smaller size, fewer frames or another class"
+            );
+            let job = task.job.clone();
+            self.stop(seq);
+            return self.end(job, Ending::Failed(Failure::new("invalid_request", message)));
+        }
         let snapshot = self.keeper.of(&task.job.id);
         let door = Door {
             videos: &*self.means.videos,
@@ -69,6 +81,8 @@ impl Worker<'_> {
         self.schedule.moved(seq, if is_in_host { Place::Host } else { Place::Snapshot });
         self.means.metrics.moved(if is_in_host { "parked_in_host" } else { "parked_in_snapshot" });
         note(&id, format_args!("parked in {:.3} s", watch.elapsed().as_secs_f64()));
+        // A budget that was cut may fall further now.
+        self.limit(self.strain.allowed());
         let is_short = self.strain.level > Level::Calm || self.schedule.room() != self.terms.rules.room;
         if is_short {
             self.give_way(seq, "parked");
