@@ -7,8 +7,8 @@ use crate::cache::remove;
 use crate::draft::Draft;
 use crate::fetch::{Fetcher, get, peek};
 use crate::job_state::StageId;
-use crate::owned::Owned;
 use crate::lease::Lease;
+use crate::owned::Owned;
 use crate::reservation::Reservation;
 use crate::room::{Locked, Shared};
 use crate::schedule::Uses;
@@ -109,13 +109,20 @@ impl Job {
     }
 
     /// Sends an entry to the tier below the one it is in, making room there. Where it is afterwards; `None` if there is
-    /// no such entry. It stays where it is if somebody holds it or there is no tier below.
+    /// no such entry. It stays where it is if somebody holds it or there is no tier below. If it is on its way somewhere, that is
+    /// waited for.
     ///
     /// # Errors
     /// If the tier below cannot make room.
     pub fn demote(&self, key: &Key) -> Result<Option<Tier>, OutOfBudget> {
-        let store = self.shared.lock();
-        let Some(id) = store.find(self.owner(), &EntryKey::Own(*key)) else { return Ok(None) };
+        let mut store = self.shared.lock();
+        let id = loop {
+            let Some(id) = store.find(self.owner(), &EntryKey::Own(*key)) else { return Ok(None) };
+            if !store.slots[id].relocating {
+                break id;
+            }
+            store = self.shared.wait(store);
+        };
         let slot = &store.slots[id];
         let below = slot.tier.below().filter(|_| slot.is_free_to_go());
         let Some(below) = below else { return Ok(Some(slot.tier)) };

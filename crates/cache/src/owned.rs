@@ -43,7 +43,8 @@ impl Store {
                 }
                 (lifetime, _) => lifetime,
             };
-            let uses = job.schedule.get(&EntryKey::Own(key)).map_or_else(Vec::new, crate::schedule::Schedule::uses);
+            let uses =
+                job.schedule.get(&EntryKey::Own(key)).map_or_else(Vec::new, crate::schedule::Schedule::uses);
             (slot.state == State::Live).then(|| Owned {
                 id: id.into(),
                 key,

@@ -26,7 +26,8 @@ fn look(args: &Inspect) -> anyhow::Result<()> {
     } else {
         let mut looked = Vec::new();
         for path in snapshots {
-            let contents = inspect(&SnapshotDirectory::new(&path)).map_err(|error| EngineError::file(&path, error))?;
+            let contents =
+                inspect(&SnapshotDirectory::new(&path)).map_err(|error| EngineError::file(&path, error))?;
             looked.extend(contents.map(|contents| (path, contents)));
         }
         (snapshots_json(&looked), snapshots_text(&looked))
@@ -42,7 +43,8 @@ fn snapshots(directory: &Path) -> Result<Vec<PathBuf>, EngineError> {
         return Ok(vec![directory.to_path_buf()]);
     }
     let entries = std::fs::read_dir(directory).map_err(|error| EngineError::file(directory, error))?;
-    let mut found: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| is_snapshot(path)).collect();
+    let mut found: Vec<_> =
+        entries.flatten().map(|entry| entry.path()).filter(|path| is_snapshot(path)).collect();
     found.sort();
     Ok(found)
 }
@@ -73,15 +75,17 @@ fn snapshots_text(looked: &[(PathBuf, Contents)]) -> String {
             _ = writeln!(text, "  {kind:<16} {:>8} entries {:>14} bytes", held.entries, held.bytes);
         }
         _ = writeln!(text, "  {:<16} {:>16} {:>14} bytes", "video", "", contents.video_bytes);
-        _ = writeln!(text, "  {:<16} {:>16} {:>14} bytes, every checksum matches", "all", "", contents.held_bytes);
+        _ = writeln!(
+            text,
+            "  {:<16} {:>16} {:>14} bytes, every checksum matches",
+            "all", "", contents.held_bytes
+        );
     }
     text
 }
 
 fn checkpoint_json(parts: &ModelContents) -> Value {
-    let one = |part: &evanesce_engine::PartContents| {
-        json!({"name": part.name, "groups": part.groups, "bytes": part.bytes, "fingerprint": part.fingerprint})
-    };
+    let one = |part: &evanesce_engine::PartContents| json!({"name": part.name, "groups": part.groups, "bytes": part.bytes, "fingerprint": part.fingerprint});
     json!({"checkpoint": parts.parts.iter().map(one).collect::<Vec<_>>()})
 }
 

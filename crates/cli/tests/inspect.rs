@@ -45,7 +45,10 @@ fn it_says_what_is_there_and_refuses_what_is_damaged_or_neither() {
     let part = part.into_iter().find(|path| !path.ends_with("manifest")).unwrap();
     std::fs::write(&part, b"").unwrap();
     let (code, _, err) = inspected(store.path(), &[]);
-    assert!(code == Some(2) && err.contains("damaged") && err.trim_end().lines().count() == 1, "{code:?} {err}");
+    assert!(
+        code == Some(2) && err.contains("damaged") && err.trim_end().lines().count() == 1,
+        "{code:?} {err}"
+    );
     assert_eq!(inspected(&dir.path().join("nowhere"), &[]).0, Some(2));
     assert_eq!(inspected(dir.path(), &[]).0, Some(2));
 }

@@ -22,7 +22,11 @@ impl JobRun<'_> {
         let at_work = match self.phase_to_save() {
             Phase::Step { at, .. } => Some(self.itinerary.passing(at)),
             Phase::Commit { at, .. } => Some(self.itinerary.committing(at)),
-            Phase::Prompt { .. } | Phase::Noise { .. } | Phase::LatentFrame { .. } | Phase::Close | Phase::Done => None,
+            Phase::Prompt { .. }
+            | Phase::Noise { .. }
+            | Phase::LatentFrame { .. }
+            | Phase::Close
+            | Phase::Done => None,
         };
         let is_hot = |key: &Key| at_work.is_some_and(|expert| keys::is_of_expert(key, expert));
         self.demote(|owned| owned.key.kind == Kind::SelfKv && !is_hot(&owned.key))
@@ -34,8 +38,26 @@ impl JobRun<'_> {
         let phase = self.phase_to_save();
         self.go_on_with_prompts(phase);
         self.drop_recomputable();
+        if self.parked.is_none() {
+            let uses = self.job.entries().into_iter().map(|owned| (owned.key, owned.uses));
+            self.parked = Some(uses.collect());
+            // What is announced is brought home ahead of its read, which is not to come now.
+            self.job.withdraw();
+        }
         self.demote(|_| true);
         self.job.usage().bytes[Tier::Device]
+    }
+
+    /// Announces again what a parked job reads.
+    pub(crate) fn unpark(&mut self) {
+        let Some(uses) = self.parked.take() else { return };
+        let block = self.position().block;
+        self.itinerary.announce(self.model, &self.spec, &self.job, block);
+        // Reads of text and pages are announced with the blocks that read them.
+        let own = uses.iter().filter(|(key, _)| matches!(key.kind, Kind::Latent | Kind::VaeFeature));
+        for (key, uses) in own {
+            uses.iter().for_each(|uses| self.job.announce(*key, *uses));
+        }
     }
 
     /// Bytes that the job owns in each tier now: device, host, disk.

@@ -1,6 +1,8 @@
 //! One job from admission to its video, one unit at a time.
 
-use evanesce_cache::{Job, JobId};
+use std::collections::BTreeMap;
+
+use evanesce_cache::{Job, JobId, Key, Uses};
 use evanesce_wan::noise::initial_noise;
 use evanesce_wan::text::TOKENS_MAX;
 use serde::{Deserialize, Serialize};
@@ -99,6 +101,8 @@ pub struct JobRun<'m> {
     video: Option<VideoSummary>,
     /// What the last snapshot has on disk.
     pub(crate) kept: Kept,
+    /// Reads of a parked job's entries, which are not announced while it is parked.
+    pub(crate) parked: Option<BTreeMap<Key, Vec<Uses>>>,
     // Leases go before the job that owns what they hold.
     prompts: Vec<Prompt>,
     pub(crate) job: Job,
@@ -129,6 +133,7 @@ impl<'m> JobRun<'m> {
             after_prompts: Phase::Noise { block: 0 },
             adapt: Adapt::new(&spec),
             kept: Kept::default(),
+            parked: None,
             outputs: Some(outputs),
             video: None,
             prompts: Vec::new(),
@@ -223,6 +228,7 @@ impl<'m> JobRun<'m> {
         if self.cancel.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
+        self.unpark();
         self.phase = match self.phase {
             Phase::Prompt { at } => self.encode_prompt(at, observer)?,
             Phase::Noise { block } => self.draw_noise(&self.spec.block(block), observer)?,

@@ -194,8 +194,7 @@ impl FrameKv for FramePages<'_> {
             .put_group(frames.map(|frame| (key(frame), put)))
             .map_err(|error| crate::store_error(&first, error))?;
         for (at, (keys, values)) in keys.chunks_exact(numbers).zip(values.chunks_exact(numbers)).enumerate() {
-            let (first, second) =
-                group.bytes_mut(at).split_at_mut(tokens * codec.keys.row_bytes(self.dim));
+            let (first, second) = group.bytes_mut(at).split_at_mut(tokens * codec.keys.row_bytes(self.dim));
             encode(codec.keys, keys, self.dim, first);
             encode(codec.values, values, self.dim, second);
         }

@@ -107,7 +107,8 @@ struct Tally {
 
 fn campaign(n_jobs: u64, seed: u64) -> Tally {
     let causal = causal_checkpoint("window");
-    let models = [golden("checkpoint"), causal.path().to_path_buf()].map(|dir| Model::open(&dir, AMPLE).unwrap());
+    let models =
+        [golden("checkpoint"), causal.path().to_path_buf()].map(|dir| Model::open(&dir, AMPLE).unwrap());
     let mut alone: BTreeMap<(usize, u64), Vec<f32>> = BTreeMap::new();
     for (at, model) in models.iter().enumerate() {
         for shape in 0..SHAPES {
@@ -211,8 +212,13 @@ fn turn<'m>(
             if run.snapshot(&player.snapshot, SnapshotMode::Compact).unwrap().is_some() {
                 drop(run);
                 let (model, outputs) = (&models[player.model], outputs(&player.fate, dice));
-                let resumed =
-                    JobRun::resume(model, request(player.shape), outputs, CancelToken::new(), &player.snapshot);
+                let resumed = JobRun::resume(
+                    model,
+                    request(player.shape),
+                    outputs,
+                    CancelToken::new(),
+                    &player.snapshot,
+                );
                 run = resumed.unwrap().unwrap();
             }
         }
@@ -224,8 +230,8 @@ fn turn<'m>(
 
 #[test]
 fn every_byte_comes_back_from_jobs_that_end_in_every_way() {
-    let tally = campaign(80, 7);
-    assert!(tally.videos > 20 && tally.ended_otherwise > 10, "{} {}", tally.videos, tally.ended_otherwise);
+    let tally = campaign(40, 7);
+    assert!(tally.videos > 10 && tally.ended_otherwise > 5, "{} {}", tally.videos, tally.ended_otherwise);
 }
 
 /// Least squares over the second half, in bytes for each job.

@@ -37,7 +37,8 @@ impl Scene {
     }
 
     fn open(&self, budgets: Budgets) -> Model {
-        let directory = self.causal.as_ref().map_or_else(|| golden("checkpoint"), |dir| dir.path().to_path_buf());
+        let directory =
+            self.causal.as_ref().map_or_else(|| golden("checkpoint"), |dir| dir.path().to_path_buf());
         Model::open(&directory, budgets).unwrap()
     }
 
@@ -118,7 +119,8 @@ fn a_crash_between_two_snapshots_goes_back_to_the_last_and_changes_nothing() {
         let model = scene.open(AMPLE);
         for crash_after in [3, 7, 11, 19] {
             let dir = tempfile::tempdir().unwrap();
-            let (path, store) = (dir.path().join("out.mp4"), SnapshotDirectory::new(dir.path().join("snapshot")));
+            let (path, store) =
+                (dir.path().join("out.mp4"), SnapshotDirectory::new(dir.path().join("snapshot")));
             let mut job = scene.admit(&model, Outputs::mp4(&path));
             for unit in 0..crash_after {
                 if !job.advance(&mut Silent).unwrap().is_more() {
@@ -222,7 +224,8 @@ fn other_settings_and_other_weights_are_refused() {
     assert!(foreign(&other, &model));
 
     let changed = Scene::causal();
-    let weights = changed.causal.as_ref().unwrap().path().join("transformer/diffusion_pytorch_model.safetensors");
+    let weights =
+        changed.causal.as_ref().unwrap().path().join("transformer/diffusion_pytorch_model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(weights, bytes).unwrap();
@@ -387,7 +390,8 @@ fn smaller_pages_and_windows_take_effect_with_the_next_block_and_are_undone() {
             }
             // What has changed is part of a snapshot.
             let store = SnapshotDirectory::new(dir.path());
-            let taken = if changes && more { job.snapshot(&store, SnapshotMode::Full).unwrap() } else { None };
+            let taken =
+                if changes && more { job.snapshot(&store, SnapshotMode::Full).unwrap() } else { None };
             if taken.is_some_and(|taken| taken.written_bytes > 0) {
                 drop(job);
                 job = scene.resume(&model, Kept::default().outputs(), &store).unwrap().unwrap();

@@ -383,7 +383,12 @@ impl Config {
             );
         }
         let PressureConfig { watch, high, critical, hysteresis, .. } = self.pressure;
-        if !(0.0 < watch && watch < high && high < critical && critical <= 1.0 && (0.0..watch).contains(&hysteresis)) {
+        if !(0.0 < watch
+            && watch < high
+            && high < critical
+            && critical <= 1.0
+            && (0.0..watch).contains(&hysteresis))
+        {
             return refuse(
                 "the marks of [pressure] rise: 0 < watch < high < critical <= 1, and hysteresis is below watch"
                     .to_owned(),

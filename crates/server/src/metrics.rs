@@ -180,7 +180,11 @@ impl Metrics {
 
 impl Memory {
     fn write(&self, out: &mut Text) {
-        out.head("evanesce_snapshots_total", "counter", "Snapshots of jobs under way, and those that failed.");
+        out.head(
+            "evanesce_snapshots_total",
+            "counter",
+            "Snapshots of jobs under way, and those that failed.",
+        );
         out.line("evanesce_snapshots_total{how=\"taken\"}", self.snapshots);
         out.line("evanesce_snapshots_total{how=\"failed\"}", self.snapshots_failed);
         out.head("evanesce_snapshot_written_bytes_total", "counter", "Bytes that snapshots wrote.");
@@ -198,7 +202,11 @@ impl Memory {
             let name = level.as_str();
             out.line(&format!("evanesce_pressure{{level=\"{name}\"}}"), u8::from(level == self.level));
         }
-        out.head("evanesce_degradations_total", "counter", "What gave way for lack of memory, and what was undone.");
+        out.head(
+            "evanesce_degradations_total",
+            "counter",
+            "What gave way for lack of memory, and what was undone.",
+        );
         for (what, count) in &self.gave_way {
             out.line(&format!("evanesce_degradations_total{{what=\"{what}\"}}"), count);
         }

@@ -173,7 +173,9 @@ impl FrameSink for IllustratedVideo {
         put(&mut facts, &video.facts);
         facts.extend((self.at as u64).to_le_bytes());
         for picture in self.thumbnail.iter().chain(&self.sheet) {
-            facts.extend([picture.width, picture.height].map(|edge| edge as u64).map(u64::to_le_bytes).concat());
+            facts.extend(
+                [picture.width, picture.height].map(|edge| edge as u64).map(u64::to_le_bytes).concat(),
+            );
             put(&mut facts, &picture.rgb);
         }
         Ok(Some(SinkState { facts, ..video }))
@@ -193,7 +195,9 @@ impl FrameSink for IllustratedVideo {
             pictures.push(Picture::read(&mut left).ok_or(FOREIGN)?);
         }
         let has_thumbnail = self.at > self.n_frames / 2;
-        if pictures.len() != usize::from(has_thumbnail) + sheet_frames(self.n_frames).filter(|at| *at < self.at).count() {
+        if pictures.len()
+            != usize::from(has_thumbnail) + sheet_frames(self.n_frames).filter(|at| *at < self.at).count()
+        {
             return Err(FOREIGN);
         }
         self.sheet = pictures.split_off(usize::from(has_thumbnail));

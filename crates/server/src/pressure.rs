@@ -126,8 +126,8 @@ mod tests {
         assert_eq!(
             levels,
             [
-                "calm", "watch", "watch", "calm", "high", "high", "watch", "critical", "critical", "high", "calm",
-                "critical"
+                "calm", "watch", "watch", "calm", "high", "high", "watch", "critical", "critical", "high",
+                "calm", "critical"
             ]
         );
     }
@@ -136,7 +136,10 @@ mod tests {
     fn an_exact_job_never_gives_up_a_bit_of_its_video() {
         for level in [Level::Calm, Level::Watch, Level::High, Level::Critical] {
             let relief = relief(level, Quality::Exact);
-            assert_eq!((relief.pages, relief.halves_window, relief.begins_smaller), (Pages::AsAsked, false, false));
+            assert_eq!(
+                (relief.pages, relief.halves_window, relief.begins_smaller),
+                (Pages::AsAsked, false, false)
+            );
         }
         let balanced = relief(Level::Critical, Quality::Balanced);
         assert_eq!((balanced.pages, balanced.halves_window), (Pages::Int8, false));

@@ -286,7 +286,9 @@ impl Schedule {
             return Choice::Park(victim, to);
         }
         // With nothing on the device there is no room to wait for: starting it will say what is wrong.
-        self.on_device().min_by_key(|(seq, entry)| order(*seq, entry)).map_or(admit, |(seq, _)| Choice::Advance(seq))
+        self.on_device()
+            .min_by_key(|(seq, entry)| order(*seq, entry))
+            .map_or(admit, |(seq, _)| Choice::Advance(seq))
     }
 
     /// What must leave the device because its budget was cut.
@@ -345,11 +347,8 @@ impl Schedule {
 
     fn quota(&self, class: Class, host: bool) -> (u64, u64) {
         let quotas = self.rules.quotas[class as usize];
-        let (quota, bytes) = if host {
-            (quotas.host, self.room.host_bytes)
-        } else {
-            (quotas.device, self.room.device_bytes)
-        };
+        let (quota, bytes) =
+            if host { (quotas.host, self.room.host_bytes) } else { (quotas.device, self.room.device_bytes) };
         (share(quota.guarantee, bytes), share(quota.limit, bytes))
     }
 
@@ -370,10 +369,12 @@ impl Schedule {
             guarantee.saturating_sub(by_class[class as usize])
         });
         let taken = by_class.iter().sum::<u64>().saturating_add(guaranteed.sum());
-        let within_limit = by_class[wanted.class as usize].saturating_add(claim) <= self.quota(wanted.class, false).1;
+        let within_limit =
+            by_class[wanted.class as usize].saturating_add(claim) <= self.quota(wanted.class, false).1;
         let kept_for_interactive =
             usize::from(wanted.class != Class::Interactive && self.rules.under_way_max > 1);
-        let places = self.on_device().filter(|(seq, _)| !without.contains(seq)).count() + kept_for_interactive;
+        let places =
+            self.on_device().filter(|(seq, _)| !without.contains(seq)).count() + kept_for_interactive;
         within_limit
             && taken.saturating_add(claim) <= self.room.device_bytes
             && places < self.rules.under_way_max
@@ -413,7 +414,9 @@ impl Schedule {
             return is_aged || entry.class > wanted.class;
         }
         // Neither is parked again for the other: the deadline that comes first stays first.
-        let (Some(deadline), Some(left), Some(waits)) = (wanted.deadline, wanted.left, entry.left) else { return false };
+        let (Some(deadline), Some(left), Some(waits)) = (wanted.deadline, wanted.left, entry.left) else {
+            return false;
+        };
         let sooner = entry.deadline.is_none_or(|other| deadline < other);
         let missed = now.saturating_add(waits).saturating_add(left) > deadline;
         let met = now.saturating_add(entry.swap).saturating_add(left) <= deadline;
@@ -429,7 +432,8 @@ impl Schedule {
         let own = parked(entry.class).saturating_add(entry.held_bytes);
         let others = Class::ALL.into_iter().filter(|class| *class != entry.class);
         let others: u64 = others.map(|class| parked(class).max(self.quota(class, true).0)).sum();
-        let in_host = own <= self.quota(entry.class, true).1 && own.saturating_add(others) <= self.room.host_bytes;
+        let in_host =
+            own <= self.quota(entry.class, true).1 && own.saturating_add(others) <= self.room.host_bytes;
         if in_host { Some(Place::Host) } else { entry.can_be_saved.then_some(Place::Snapshot) }
     }
 }

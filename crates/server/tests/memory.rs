@@ -72,10 +72,11 @@ fn until_denoising(client: &Client, id: &str) {
 
 #[test]
 fn an_interactive_job_parks_background_that_fills_the_device_and_neither_loses_a_bit() {
-    let [slow, quick] = [body(1, 41, 120, "background", "exact"), body(2, 41, 3, "interactive", "exact")];
+    let [slow, quick] = [body(1, 41, 80, "background", "exact"), body(2, 41, 3, "interactive", "exact")];
     let expected = undisturbed(&checkpoint(), &[slow.clone(), quick.clone()]);
     let device_bytes = needed_bytes(&checkpoint(), 41);
-    let berths = [(1 << 30, SnapshotKeeps::Full, "parked_in_host"), (0, SnapshotKeeps::Compact, "parked_in_snapshot")];
+    let berths =
+        [(1 << 30, SnapshotKeeps::Full, "parked_in_host"), (0, SnapshotKeeps::Compact, "parked_in_snapshot")];
     for (host_bytes, mode, berth) in berths {
         let dir = tempfile::tempdir().unwrap();
         let running = service(checkpoint(), Budgets { device_bytes, host_bytes }, dir.path(), |config| {
@@ -105,10 +106,10 @@ fn budgets_cut_in_the_middle_cost_no_job_and_exact_ones_no_bit() {
     for checkpoint in [causal.path().to_path_buf(), checkpoint()] {
         let is_causal = checkpoint == causal.path();
         let bodies = [
-            body(1, 41, 40, "standard", "exact"),
-            body(2, 41, 40, "standard", "balanced"),
-            body(3, 41, 40, "background", "draft"),
-            body(4, 41, 20, "background", "exact"),
+            body(1, 41, 24, "standard", "exact"),
+            body(2, 41, 24, "standard", "balanced"),
+            body(3, 41, 24, "background", "draft"),
+            body(4, 41, 12, "background", "exact"),
         ];
         let expected = undisturbed(&checkpoint, &bodies);
         let full = Budgets { device_bytes: needed_bytes(&checkpoint, 41) * 2, host_bytes: 64 << 20 };
@@ -124,7 +125,10 @@ fn budgets_cut_in_the_middle_cost_no_job_and_exact_ones_no_bit() {
         for (at, percent) in [50, 30].into_iter().enumerate() {
             until_denoising(&client, &ids[at]);
             let cut = |bytes: u64| bytes * percent / 100;
-            running.set_budgets(Budgets { device_bytes: cut(full.device_bytes), host_bytes: cut(full.host_bytes) });
+            running.set_budgets(Budgets {
+                device_bytes: cut(full.device_bytes),
+                host_bytes: cut(full.host_bytes),
+            });
             let budget = "evanesce_cache_tier_bytes{tier=\"device\",account=\"budget\"}";
             until("the device shrinks", || metric(&client, budget) <= cut(full.device_bytes) as f64);
             if percent == 30 {
@@ -146,7 +150,8 @@ fn budgets_cut_in_the_middle_cost_no_job_and_exact_ones_no_bit() {
             });
             assert!(exact_only || ended["quality"] != "exact", "{ended}");
         }
-        let gave_way = |at: usize, what: &str| ended[at]["degradations"].as_array().unwrap().contains(&json!(what));
+        let gave_way =
+            |at: usize, what: &str| ended[at]["degradations"].as_array().unwrap().contains(&json!(what));
         assert!(ended.iter().enumerate().any(|(at, _)| gave_way(at, "parked")), "{ended:?}");
         if is_causal {
             assert!(gave_way(1, "pages_int8") || gave_way(2, "pages_int4"), "{ended:?}");

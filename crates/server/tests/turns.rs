@@ -379,8 +379,9 @@ fn background_ends_even_when_interactive_jobs_never_stop_coming() {
 
 #[test]
 fn an_interactive_job_starts_within_a_unit_and_a_swap_and_is_hardly_slower_than_alone() {
-    let mut jobs: Vec<_> =
-        (0..6).map(|_| Synthetic { arrival: 0, class: Class::Background, units: 400, deadline: None }).collect();
+    let mut jobs: Vec<_> = (0..6)
+        .map(|_| Synthetic { arrival: 0, class: Class::Background, units: 400, deadline: None })
+        .collect();
     jobs.push(Synthetic { arrival: 100, class: Class::Interactive, units: 60, deadline: None });
     let run = simulate(&jobs, 32, (20, 1));
     let took = run.ends[6] - 100 * 20;

@@ -140,7 +140,12 @@ pub(super) fn fingerprint(model: &Model, spec: &JobSpec) -> (String, String) {
 }
 
 impl Manifest {
-    pub(super) fn new((weights, settings): (String, String), sequence: u64, phase: Phase, adapt: Adapt) -> Self {
+    pub(super) fn new(
+        (weights, settings): (String, String),
+        sequence: u64,
+        phase: Phase,
+        adapt: Adapt,
+    ) -> Self {
         let nothing = Extent { part: String::new(), offset: 0, len_bytes: 0, blake3: String::new() };
         let video = Video { facts: nothing, stream: Vec::new() };
         Self { format: FORMAT, weights, settings, sequence, phase, adapt, entries: Vec::new(), video }

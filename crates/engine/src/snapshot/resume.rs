@@ -41,8 +41,14 @@ impl<'m> JobRun<'m> {
         let video = video.ok_or_else(|| damaged("a job that writes latents or frames has none"))?;
         let mut facts = vec![0; manifest.video.facts.len()?];
         read(store, &manifest.video.facts, &mut facts)?;
-        let mut stream = Stream { store, left: manifest.video.stream.iter(), bytes: io::Cursor::default() };
-        video.restore(&facts, &mut stream)?;
+        let left = manifest.video.stream.iter();
+        let mut stream = Stream { store, left, bytes: io::Cursor::default(), fault: None };
+        let restored = video.restore(&facts, &mut stream);
+        // What is wrong with the stream is more than that it cannot be read.
+        match stream.fault {
+            Some(fault) => return Err(fault.into()),
+            None => restored?,
+        }
         let saved = manifest.entries.iter().map(|saved| Ok((saved.key()?, saved.bytes.clone())));
         let saved = saved.collect::<std::result::Result<BTreeMap<_, _>, SnapshotError>>()?;
         let owned = run.job.entries().into_iter();
@@ -110,6 +116,17 @@ struct Stream<'a> {
     store: &'a dyn SnapshotStore,
     left: std::slice::Iter<'a, Extent>,
     bytes: io::Cursor<Vec<u8>>,
+    /// Why it ended early.
+    fault: Option<SnapshotError>,
+}
+
+impl Stream<'_> {
+    fn next(&mut self) -> std::result::Result<Option<Vec<u8>>, SnapshotError> {
+        let Some(extent) = self.left.next() else { return Ok(None) };
+        let mut bytes = vec![0; extent.len()?];
+        read(self.store, extent, &mut bytes)?;
+        Ok(Some(bytes))
+    }
 }
 
 impl Read for Stream<'_> {
@@ -119,10 +136,15 @@ impl Read for Stream<'_> {
             if n > 0 || into.is_empty() {
                 return Ok(n);
             }
-            let Some(extent) = self.left.next() else { return Ok(0) };
-            let mut bytes = vec![0; extent.len().map_err(io::Error::other)?];
-            read(self.store, extent, &mut bytes).map_err(io::Error::other)?;
-            self.bytes = io::Cursor::new(bytes);
+            match self.next() {
+                Ok(Some(bytes)) => self.bytes = io::Cursor::new(bytes),
+                Ok(None) => return Ok(0),
+                Err(fault) => {
+                    let said = io::Error::other(fault.to_string());
+                    self.fault = Some(fault);
+                    return Err(said);
+                }
+            }
         }
     }
 }

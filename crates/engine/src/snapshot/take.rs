@@ -44,7 +44,9 @@ impl JobRun<'_> {
     pub fn snapshot(&mut self, store: &dyn SnapshotStore, mode: SnapshotMode) -> Result<Option<Taken>> {
         let phase = self.phase_to_save();
         let decodes_within_block = matches!(phase, Phase::LatentFrame { at } if !self.begins_block(at));
-        if matches!(phase, Phase::Prompt { .. } | Phase::Done) || (mode == SnapshotMode::Compact && decodes_within_block) {
+        if matches!(phase, Phase::Prompt { .. } | Phase::Done)
+            || (mode == SnapshotMode::Compact && decodes_within_block)
+        {
             return Ok(None);
         }
         if let Some((_, _, taken)) =
@@ -52,11 +54,14 @@ impl JobRun<'_> {
         {
             return Ok(Some(Taken { written_bytes: 0, ..*taken }));
         }
-        let Some(video) = self.outputs.as_mut().and_then(|outputs| outputs.saved_video()) else { return Ok(None) };
+        let Some(video) = self.outputs.as_mut().and_then(|outputs| outputs.saved_video()) else {
+            return Ok(None);
+        };
         let Some(state) = video.save()? else { return Ok(None) };
         let sequence = self.kept.sequence + 1;
         let mut writing = Writing { store, sequence, written_bytes: 0 };
-        let mut manifest = Manifest::new(fingerprint(self.model, &self.spec), sequence, phase, self.adapt.clone());
+        let mut manifest =
+            Manifest::new(fingerprint(self.model, &self.spec), sequence, phase, self.adapt.clone());
         let written = self.write(&mut writing, &mut manifest, &state, mode);
         let written_bytes = writing.written_bytes;
         match written {
@@ -85,8 +90,12 @@ impl JobRun<'_> {
         state: &SinkState,
         mode: SnapshotMode,
     ) -> std::result::Result<Kept, SnapshotError> {
-        let entries: Vec<_> =
-            self.job.entries().into_iter().filter(|owned| keeps(mode, owned.key.kind)).collect();
+        let mut entries = self.job.entries();
+        entries.retain(|owned| keeps(mode, owned.key.kind));
+        for owned in &mut entries {
+            let parked = self.parked.as_mut().and_then(|parked| parked.get(&owned.key));
+            owned.uses.extend(parked.into_iter().flatten());
+        }
         let extents = self.write_entries(writing, &entries)?;
         let mut groups = BTreeMap::new();
         for owned in &entries {

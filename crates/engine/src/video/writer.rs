@@ -161,8 +161,7 @@ impl FrameSink for Mp4Writer {
         if !self.encoder.is_between_segments() {
             return Ok(None);
         }
-        let (table, parameter_sets) =
-            (self.muxer.table().clone(), self.encoder.parameter_sets().clone());
+        let (table, parameter_sets) = (self.muxer.table().clone(), self.encoder.parameter_sets().clone());
         let facts = serde_json::to_vec(&Facts { table, parameter_sets });
         let facts = facts.map_err(|error| VideoError::Container(error.to_string()))?;
         Ok(Some(SinkState { facts, stream_bytes: self.muxer.payload_bytes() }))

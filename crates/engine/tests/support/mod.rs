@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use evanesce_cache::JobId;
 use evanesce_engine::progress::{Event, Observer};
-use evanesce_engine::video::{FrameSink, Result as VideoResult, SinkState, VideoSummary};
+use evanesce_engine::video::{FrameSink, Result as VideoResult, SinkState, VideoError, VideoSummary};
 use evanesce_engine::{
     Budgets, CancelToken, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Result, Silent,
     VideoTarget,
@@ -104,7 +104,7 @@ impl FrameSink for KeepingSink {
     fn restore(&mut self, facts: &[u8], stream: &mut dyn Read) -> VideoResult<()> {
         self.n_pictures = usize::from_le_bytes(facts.try_into().unwrap());
         let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).unwrap();
+        stream.read_to_end(&mut bytes).map_err(|_| VideoError::State("the stream ends early"))?;
         self.pictures = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         Ok(())
     }

@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use evanesce_engine::snapshot::{SnapshotDirectory, SnapshotMode, Taken};
 use evanesce_engine::EngineError;
+use evanesce_engine::snapshot::{SnapshotDirectory, SnapshotMode, Taken};
 
 use super::run::Run;
 use crate::clock::Stopwatch;
@@ -98,7 +98,11 @@ impl Keeper {
     ///
     /// # Errors
     /// When it cannot be written; the one before stands.
-    pub(super) fn keep(&self, id: &VideoId, run: &mut Run<'_>) -> Result<Option<(Taken, Duration)>, EngineError> {
+    pub(super) fn keep(
+        &self,
+        id: &VideoId,
+        run: &mut Run<'_>,
+    ) -> Result<Option<(Taken, Duration)>, EngineError> {
         let (Some(store), Some(mode)) = (self.of(id), self.mode()) else { return Ok(None) };
         let watch = Stopwatch::start();
         let taken = run.run.snapshot(&store, mode);

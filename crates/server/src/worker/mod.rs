@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use evanesce_engine::{Budgets, Model, Tier};
 use evanesce_engine::progress::Stage;
+use evanesce_engine::{Budgets, Model, Tier};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
@@ -159,7 +159,20 @@ impl<'m> Worker<'m> {
         let wanted = Budgets { device_bytes: budget(Tier::Device), host_bytes: budget(Tier::Host) };
         let (strain, keeper) = (Strain::new(&terms.pressure, wanted), terms.keeper.clone());
         let store_is_down = false;
-        Self { model, means, terms, keeper, runtime, inbox, schedule, tasks, pace, strain, unwritten, store_is_down }
+        Self {
+            model,
+            means,
+            terms,
+            keeper,
+            runtime,
+            inbox,
+            schedule,
+            tasks,
+            pace,
+            strain,
+            unwritten,
+            store_is_down,
+        }
     }
 
     fn step(&mut self) -> Going {
@@ -298,7 +311,8 @@ impl<'m> Worker<'m> {
             Unit::Ended(Trouble::NoSpace) => return self.wait_for_space(seq),
             Unit::Ended(Trouble::Failed(failure)) => Ending::Failed(failure),
             Unit::Done => {
-                let (job, Some(run)) = (job.clone(), self.tasks.get_mut(&seq).and_then(|task| task.run.take()))
+                let (job, Some(run)) =
+                    (job.clone(), self.tasks.get_mut(&seq).and_then(|task| task.run.take()))
                 else {
                     return;
                 };

@@ -54,17 +54,20 @@ impl Strain {
             Level::High => bytes / 4 * 3,
             Level::Critical => bytes / 2,
         };
-        Budgets {
-            device_bytes: share(self.wanted.device_bytes),
-            host_bytes: share(self.wanted.host_bytes),
-        }
+        Budgets { device_bytes: share(self.wanted.device_bytes), host_bytes: share(self.wanted.host_bytes) }
     }
 }
 
 impl Worker<'_> {
     /// Changes what the tiers should hold while jobs run.
     pub(super) fn set_budgets(&mut self, wanted: Budgets) {
-        note("memory", format_args!("budgets are now {} on the device, {} in the host", wanted.device_bytes, wanted.host_bytes));
+        note(
+            "memory",
+            format_args!(
+                "budgets are now {} on the device, {} in the host",
+                wanted.device_bytes, wanted.host_bytes
+            ),
+        );
         self.strain.wanted = wanted;
         self.relieve(None);
     }
@@ -149,9 +152,11 @@ impl Worker<'_> {
             }
             let half = (rollout.recent_frames / 2).max(1);
             run.run.see_recent_frames(if relief.halves_window { half } else { rollout.recent_frames });
-            gave_way.extend((relief.halves_window && half < rollout.recent_frames).then_some("window_halved"));
+            gave_way
+                .extend((relief.halves_window && half < rollout.recent_frames).then_some("window_halved"));
         }
-        let undone = run.relief.is_some_and(|before| before.pages != relief.pages && relief.pages == Pages::AsAsked);
+        let undone =
+            run.relief.is_some_and(|before| before.pages != relief.pages && relief.pages == Pages::AsAsked);
         run.relief = Some(relief);
         if undone {
             self.means.metrics.gave_way("undone");
@@ -185,7 +190,8 @@ impl Worker<'_> {
         if has_begun || !relief(self.strain.level, job.order.quality).begins_smaller {
             return;
         }
-        let (width, height) = (smaller_edge(job.order.width, grid_px), smaller_edge(job.order.height, grid_px));
+        let (width, height) =
+            (smaller_edge(job.order.width, grid_px), smaller_edge(job.order.height, grid_px));
         let mut order = job.order.clone();
         (order.width, order.height) = (width, height);
         if (width, height) != (job.order.width, job.order.height)

@@ -27,7 +27,8 @@ pub(crate) fn causal_checkpoint() -> tempfile::TempDir {
     tree::copy_tree(&checkpoint(), dir.path());
     let path = dir.path().join("model_index.json");
     let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    let causal = serde_json::json!({"block_frames": 3, "sink_frames": 2, "recent_frames": 4, "positions": "window"});
+    let causal =
+        serde_json::json!({"block_frames": 3, "sink_frames": 2, "recent_frames": 4, "positions": "window"});
     index["evanesce"] = serde_json::json!({ "causal": causal });
     std::fs::write(path, index.to_string()).unwrap();
     dir
@@ -64,7 +65,8 @@ pub(crate) fn start_over(checkpoint: PathBuf, config: Config, budgets: Budgets) 
             match Service::start(config, &checkpoint, budgets).await {
                 Ok(service) => {
                     let runtime = tokio::runtime::Handle::current();
-                    told.send(Ok((service.address(), service.stopper(), service.budgets(), runtime))).unwrap();
+                    told.send(Ok((service.address(), service.stopper(), service.budgets(), runtime)))
+                        .unwrap();
                     service.run().await
                 }
                 Err(error) => {
