@@ -115,16 +115,28 @@ impl Job {
     /// # Errors
     /// If the tier below cannot make room.
     pub fn demote(&self, key: &Key) -> Result<Option<Tier>, OutOfBudget> {
+        self.demote_if(key, |_| true)
+    }
+
+    /// As [`demote`](Self::demote), if the entry is in `tier` then.
+    ///
+    /// # Errors
+    /// As [`demote`](Self::demote).
+    pub fn demote_from(&self, tier: Tier, key: &Key) -> Result<Option<Tier>, OutOfBudget> {
+        self.demote_if(key, |now| now == tier)
+    }
+
+    fn demote_if(&self, key: &Key, leaves: impl Fn(Tier) -> bool) -> Result<Option<Tier>, OutOfBudget> {
         let mut store = self.shared.lock();
         let id = loop {
             let Some(id) = store.find(self.owner(), &EntryKey::Own(*key)) else { return Ok(None) };
-            if !store.slots[id].relocating {
+            if !store.slots[id].is_moving() {
                 break id;
             }
             store = self.shared.wait(store);
         };
         let slot = &store.slots[id];
-        let below = slot.tier.below().filter(|_| slot.is_free_to_go());
+        let below = slot.tier.below().filter(|_| slot.is_free_to_go() && leaves(slot.tier));
         let Some(below) = below else { return Ok(Some(slot.tier)) };
         let (store, room) = self.shared.relocate(store, id, below, Displace::Anything);
         let found = store.find(self.owner(), &EntryKey::Own(*key)).map(|id| store.slots[id].tier);

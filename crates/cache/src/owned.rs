@@ -18,6 +18,8 @@ pub struct Owned {
     pub group: Option<GroupId>,
     /// Where it is.
     pub tier: Tier,
+    /// Whether it is on its way to another tier.
+    pub is_moving: bool,
     /// Its length.
     pub len_bytes: usize,
     /// What is left of its lifetime: putting it with this lifetime into a job that has done no step ends it when
@@ -50,6 +52,7 @@ impl Store {
                 key,
                 group: slot.group,
                 tier: slot.tier,
+                is_moving: slot.is_moving(),
                 len_bytes: slot.len_bytes,
                 lifetime,
                 recover: slot.recover,

@@ -82,9 +82,11 @@ impl JobRun<'_> {
 
     fn demote(&mut self, leaves: impl Fn(&Owned) -> bool) -> u64 {
         let before = self.job.usage().bytes[Tier::Device];
-        for owned in self.job.entries().iter().filter(|owned| owned.tier == Tier::Device && leaves(owned)) {
+        // What is on its way may be on its way here.
+        let is_there = |owned: &Owned| owned.tier == Tier::Device || owned.is_moving;
+        for owned in self.job.entries().iter().filter(|owned| is_there(owned) && leaves(owned)) {
             // What finds no room below stays where it is.
-            _ = self.job.demote(&owned.key);
+            _ = self.job.demote_from(Tier::Device, &owned.key);
         }
         before.saturating_sub(self.job.usage().bytes[Tier::Device])
     }

@@ -35,7 +35,7 @@ fn request(shape: u64) -> Request {
         size: Some(size),
         length: Some(RequestedLength::Frames(frames)),
         steps: Some(2 + usize::try_from(shape % 4).unwrap()),
-        guidance_high: Some(if shape % 2 == 0 { 3.0 } else { 1.0 }),
+        guidance_high: Some(if shape.is_multiple_of(2) { 3.0 } else { 1.0 }),
         guidance_low: Some(2.0),
         ..Request::new(["a red ball", "a blue cube that turns"][usize::try_from(shape % 2).unwrap()], shape)
     }
@@ -207,20 +207,14 @@ fn turn<'m>(
     match dice.roll(8) {
         0 => assert_eq!(run.park(), 0),
         1 => drop(run.snapshot(&player.snapshot, SnapshotMode::Full).unwrap()),
-        2 if matches!(player.fate, Fate::Video(_)) => {
-            // A crash: what is not in the snapshot is done again.
-            if run.snapshot(&player.snapshot, SnapshotMode::Compact).unwrap().is_some() {
-                drop(run);
-                let (model, outputs) = (&models[player.model], outputs(&player.fate, dice));
-                let resumed = JobRun::resume(
-                    model,
-                    request(player.shape),
-                    outputs,
-                    CancelToken::new(),
-                    &player.snapshot,
-                );
-                run = resumed.unwrap().unwrap();
-            }
+        // A crash: what is not in the snapshot is done again.
+        2 if matches!(player.fate, Fate::Video(_))
+            && run.snapshot(&player.snapshot, SnapshotMode::Compact).unwrap().is_some() =>
+        {
+            drop(run);
+            let (model, outputs) = (&models[player.model], outputs(&player.fate, dice));
+            let again = (request(player.shape), outputs, CancelToken::new());
+            run = JobRun::resume(model, again.0, again.1, again.2, &player.snapshot).unwrap().unwrap();
         }
         _ => {}
     }

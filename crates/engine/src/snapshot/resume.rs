@@ -56,7 +56,8 @@ impl<'m> JobRun<'m> {
         let taken = manifest.taken();
         let Manifest { sequence, video, phase, adapt, .. } = manifest;
         let at = Some((phase, adapt, taken));
-        run.kept = Kept { sequence, entries, stream: video.stream, parts, at };
+        let (stream, facts) = (video.stream, Some(video.facts));
+        run.kept = Kept { sequence, entries, stream, facts, parts, at };
         Ok(Some(run))
     }
 }

@@ -20,6 +20,7 @@ pub(crate) struct Kept {
     pub(super) sequence: u64,
     pub(super) entries: BTreeMap<EntryId, Extent>,
     pub(super) stream: Vec<Extent>,
+    pub(super) facts: Option<Extent>,
     /// Parts of the last manifest.
     pub(super) parts: BTreeSet<String>,
     /// Where the job stood, and what that snapshot holds.
@@ -107,12 +108,18 @@ impl JobRun<'_> {
         }
         let video = self.outputs.as_mut().and_then(|outputs| outputs.saved_video());
         let video = video.ok_or_else(|| super::manifest::damaged("the video is closed"))?;
-        let facts = writing.part("video", &mut |to| to.write_all(&state.facts))?;
+        let digest = blake3::hash(&state.facts).to_hex();
+        let unchanged = self.kept.facts.as_ref().filter(|facts| *facts.blake3 == *digest);
+        let facts = match unchanged {
+            Some(facts) => facts.clone(),
+            None => writing.part("video", &mut |to| to.write_all(&state.facts))?,
+        };
         let stream = writing.stream(video, &self.kept.stream, state.stream_bytes)?;
         manifest.video = Video { facts, stream };
         writing.store.publish(&manifest.encode()?).map_err(SnapshotError::written)?;
-        let (stream, parts) = (manifest.video.stream.clone(), manifest.parts());
-        Ok(Kept { sequence: writing.sequence, entries: extents, stream, parts, at: None })
+        let (Video { stream, facts }, parts) = (manifest.video.clone(), manifest.parts());
+        let (sequence, facts) = (writing.sequence, Some(facts));
+        Ok(Kept { sequence, entries: extents, stream, facts, parts, at: None })
     }
 
     /// Where the bytes of each entry are: those that are new go into one part for each kind.
