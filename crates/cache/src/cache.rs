@@ -33,6 +33,13 @@ impl Cache {
         Self { shared: Arc::new(Shared::new(budgets, Some(disk))) }
     }
 
+    /// A cache that counts and moves entries as another one would, and holds no bytes: leases and writers of it are empty,
+    /// and there is no file under its disk tier. For planning: what a job will hold and move, by the same code.
+    pub fn counting(budgets: Budgets, disk_bytes: u64) -> Self {
+        let disk = (disk_bytes > 0).then(|| Disk::counting(disk_bytes));
+        Self { shared: Arc::new(Shared::counting(budgets, disk)) }
+    }
+
     /// The disk under the tiers in memory, if there is one.
     pub fn disk(&self) -> Option<&Disk> {
         self.shared.disk()
@@ -117,6 +124,13 @@ impl Cache {
     /// All counters, taken in one moment.
     pub fn counters(&self) -> Counters {
         self.shared.lock().counters()
+    }
+
+    /// All counters and what every job holds, taken in one moment: with what the shared pool holds, the jobs' bytes add up to what
+    /// each tier has in use.
+    pub fn ledger(&self) -> (Counters, Vec<(JobId, Usage)>) {
+        let store = self.shared.lock();
+        (store.counters(), store.usages())
     }
 
     /// What a job holds, also after its end: bytes that are still leased or in flight, or in open writers.

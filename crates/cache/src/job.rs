@@ -167,6 +167,12 @@ impl Job {
         remove(&self.shared, self.owner(), &EntryKey::Own(*key))
     }
 
+    /// Ends what a series of [`Lifetime::Window`] entries holds beyond its `keep` highest frames; sinks stay. `member` names
+    /// the series: any of its keys, whatever the frame. Takes time for what ends, and copies nothing.
+    pub fn prune_old(&self, member: &Key, keep: u32) -> Expired {
+        self.shared.lock().prune_old(self.id, member.series(), keep)
+    }
+
     /// Ends the current step and the entries whose last step it was, in time proportional to them (law 6).
     pub fn step(&self) -> Expired {
         self.shared.lock().step(self.id)

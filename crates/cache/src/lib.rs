@@ -9,6 +9,8 @@ mod draft;
 mod entries;
 mod error;
 mod fetch;
+#[cfg(test)]
+mod interleavings;
 mod job;
 mod job_state;
 mod key;

@@ -1,8 +1,14 @@
 //! Carrying out what the policy chose: the lock, eviction, and room (law 4: decisions are in `policy`, copies in `moves`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, TryReserveError};
 use std::ops::{Deref, DerefMut};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+#[cfg(not(test))]
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+// Under test every lock and wait is a point where another thread may go on: see `interleavings`.
+#[cfg(test)]
+use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
 use crate::arena::Account;
 use crate::buffer::Buffer;
@@ -21,6 +27,8 @@ pub(crate) struct Shared {
     /// Told whenever a move ends or is given up.
     moved: Condvar,
     disk: Option<Disk>,
+    /// Whether there are no bytes behind what is counted.
+    counts_only: bool,
 }
 
 /// The store, locked. Buffers that it threw away are dropped after the lock is.
@@ -57,7 +65,18 @@ impl DerefMut for Locked<'_> {
 impl Shared {
     pub(crate) fn new(budgets: Budgets, disk: Option<Disk>) -> Self {
         let extents = disk.as_ref().map_or_else(Extents::default, Disk::extents);
-        Self { store: Mutex::new(Store::new(budgets, extents)), moved: Condvar::new(), disk }
+        let store = Mutex::new(Store::new(budgets, extents));
+        Self { store, moved: Condvar::new(), disk, counts_only: false }
+    }
+
+    /// As [`new`](Self::new), without bytes.
+    pub(crate) fn counting(budgets: Budgets, disk: Option<Disk>) -> Self {
+        Self { counts_only: true, ..Self::new(budgets, disk) }
+    }
+
+    /// Zeroed memory for an entry of `len_bytes`.
+    pub(crate) fn buffer(&self, len_bytes: usize) -> Result<Buffer, TryReserveError> {
+        if self.counts_only { Ok(Buffer::counted(len_bytes)) } else { Buffer::zeroed(len_bytes) }
     }
 
     pub(crate) fn disk(&self) -> Option<&Disk> {

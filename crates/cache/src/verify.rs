@@ -33,6 +33,10 @@ impl Store {
         self.jobs.get(&job).map_or_else(Usage::default, |job| job.usage)
     }
 
+    pub(crate) fn usages(&self) -> Vec<(JobId, Usage)> {
+        self.jobs.iter().map(|(id, job)| (*id, job.usage)).collect()
+    }
+
     pub(crate) fn trim(&mut self) -> u64 {
         let before: u64 = Tier::ALL.into_iter().map(|tier| self.arenas[tier].free_listed_bytes()).sum();
         for tier in Tier::ALL {

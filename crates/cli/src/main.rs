@@ -6,6 +6,7 @@ mod compare;
 mod generate;
 mod inspect;
 mod machine;
+mod plan;
 mod progress;
 mod quantity;
 mod report;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Serve(args) => serve::run(args),
     }
 }

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use evanesce_engine::{Budgets, EngineError, Fault};
-use evanesce_server::config::{ConfigError, TEMPLATE};
+use evanesce_server::config::{ConfigError, LogFormat, TEMPLATE};
 use evanesce_server::id::random_hex;
+use evanesce_server::webhooks::Secret;
 use evanesce_server::{Config, ServeError, key_digest, serve_until_signalled};
 
 use crate::args::Serve;
@@ -88,6 +89,8 @@ fn config(args: Serve) -> Result<Config, ConfigError> {
     config.device_memory = args.device_memory.or(config.device_memory);
     config.host_memory = args.host_memory.or(config.host_memory);
     config.threads = args.threads.map(usize::from).or(config.threads);
+    let format = args.log_format.as_deref().and_then(LogFormat::from_name);
+    config.log_format = format.unwrap_or(config.log_format);
     config.check()?;
     Ok(config)
 }
@@ -95,8 +98,9 @@ fn config(args: Serve) -> Result<Config, ConfigError> {
 fn print_key(tenant: &str) -> anyhow::Result<()> {
     let key = format!("ev-{}", random_hex::<24>().context("no randomness")?);
     let digest = key_digest(&key);
+    let secret = Secret::draw().context("no randomness")?.text();
     let text = format!(
-        "# The key, which is kept nowhere: {key}\n[[keys]]\ntenant = {tenant:?}\nblake3 = \"{digest}\"\n"
+        "# The key, which is kept nowhere: {key}\n[[keys]]\ntenant = {tenant:?}\nblake3 = \"{digest}\"\nwebhook_secret = \"{secret}\"\n"
     );
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
 }

@@ -146,6 +146,12 @@ impl Dice {
     }
 }
 
+/// Lets a random time pass: power is not cut at events.
+#[expect(clippy::disallowed_methods, reason = "the moment is to be any, not that of an event")]
+fn some_moment_within(ms: u64, dice: &mut Dice) {
+    std::thread::sleep(std::time::Duration::from_millis(dice.roll(ms)));
+}
+
 /// Cuts a file of some snapshot short, or turns a bit in it: what a disk may do to the last write before the power went.
 fn tear_a_snapshot(data: &Path, dice: &mut Dice) -> bool {
     let jobs: Vec<_> = std::fs::read_dir(data.join("snapshots")).into_iter().flatten().flatten().collect();
@@ -203,7 +209,7 @@ fn kill_campaign(model: &Path, n_kills: usize, dice: &mut Dice) -> (usize, usize
             ids = jobs().iter().map(|job| serving.client.create(job)).collect();
             all.extend(ids.clone());
         }
-        std::thread::sleep(std::time::Duration::from_millis(dice.roll(400)));
+        some_moment_within(400, dice);
         let is_open =
             |id: &String| serving.client.get(&format!("/v1/videos/{id}")).json()["status"] != "completed";
         let any_open = ids.iter().any(is_open);
@@ -308,7 +314,7 @@ fn a_full_disk_and_kills_on_it_lose_nothing() {
             .arg(format!("of={}", ballast.display()))
             .output();
         n_full += usize::from(!space.unwrap().status.success());
-        std::thread::sleep(std::time::Duration::from_millis(dice.roll(600)));
+        some_moment_within(600, &mut dice);
         if dice.roll(2) == 0 {
             serving.child.kill().unwrap();
             serving.child.wait().unwrap();
@@ -317,7 +323,7 @@ fn a_full_disk_and_kills_on_it_lose_nothing() {
         } else {
             std::fs::remove_file(&ballast).unwrap();
         }
-        std::thread::sleep(std::time::Duration::from_millis(dice.roll(100)));
+        some_moment_within(100, &mut dice);
     }
     assert_eq!(n_full, 20);
     for (id, expected) in ids.iter().zip(&expected) {

@@ -23,13 +23,17 @@ pub(crate) struct Adapt {
 
 impl Adapt {
     pub(crate) fn new(spec: &JobSpec) -> Self {
-        let recent = spec.rollout.map_or(0, |rollout| rollout.recent_frames);
+        Self::constant(spec.kv_codec, spec.rollout.map_or(0, |rollout| rollout.recent_frames))
+    }
+
+    /// Nothing gives way yet.
+    pub(crate) fn constant(codec: KvCodec, recent_frames: usize) -> Self {
         Self {
-            codecs: vec![(0, spec.kv_codec)],
-            recent_frames: recent,
-            recent_next: recent,
-            wanted_codec: spec.kv_codec,
-            wanted_recent_frames: recent,
+            codecs: vec![(0, codec)],
+            recent_frames,
+            recent_next: recent_frames,
+            wanted_codec: codec,
+            wanted_recent_frames: recent_frames,
         }
     }
 
@@ -59,6 +63,12 @@ impl Adapt {
         before.last().map_or(self.wanted_codec, |(_, codec)| *codec)
     }
 
+    /// As [`Self::codec`], by a latent frame of the block.
+    pub(crate) fn codec_of(&self, rollout: Rollout, frame: usize) -> KvCodec {
+        let first = rollout.first_block_frames;
+        self.codec(frame.checked_sub(first).map_or(0, |later| 1 + later / rollout.block_frames))
+    }
+
     /// What the block under way sees.
     pub(crate) fn rollout(&self, rollout: Rollout) -> Rollout {
         Rollout { recent_frames: self.recent_frames, ..rollout }
@@ -75,14 +85,7 @@ mod tests {
     use super::*;
 
     fn adapt(recent: usize) -> Adapt {
-        let codec = KvCodec::default();
-        Adapt {
-            codecs: vec![(0, codec)],
-            recent_frames: recent,
-            recent_next: recent,
-            wanted_codec: codec,
-            wanted_recent_frames: recent,
-        }
+        Adapt::constant(KvCodec::default(), recent)
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::model::Model;
 use crate::request::JobSpec;
 
 /// Layers of pages that are asked for ahead of the one that computes.
-const LAYERS_AHEAD: usize = 2;
+pub(crate) const LAYERS_AHEAD: usize = 2;
 /// Layers that may wait to be brought; a request beyond that is dropped, and made again by the next layer.
 const QUEUE_LAYERS: usize = 2;
 /// Reads whose pages the device holds at once at least, each of one layer and branch: the one under way and the one that
@@ -128,9 +128,10 @@ impl Ahead<'_> {
             if self.is_next_block { self.adapt.next_rollout(rollout) } else { self.adapt.rollout(rollout) };
         let frames = reach(rollout, self.spec.block(self.block).frames.start).frames;
         let expert = self.itinerary.passing(self.pass);
+        let owner = self.model.blueprint.context_of(rollout, expert);
         let branches = self.spec.branches(expert).iter();
         let keys: Vec<_> = branches
-            .flat_map(|branch| frames.iter().map(move |frame| keys::self_kv(expert, *branch, layer, *frame)))
+            .flat_map(|branch| frames.iter().map(move |frame| keys::self_kv(owner, *branch, layer, *frame)))
             .collect();
         if !keys.is_empty() {
             self.model.porter.request(Wanted { fetcher: self.job.fetcher(), keys });

@@ -10,6 +10,7 @@ mod adapt;
 mod admission;
 mod ahead;
 mod blocks;
+mod blueprint;
 mod bytes;
 mod cancel;
 mod contents;
@@ -24,6 +25,7 @@ mod keys;
 mod model;
 mod output;
 mod park;
+pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod request;
@@ -35,11 +37,13 @@ pub mod snapshot;
 mod tensors;
 mod text;
 pub mod video;
+mod waits;
 
 pub use cancel::CancelToken;
 pub use contents::{ModelContents, PartContents};
 pub use error::{EngineError, Fault, Result};
-pub use evanesce_cache::{Budgets, Counters, Disk, JobId, Kind, Tier, Usage};
+pub use evanesce_cache::{Budgets, Counters, Disk, JobId, Kind, Tier, TierTraffic, Usage};
+pub use evanesce_wan::checkpoint::{Context, ContextSample, Description, Positions, Rollout};
 pub use evanesce_wan::kernels;
 pub use evanesce_wan::schedule::Solver;
 pub use evanesce_wan::transformer::LoneBlock;
@@ -49,6 +53,7 @@ pub use progress::Silent;
 pub use request::{JobSpec, Request, RequestedLength};
 pub use run::{JobRun, Outcome, Position, Progress};
 pub use self_kv::KvCodec;
+pub use waits::{Wait, WaitWatcher};
 
 use evanesce_wan::WanError;
 

@@ -52,7 +52,7 @@ impl JobRun<'_> {
     pub(crate) fn unpark(&mut self) {
         let Some(uses) = self.parked.take() else { return };
         let block = self.position().block;
-        self.itinerary.announce(self.model, &self.spec, &self.job, block);
+        self.itinerary.announce(&self.model.blueprint, &self.spec, &self.job, block);
         // Reads of text and pages are announced with the blocks that read them.
         let own = uses.iter().filter(|(key, _)| matches!(key.kind, Kind::Latent | Kind::VaeFeature));
         for (key, uses) in own {

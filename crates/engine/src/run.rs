@@ -115,16 +115,16 @@ impl<'m> JobRun<'m> {
     /// What is wrong with the request, in one sentence.
     pub fn admit(model: &'m Model, request: Request, outputs: Outputs, cancel: CancelToken) -> Result<Self> {
         let spec = JobSpec::new(request, &model.checkpoint)?;
-        Needs::new(model, &spec)?.check(model)?;
+        Needs::new(&model.blueprint, &spec, model.prompt_tokens(&spec)?).check(model)?;
         let channels = model.checkpoint.vae().z_dim();
         if let Some(path) = &spec.noise_in {
             // Read again when it is needed: noise is not an entry before the job has begun.
             read_noise(path, &spec.noise_shape(channels))?;
         }
         let outputs = OpenOutputs::open(outputs, &spec, channels)?;
-        let itinerary = Itinerary::new(model, &spec);
+        let itinerary = Itinerary::new(&model.blueprint, &spec);
         let job = model.cache.open_job();
-        itinerary.announce(model, &spec, &job, 0);
+        itinerary.announce(&model.blueprint, &spec, &job, 0);
         Ok(Self {
             model,
             itinerary,
@@ -202,7 +202,7 @@ impl<'m> JobRun<'m> {
         }
         self.adapt = adapt;
         self.job.withdraw();
-        self.itinerary.announce(self.model, &self.spec, &self.job, block);
+        self.itinerary.announce(&self.model.blueprint, &self.spec, &self.job, block);
         self.go_on_with_prompts(phase);
         Ok(())
     }
@@ -288,7 +288,7 @@ impl<'m> JobRun<'m> {
             observer.on_event(Event::Block { at: block.at, n_blocks: self.spec.n_blocks() });
         }
         if block.at > 0 {
-            self.itinerary.announce_block(self.model, &self.spec, &self.job, block.at + 1);
+            self.itinerary.announce_block(&self.model.blueprint, &self.spec, &self.job, block.at + 1);
             let Self { model, spec, job, itinerary, adapt, .. } = &*self;
             let (block, is_next_block) = (block.at, false);
             Ahead { model, spec, job, itinerary, adapt, is_next_block, block, pass: 0 }.request_first();
@@ -350,7 +350,7 @@ impl<'m> JobRun<'m> {
 
     fn begin_decoding(&self, block: &Block, observer: &mut dyn Observer) -> Phase {
         observer.on_event(Event::Finished { stage: Stage::Denoise });
-        let n_units = block.frames.end.min(self.spec.latent_frames()) - block.frames.start;
+        let n_units = self.spec.blocks().decoded(block.at).len();
         observer.on_event(Event::Started { stage: Stage::Decode, n_units });
         Phase::LatentFrame { at: block.frames.start }
     }

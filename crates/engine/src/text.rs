@@ -34,7 +34,7 @@ impl Prompt {
 /// Tokenizes and encodes `text`, or finds it encoded.
 pub(crate) fn encode(model: &Model, job: &Job, position: Position, text: &str) -> Result<Prompt> {
     let ids = model.tokenizer.prompt_ids(text)?;
-    let key = keys::embedding(&model.weights.fingerprint(Component::TextEncoder), &ids);
+    let key = keys::embedding(&model.blueprint.fingerprint(Component::TextEncoder), &ids);
     if let Some(lease) = job.shared_get(&key) {
         return Ok(Prompt { lease, n_tokens: ids.len() });
     }
@@ -60,7 +60,7 @@ pub(crate) fn encode(model: &Model, job: &Job, position: Position, text: &str) -
 fn compute(model: &Model, job: &Job, position: Position, ids: &[u32]) -> Result<Vec<f32>> {
     let workspace = workspace_bytes(model.text.config(), ids.len()) as u64;
     let _scratch = job.reserve(&[(Tier::Device, workspace)]).map_err(EngineError::cache)?;
-    let rows = model.text.encode(&model.weights.for_job(job, position), ids)?;
+    let rows = model.text.encode(&model.weights.for_job(job, position, &model.waits), ids)?;
     Ok(rows.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(WanError::from)?)
 }
 

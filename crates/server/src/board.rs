@@ -5,19 +5,23 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use evanesce_engine::JobId;
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use utoipa::ToSchema;
 
 use crate::clock::Stopwatch;
 use crate::id::VideoId;
 use crate::job::{Class, Job, JobMemory};
+use crate::metrics::Holders;
 use crate::wire::{DeletedVideo, MemoryNow, Video};
 
 /// Updates that a slow listener may fall behind before it misses some; it is told, and can ask for everything again.
 const UPDATES_KEPT: usize = 1024;
-/// Updates of one job that only tell of progress come at most this often.
+/// Updates of one job that only tell of progress come at most this often, and less often the more listen: what all listeners
+/// together cost does not grow with their number.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+const LISTENERS_PER_INTERVAL: usize = 20;
 
 /// What a job is doing, in more words than the four statuses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -53,6 +57,8 @@ pub struct Live {
     pub queue_position: Option<usize>,
     /// What it holds.
     pub memory: Option<JobMemory>,
+    /// Its name in the cache, once it has been started.
+    pub holder: Option<JobId>,
 }
 
 /// Something to tell listeners.
@@ -95,6 +101,7 @@ pub struct Board {
     posted: Mutex<BTreeMap<VideoId, Posted>>,
     memory_told: Mutex<Option<Stopwatch>>,
     updates: broadcast::Sender<Update>,
+    ended: Notify,
 }
 
 impl Default for Board {
@@ -103,6 +110,7 @@ impl Default for Board {
             posted: Mutex::default(),
             memory_told: Mutex::default(),
             updates: broadcast::Sender::new(UPDATES_KEPT),
+            ended: Notify::new(),
         }
     }
 }
@@ -131,20 +139,39 @@ impl Board {
         })
     }
 
+    /// Whose jobs of the cache are.
+    pub(crate) fn holders(&self) -> Holders {
+        let posted = self.posted();
+        let held =
+            posted.iter().filter_map(|(id, posted)| Some((posted.live.holder?, (id.clone(), posted.class))));
+        held.collect()
+    }
+
+    /// How many listen.
+    pub(crate) fn listeners(&self) -> usize {
+        self.updates.receiver_count()
+    }
+
     /// A listener for everything from now on.
     #[must_use]
     pub fn listen(&self) -> broadcast::Receiver<Update> {
         self.updates.subscribe()
     }
 
+    fn progress_interval(&self) -> Duration {
+        let more = self.listeners() / LISTENERS_PER_INTERVAL;
+        PROGRESS_INTERVAL * u32::try_from(1 + more).unwrap_or(u32::MAX)
+    }
+
     /// Posts what a job is doing, and tells listeners unless it is the same, or only a little progress.
     pub(crate) fn post(&self, job: &Job, live: Live) {
+        let interval = self.progress_interval();
         let mut posted = self.posted();
         let before = posted.get(&job.id);
         let is_small = before.is_some_and(|before| {
             let same_phase =
                 before.live.phase == live.phase && before.live.queue_position == live.queue_position;
-            before.live == live || (same_phase && before.told.elapsed() < PROGRESS_INTERVAL)
+            before.live == live || (same_phase && before.told.elapsed() < interval)
         });
         let told = before.filter(|_| is_small).map_or_else(Stopwatch::start, |before| before.told);
         posted.insert(job.id.clone(), Posted { live, class: job.order.class, told });
@@ -158,6 +185,12 @@ impl Board {
     pub(crate) fn end(&self, job: &Job) {
         self.posted().remove(&job.id);
         self.tell_video(job, None);
+        self.ended.notify_one();
+    }
+
+    /// Waits until some job has ended since this was last asked; for one waiter.
+    pub(crate) async fn until_a_job_ends(&self) {
+        self.ended.notified().await;
     }
 
     /// Takes a job that was deleted off the board, and tells listeners.
@@ -171,7 +204,7 @@ impl Board {
     /// Tells listeners what the cache holds, not more often than they can draw it; `is_last`: nothing will change for a while.
     pub(crate) fn tell_memory(&self, memory: impl FnOnce() -> MemoryNow, is_last: bool) {
         let mut told = self.memory_told.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = told.is_none_or(|told| told.elapsed() >= 2 * PROGRESS_INTERVAL);
+        let is_due = told.is_none_or(|told| told.elapsed() >= 2 * self.progress_interval());
         if (is_due || is_last) && self.updates.receiver_count() > 0 {
             *told = Some(Stopwatch::start());
             if let Ok(json) = serde_json::to_string(&memory()) {

@@ -4,9 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use toml::value::{Datetime, Offset};
 
+use crate::clock::UnixMs;
+use crate::encoder::Encoder;
 use crate::job::Class;
 use crate::nearest::nearest;
+use crate::webhooks::{Secret, Target};
 
 /// Every key, commented: what `evanesce serve --print-config` prints.
 pub const TEMPLATE: &str = include_str!("evanesce.toml");
@@ -34,6 +38,10 @@ pub struct Config {
     pub threads: Option<usize>,
     /// How long ended jobs are kept.
     pub retention_hours: f64,
+    /// Sites whose pages may use the service, as browsers write them: `https://example.org`.
+    pub cors_origins: Vec<String>,
+    /// How the log is written.
+    pub log_format: LogFormat,
     /// The queue.
     pub queue: QueueConfig,
     /// What a request may ask for.
@@ -44,6 +52,12 @@ pub struct Config {
     pub snapshots: SnapshotConfig,
     /// When memory counts as short.
     pub pressure: PressureConfig,
+    /// Telling others that a video is there.
+    pub webhooks: WebhookConfig,
+    /// Telling a collector where time went.
+    pub traces: TraceConfig,
+    /// What makes video files.
+    pub encoder: EncoderConfig,
     /// Who may use the service.
     pub keys: Vec<KeyConfig>,
 }
@@ -58,13 +72,92 @@ impl Default for Config {
             host_memory: None,
             threads: None,
             retention_hours: 168.0,
+            cors_origins: Vec::new(),
+            log_format: LogFormat::default(),
             queue: QueueConfig::default(),
             limits: Limits::default(),
             classes: ClassesConfig::default(),
             snapshots: SnapshotConfig::default(),
             pressure: PressureConfig::default(),
+            webhooks: WebhookConfig::default(),
+            traces: TraceConfig::default(),
+            encoder: EncoderConfig::default(),
             keys: Vec::new(),
         }
+    }
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line, for programs.
+    Json,
+}
+
+impl LogFormat {
+    /// The format of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [("text", Self::Text), ("json", Self::Json)]
+            .into_iter()
+            .find(|(known, _)| *known == name)
+            .map(|f| f.1)
+    }
+}
+
+/// What makes video files.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EncoderConfig {
+    /// A program that speaks ffmpeg's options; left out: the encoder that is built in.
+    pub ffmpeg: Option<PathBuf>,
+    /// What it is told between its input and its output.
+    pub arguments: Vec<String>,
+}
+
+impl Default for EncoderConfig {
+    fn default() -> Self {
+        let arguments = ["-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-movflags", "+faststart"];
+        Self { ffmpeg: None, arguments: arguments.map(str::to_owned).to_vec() }
+    }
+}
+
+impl EncoderConfig {
+    /// The encoder that is meant.
+    #[must_use]
+    pub fn encoder(&self) -> Encoder {
+        let arguments = self.arguments.clone();
+        self.ffmpeg.clone().map_or(Encoder::BuiltIn, |program| Encoder::Ffmpeg { program, arguments })
+    }
+}
+
+/// Telling a collector where time went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TraceConfig {
+    /// Where it takes OTLP over HTTP.
+    pub endpoint: Option<String>,
+}
+
+/// Telling others that a video is there.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WebhookConfig {
+    /// Signs what goes out for requests that need no key; drawn at the first start when left out.
+    pub secret: Option<String>,
+    /// Whether it may go to private addresses.
+    pub private_addresses: bool,
+    /// Attempts before a delivery is given up.
+    pub attempts_max: u32,
+}
+
+impl Default for WebhookConfig {
+    fn default() -> Self {
+        Self { secret: None, private_addresses: false, attempts_max: 10 }
     }
 }
 
@@ -231,7 +324,7 @@ impl Default for Limits {
 }
 
 /// A key, by its digest.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyConfig {
     /// Whose jobs it opens.
@@ -241,6 +334,55 @@ pub struct KeyConfig {
     /// The best class it may ask for.
     #[serde(default = "best_class")]
     pub class: Class,
+    /// From when on it opens nothing.
+    pub expires: Option<Datetime>,
+    /// Requests within a minute.
+    pub requests_per_minute: Option<u32>,
+    /// Jobs of its tenant that may wait or run; instead of `queue.jobs_per_tenant_max`.
+    pub jobs_max: Option<i64>,
+    /// Signs the webhooks of its tenant.
+    pub webhook_secret: Option<String>,
+}
+
+impl KeyConfig {
+    /// A key without limits of its own.
+    #[must_use]
+    pub fn new(tenant: &str, key: &str, class: Class) -> Self {
+        Self {
+            tenant: tenant.to_owned(),
+            blake3: crate::key_digest(key),
+            class,
+            expires: None,
+            requests_per_minute: None,
+            jobs_max: None,
+            webhook_secret: None,
+        }
+    }
+
+    /// The moment from which on it opens nothing; a time without an offset is UTC.
+    ///
+    /// # Errors
+    /// One sentence if `expires` has no date.
+    pub fn expires_at(&self) -> Result<Option<UnixMs>, ConfigError> {
+        let Some(moment) = &self.expires else { return Ok(None) };
+        let Some(date) = moment.date else {
+            let sentence = format!(
+                "expires of tenant {:?} is {moment}; it needs a date, such as 2030-01-31",
+                self.tenant
+            );
+            return Err(ConfigError(sentence));
+        };
+        let midnight = UnixMs::of_date(date.year.into(), date.month.into(), date.day.into());
+        let time_ms = moment.time.map_or(0, |time| {
+            let second = i64::from(time.second.unwrap_or(0));
+            (i64::from(time.hour) * 3600 + i64::from(time.minute) * 60 + second) * 1000
+        });
+        let offset_ms = match moment.offset {
+            Some(Offset::Custom { minutes }) => i64::from(minutes) * 60_000,
+            Some(Offset::Z) | None => 0,
+        };
+        Ok(Some(UnixMs(midnight.0 + time_ms - offset_ms)))
+    }
 }
 
 fn best_class() -> Class {
@@ -255,11 +397,16 @@ const TOP: &[&str] = &[
     "host_memory",
     "threads",
     "retention_hours",
+    "cors_origins",
+    "log_format",
     "queue",
     "limits",
     "classes",
     "snapshots",
     "pressure",
+    "webhooks",
+    "traces",
+    "encoder",
     "keys",
 ];
 const CLASSES: &[&str] = &["interactive", "standard", "background"];
@@ -277,7 +424,11 @@ const LIMITS: &[&str] = &[
     "header_bytes_max",
     "client_seconds_max",
 ];
-const KEYS: &[&str] = &["tenant", "blake3", "class"];
+const WEBHOOKS: &[&str] = &["secret", "private_addresses", "attempts_max"];
+const TRACES: &[&str] = &["endpoint"];
+const ENCODER: &[&str] = &["ffmpeg", "arguments"];
+const KEYS: &[&str] =
+    &["tenant", "blake3", "class", "expires", "requests_per_minute", "jobs_max", "webhook_secret"];
 
 impl Config {
     /// Reads a configuration.
@@ -294,6 +445,9 @@ impl Config {
             ("classes", CLASSES),
             ("snapshots", SNAPSHOTS),
             ("pressure", PRESSURE),
+            ("webhooks", WEBHOOKS),
+            ("traces", TRACES),
+            ("encoder", ENCODER),
         ];
         for (section, known) in sections {
             if let Some(toml::Value::Table(inner)) = table.get(section) {
@@ -342,13 +496,26 @@ impl Config {
             return refuse("header_bytes_max is at least 8192, and connections_max at least 1".to_owned());
         }
         self.check_memory()?;
-        for key in &self.keys {
-            if key.tenant.is_empty() || blake3::Hash::from_hex(&key.blake3).is_err() {
-                let name = &key.tenant;
+        if !(1..=20).contains(&self.webhooks.attempts_max) {
+            let n = self.webhooks.attempts_max;
+            return refuse(format!("attempts_max of [webhooks] is {n}; it lies between 1 and 20"));
+        }
+        check_secret("secret of [webhooks]", self.webhooks.secret.as_ref())?;
+        if let Some(url) = self.traces.endpoint.as_ref().filter(|url| Target::parse(url, true).is_err()) {
+            return refuse(format!(
+                "endpoint of [traces] is {url:?}; it is a URL such as \"http://127.0.0.1:4318\""
+            ));
+        }
+        for origin in &self.cors_origins {
+            let host = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+            if host.is_none_or(|host| host.is_empty() || host.contains(['/', '*', ' '])) {
                 return refuse(format!(
-                    "the key of tenant {name:?} needs a name and a digest of 64 hexadecimal digits"
+                    "cors_origins has {origin:?}; an origin is written as browsers do, such as \"https://example.org\""
                 ));
             }
+        }
+        for key in &self.keys {
+            check_key(key)?;
         }
         if !self.listen.ip().is_loopback() && self.keys.is_empty() {
             return refuse(format!(
@@ -358,6 +525,24 @@ impl Config {
         }
         Ok(())
     }
+}
+
+fn check_secret(what: &str, secret: Option<&String>) -> Result<(), ConfigError> {
+    let Some(text) = secret else { return Ok(()) };
+    Secret::parse(text).map(drop).map_err(|sentence| ConfigError(format!("{what}: {sentence}")))
+}
+
+fn check_key(key: &KeyConfig) -> Result<(), ConfigError> {
+    let name = &key.tenant;
+    let refuse = |sentence: &str| Err(ConfigError(format!("the key of tenant {name:?} {sentence}")));
+    if name.is_empty() || blake3::Hash::from_hex(&key.blake3).is_err() {
+        return refuse("needs a name and a digest of 64 hexadecimal digits");
+    }
+    if key.requests_per_minute == Some(0) || key.jobs_max.is_some_and(|jobs| jobs < 1) {
+        return refuse("has requests_per_minute or jobs_max below 1; leave out what should not be limited");
+    }
+    key.expires_at()?;
+    check_secret(&format!("webhook_secret of tenant {name:?}"), key.webhook_secret.as_ref())
 }
 
 impl Config {
@@ -420,7 +605,9 @@ mod tests {
     fn the_printed_configuration_is_the_default_one_and_names_every_key() {
         assert_eq!(Config::parse(TEMPLATE).unwrap(), Config::default());
         assert_eq!(Config::parse("").unwrap(), Config::default());
-        for key in [TOP, QUEUE, LIMITS, CLASSES, CLASS, SNAPSHOTS, PRESSURE, KEYS].concat() {
+        for key in [TOP, QUEUE, LIMITS, CLASSES, CLASS, SNAPSHOTS, PRESSURE, WEBHOOKS, TRACES, ENCODER, KEYS]
+            .concat()
+        {
             let line = |line: &str| {
                 let name = line.trim_start_matches(['#', ' ', '[']);
                 name.trim_start_matches("classes.").starts_with(key) || name.starts_with(key)
@@ -440,6 +627,11 @@ mod tests {
         assert!(refused("[queue]\njobs_max = 0").contains("at least 1"));
         assert!(refused("retention_hours = -1.0").contains("retention_hours"));
         assert!(refused("[[keys]]\ntenant = 'a'\nblake3 = 'zz'").contains("64 hexadecimal digits"));
+        assert!(refused("log_format = 'xml'").contains("text"));
+        assert!(refused("cors_origins = ['*']").contains("https://example.org"));
+        assert!(refused("[webhooks]\nsecret = 'short'").contains("whsec_"));
+        assert!(refused("[traces]\nendpoint = 'x'").contains("127.0.0.1:4318"));
+        assert!(refused("[webhooks]\nattempts = 3").contains("webhooks.attempts_max"));
         assert!(!refused("listen = 7").contains('\n'));
         assert!(refused("[classes.standart]").contains("the nearest is classes.standard"));
         assert!(refused("[classes.standard]\ndevice = 1").contains("classes.standard.device_"));
@@ -449,5 +641,11 @@ mod tests {
         let key = blake3::hash(b"k").to_hex();
         let open = format!("listen = '0.0.0.0:80'\n[[keys]]\ntenant = 'a'\nblake3 = '{key}'");
         assert_eq!(Config::parse(&open).unwrap().keys[0].class, Class::Interactive);
+        let expires =
+            |text: &str| Config::parse(&format!("{open}\nexpires = {text}")).unwrap().keys[0].expires_at();
+        assert_eq!(expires("2024-02-29").unwrap(), Some(UnixMs(1_709_164_800_000)));
+        assert_eq!(expires("2024-02-29T02:00:01+02:00").unwrap(), Some(UnixMs(1_709_164_801_000)));
+        assert!(refused(&format!("{open}\nexpires = 07:32:00")).contains("needs a date"));
+        assert!(refused(&format!("{open}\njobs_max = 0")).contains("below 1"));
     }
 }

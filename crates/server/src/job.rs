@@ -200,6 +200,31 @@ pub struct JobMemory {
     pub host: TierBytes,
 }
 
+/// Who is told when a job has ended, and what became of that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Webhook {
+    /// Where to.
+    pub url: String,
+    /// The message's name, the same at every attempt.
+    pub message_id: String,
+    /// Attempts made.
+    pub attempts: i64,
+    /// When the next attempt is made, once the job has ended; `None`: there is none.
+    pub due: Option<UnixMs>,
+    /// When it arrived.
+    pub delivered: Option<UnixMs>,
+    /// What the last attempt said.
+    pub said: Option<String>,
+}
+
+impl Webhook {
+    /// One that is sent when the job ends.
+    #[must_use]
+    pub fn new(url: String, message_id: String) -> Self {
+        Self { url, message_id, attempts: 0, due: Some(UnixMs(0)), delivered: None, said: None }
+    }
+}
+
 /// A job and what has become of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
@@ -229,6 +254,8 @@ pub struct Job {
     pub memory: Option<JobMemory>,
     /// What gave way for lack of memory, in the order in which it did.
     pub degradations: Vec<String>,
+    /// Who is told when it ends.
+    pub webhook: Option<Webhook>,
 }
 
 impl Job {

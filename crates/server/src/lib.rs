@@ -8,6 +8,7 @@ mod api;
 pub mod board;
 pub mod clock;
 pub mod config;
+pub mod encoder;
 mod http;
 pub mod id;
 pub mod job;
@@ -20,7 +21,9 @@ pub mod pressure;
 pub mod schedule;
 pub mod service;
 pub mod store;
+mod traces;
 pub mod videos;
+pub mod webhooks;
 pub mod wire;
 mod worker;
 

@@ -1,19 +1,29 @@
 //! Counters of the service in Prometheus' text format; bytes are the cache's own counters, read when somebody asks.
 
+mod cache;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use evanesce_engine::{Counters, Kind, Tier};
+use evanesce_engine::{Counters, JobId, Usage};
+
+pub(crate) use cache::Holders;
 
 use crate::board::Board;
-use crate::job::{Class, Status};
+use crate::clock::UnixMs;
+use crate::id::VideoId;
+use crate::job::{Class, Job, Status};
 use crate::pressure::Level;
+use crate::traces::{StageTime, Tracer};
 
 /// Upper ends in seconds: videos take from seconds to an hour.
 const BUCKETS_S: [f64; 14] =
     [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0];
+
+/// How jobs end.
+const ENDINGS: [&str; 3] = ["completed", "failed", "cancelled"];
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Histogram {
@@ -49,6 +59,11 @@ struct Counted {
     queue_wait: BTreeMap<Class, Histogram>,
     job_time: BTreeMap<Class, Histogram>,
     unit_time: BTreeMap<&'static str, Histogram>,
+    stage_time: BTreeMap<&'static str, Histogram>,
+    /// Where the time of jobs under way went so far.
+    stages: BTreeMap<VideoId, Vec<StageTime>>,
+    deadlines: BTreeMap<(Class, bool), u64>,
+    webhooks: BTreeMap<&'static str, u64>,
     refused: u64,
     restarted: u64,
     memory: Memory,
@@ -69,12 +84,20 @@ struct Memory {
 
 /// What the service has counted since it started.
 #[derive(Debug, Default)]
-pub(crate) struct Metrics(Mutex<Counted>);
+pub(crate) struct Metrics {
+    counted: Mutex<Counted>,
+    tracer: Option<Tracer>,
+}
 
 impl Metrics {
+    /// Counters whose jobs are also told to a tracer.
+    pub(crate) fn new(tracer: Option<Tracer>) -> Self {
+        Self { tracer, ..Self::default() }
+    }
+
     /// Every change is one statement, so a panic elsewhere cannot spoil it.
     fn counted(&self) -> MutexGuard<'_, Counted> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn request(&self, method: &str, status: u16) {
@@ -93,16 +116,46 @@ impl Metrics {
         self.counted().queue_wait.entry(class).or_default().observe(waited);
     }
 
-    pub(crate) fn unit(&self, stage: &'static str, took: Duration) {
-        self.counted().unit_time.entry(stage).or_default().observe(took);
+    pub(crate) fn unit(&self, job: &VideoId, stage: &'static str, took: Duration) {
+        let mut counted = self.counted();
+        counted.unit_time.entry(stage).or_default().observe(took);
+        let ended = UnixMs::now();
+        let began = UnixMs(ended.0 - i64::try_from(took.as_millis()).unwrap_or(0));
+        let stages = counted.stages.entry(job.clone()).or_default();
+        match stages.iter_mut().find(|known| known.name == stage) {
+            Some(known) => (known.ended, known.worked) = (ended, known.worked + took),
+            None => stages.push(StageTime { name: stage, began, ended, worked: took }),
+        }
     }
 
-    pub(crate) fn ended(&self, class: Class, how: &'static str, took: Duration) {
+    pub(crate) fn webhook(&self, outcome: &'static str) {
+        *self.counted().webhooks.entry(outcome).or_default() += 1;
+    }
+
+    pub(crate) fn ended(&self, job: &Job, how: &'static str, took: Duration) {
+        let class = job.order.class;
         let mut counted = self.counted();
         *counted.jobs.entry((class, how)).or_default() += 1;
+        let stages = counted.stages.remove(&job.id).unwrap_or_default();
+        if let Some(tracer) = &self.tracer {
+            tracer.job(job, &stages);
+        }
         if how == Status::Completed.as_str() {
             counted.job_time.entry(class).or_default().observe(took);
+            for stage in stages {
+                counted.stage_time.entry(stage.name).or_default().observe(stage.worked);
+            }
         }
+        if let Some(deadline) = job.deadline() {
+            let is_met =
+                how == Status::Completed.as_str() && job.ended.is_some_and(|ended| ended <= deadline);
+            *counted.deadlines.entry((class, is_met)).or_default() += 1;
+        }
+    }
+
+    /// A job that was deleted before it ended.
+    pub(crate) fn forget(&self, job: &VideoId) {
+        self.counted().stages.remove(job);
     }
 
     /// A snapshot was taken: bytes that it wrote, and that it holds.
@@ -132,49 +185,77 @@ impl Metrics {
         *self.counted().memory.gave_way.entry(what).or_default() += 1;
     }
 
-    /// All of it as Prometheus reads it.
-    pub(crate) fn text(&self, cache: &Counters, board: &Board) -> String {
+    /// All of it as Prometheus reads it; `ledger`: what the cache holds, taken in one moment.
+    pub(crate) fn text(&self, ledger: &(Counters, Vec<(JobId, Usage)>), board: &Board) -> String {
         let mut out = Text(String::new());
-        write_cache(&mut out, cache);
+        out.head("evanesce_build_info", "gauge", "Always 1; the label says which version runs.");
+        out.line(concat!("evanesce_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1);
+        cache::write(&mut out, &ledger.0, &ledger.1, &board.holders());
         let counted = self.counted();
-        out.head("evanesce_jobs", "gauge", "Jobs that wait or are under way.");
-        for (class, waiting, under_way) in board.counts() {
-            let class = class.as_str();
-            out.line(&format!("evanesce_jobs{{class=\"{class}\",status=\"queued\"}}"), waiting);
-            out.line(&format!("evanesce_jobs{{class=\"{class}\",status=\"in_progress\"}}"), under_way);
-        }
-        out.head("evanesce_jobs_ended_total", "counter", "Jobs that have ended.");
-        for ((class, how), count) in &counted.jobs {
-            let class = class.as_str();
-            out.line(&format!("evanesce_jobs_ended_total{{class=\"{class}\",how=\"{how}\"}}"), count);
-        }
-        out.head("evanesce_jobs_refused_total", "counter", "Requests refused because the queue was full.");
-        out.line("evanesce_jobs_refused_total", counted.refused);
-        out.head("evanesce_jobs_requeued_total", "counter", "Jobs that a restart put back into the queue.");
-        out.line("evanesce_jobs_requeued_total", counted.restarted);
-        out.head("evanesce_http_requests_total", "counter", "Answered requests.");
-        for ((method, status), count) in &counted.requests {
-            out.line(
-                &format!("evanesce_http_requests_total{{method=\"{method}\",status=\"{status}\"}}"),
-                count,
-            );
-        }
-        let by_class = [
-            ("evanesce_queue_wait_seconds", "From asking to the first unit.", &counted.queue_wait),
-            ("evanesce_job_seconds", "From asking to the video.", &counted.job_time),
-        ];
-        for (name, help, histograms) in by_class {
-            out.head(name, "histogram", help);
-            for (class, histogram) in histograms {
-                histogram.write(&mut out, name, &format!("class=\"{}\"", class.as_str()));
-            }
-        }
-        out.head("evanesce_unit_seconds", "histogram", "One unit of work: a prompt, a step, a latent frame.");
-        for (stage, histogram) in &counted.unit_time {
-            histogram.write(&mut out, "evanesce_unit_seconds", &format!("stage=\"{stage}\""));
-        }
+        out.head("evanesce_event_listeners", "gauge", "Clients that listen to events.");
+        out.line("evanesce_event_listeners", board.listeners());
+        write_jobs(&mut out, &counted, board);
+        write_times(&mut out, &counted);
         counted.memory.write(&mut out);
         out.0
+    }
+}
+
+fn write_jobs(out: &mut Text, counted: &Counted, board: &Board) {
+    out.head("evanesce_jobs", "gauge", "Jobs that wait or are under way.");
+    for (class, waiting, under_way) in board.counts() {
+        let class = class.as_str();
+        out.line(&format!("evanesce_jobs{{class=\"{class}\",status=\"queued\"}}"), waiting);
+        out.line(&format!("evanesce_jobs{{class=\"{class}\",status=\"in_progress\"}}"), under_way);
+    }
+    out.head("evanesce_jobs_ended_total", "counter", "Jobs that have ended.");
+    // What has not happened yet is written as 0, so that the first time is an increase.
+    for (class, how) in Class::ALL.into_iter().flat_map(|class| ENDINGS.map(|how| (class, how))) {
+        let count = counted.jobs.get(&(class, how)).copied().unwrap_or(0);
+        let class = class.as_str();
+        out.line(&format!("evanesce_jobs_ended_total{{class=\"{class}\",how=\"{how}\"}}"), count);
+    }
+    out.head("evanesce_deadlines_total", "counter", "Deadlines of jobs that have ended.");
+    for (class, is_met) in Class::ALL.into_iter().flat_map(|class| [(class, true), (class, false)]) {
+        let count = counted.deadlines.get(&(class, is_met)).copied().unwrap_or(0);
+        let class = class.as_str();
+        out.line(&format!("evanesce_deadlines_total{{class=\"{class}\",met=\"{is_met}\"}}"), count);
+    }
+    out.head("evanesce_jobs_refused_total", "counter", "Requests refused because the queue was full.");
+    out.line("evanesce_jobs_refused_total", counted.refused);
+    out.head("evanesce_jobs_requeued_total", "counter", "Jobs that a restart put back into the queue.");
+    out.line("evanesce_jobs_requeued_total", counted.restarted);
+    out.head("evanesce_webhook_attempts_total", "counter", "Attempts to deliver a webhook.");
+    for outcome in ["delivered", "will_be_tried_again", "given_up"] {
+        let count = counted.webhooks.get(outcome).copied().unwrap_or(0);
+        out.line(&format!("evanesce_webhook_attempts_total{{outcome=\"{outcome}\"}}"), count);
+    }
+    out.head("evanesce_http_requests_total", "counter", "Answered requests.");
+    for ((method, status), count) in &counted.requests {
+        out.line(&format!("evanesce_http_requests_total{{method=\"{method}\",status=\"{status}\"}}"), count);
+    }
+}
+
+fn write_times(out: &mut Text, counted: &Counted) {
+    let by_class = [
+        ("evanesce_queue_wait_seconds", "From asking to the first unit.", &counted.queue_wait),
+        ("evanesce_job_seconds", "From asking to the video.", &counted.job_time),
+    ];
+    for (name, help, histograms) in by_class {
+        out.head(name, "histogram", help);
+        for (class, histogram) in histograms {
+            histogram.write(out, name, &format!("class=\"{}\"", class.as_str()));
+        }
+    }
+    let by_stage = [
+        ("evanesce_unit_seconds", "One unit of work: a prompt, a step, a latent frame.", &counted.unit_time),
+        ("evanesce_stage_seconds", "All units of a stage of a finished video.", &counted.stage_time),
+    ];
+    for (name, help, histograms) in by_stage {
+        out.head(name, "histogram", help);
+        for (stage, histogram) in histograms {
+            histogram.write(out, name, &format!("stage=\"{stage}\""));
+        }
     }
 }
 
@@ -224,51 +305,16 @@ impl Text {
     fn line(&mut self, name: &str, value: impl std::fmt::Display) {
         _ = writeln!(self.0, "{name} {value}");
     }
-}
 
-/// Law 2's counters as they are.
-fn write_cache(out: &mut Text, cache: &Counters) {
-    out.head("evanesce_cache_tier_bytes", "gauge", "Bytes of a tier, by account.");
-    for tier in Tier::ALL {
-        let counted = cache.tier(tier);
-        let accounts = [
-            ("budget", counted.budget_bytes),
-            ("used", counted.used_bytes),
-            ("peak", counted.peak_bytes),
-            ("live", counted.live_bytes),
-            ("writing", counted.writing_bytes),
-            ("reserved", counted.reserved_bytes),
-            ("moving", counted.moving_bytes),
-            ("quiescing", counted.quiescing_bytes),
-            ("quarantined", counted.quarantined_bytes),
-            ("shared", cache.shared.bytes[tier]),
-        ];
-        for (account, bytes) in accounts {
-            out.line(&format!("evanesce_cache_tier_bytes{{tier=\"{tier}\",account=\"{account}\"}}"), bytes);
-        }
-    }
-    out.head("evanesce_cache_kind_bytes", "gauge", "Bytes of a kind in a tier.");
-    for (kind, tier) in Kind::ALL.into_iter().flat_map(|kind| Tier::ALL.map(|tier| (kind, tier))) {
-        let bytes = cache.kind(kind).bytes[tier];
-        let kind = kind.as_str();
-        out.line(&format!("evanesce_cache_kind_bytes{{kind=\"{kind}\",tier=\"{tier}\"}}"), bytes);
-    }
-    out.head("evanesce_cache_events_total", "counter", "What happened to entries of a kind.");
-    for kind in Kind::ALL {
-        let counted = cache.kind(kind);
-        let events = [
-            ("put", counted.puts),
-            ("hit", counted.hits),
-            ("miss", counted.misses),
-            ("expired", counted.expired),
-            ("removed", counted.removed),
-            ("pruned", counted.evicted),
-            ("demoted", counted.demoted),
-            ("promoted", counted.promoted),
-        ];
-        for (event, count) in events {
-            let kind = kind.as_str();
-            out.line(&format!("evanesce_cache_events_total{{kind=\"{kind}\",event=\"{event}\"}}"), count);
+    /// A line for each of `items`.
+    fn each<T, V: std::fmt::Display>(
+        &mut self,
+        items: impl IntoIterator<Item = T>,
+        line: impl Fn(T) -> (String, V),
+    ) {
+        for item in items {
+            let (name, value) = line(item);
+            self.line(&name, value);
         }
     }
 }

@@ -3,9 +3,7 @@
 use std::io::{Read, Write};
 use std::path::Path;
 
-use evanesce_engine::video::{
-    FrameSink, Mp4Writer, Result, SinkState, VideoError, VideoSettings, VideoSummary,
-};
+use evanesce_engine::video::{FrameSink, Result, SinkState, VideoError, VideoSettings, VideoSummary};
 use jpeg_encoder::{ColorType, Encoder, EncodingError};
 
 use crate::videos::{Draft, Variant};
@@ -100,9 +98,8 @@ fn take<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 /// Frames into a video and its two pictures, all in one draft.
-#[derive(Debug)]
 pub(crate) struct IllustratedVideo {
-    video: Mp4Writer,
+    video: Box<dyn FrameSink>,
     settings: VideoSettings,
     n_frames: usize,
     at: usize,
@@ -112,11 +109,18 @@ pub(crate) struct IllustratedVideo {
     sheet_path: std::path::PathBuf,
 }
 
+impl std::fmt::Debug for IllustratedVideo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IllustratedVideo").field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
 impl IllustratedVideo {
     /// A video of `n_frames` frames.
     pub(crate) fn create(draft: &Draft, settings: VideoSettings, n_frames: usize) -> Result<Self> {
+        let video = draft.begin_video(settings)?;
         Ok(Self {
-            video: Mp4Writer::create(&draft.path(Variant::Video), settings)?,
+            video,
             settings,
             n_frames,
             at: 0,

@@ -13,18 +13,20 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::{oneshot, watch};
 
-use crate::api::access::Access;
+use crate::api::access::{Access, LOCAL};
 use crate::api::{App, router};
 use crate::board::Board;
 use crate::clock::UnixMs;
 use crate::config::{Config, ConfigError};
 use crate::http;
 use crate::id::random_hex;
-use crate::journal::note;
+use crate::journal::{note, set_format};
 use crate::metrics::Metrics;
 use crate::schedule::{Quota, Quotas, Room, Rules};
 use crate::store::{Abandoned, JobStore, QueueLimits, SqliteStore, StoreError};
+use crate::traces;
 use crate::videos::{VideoDirectory, VideoStore};
+use crate::webhooks::{self, Courier, Secret};
 use crate::worker::{self, Keeper, Means, Report, Terms};
 
 /// A claim that is not renewed for this long is another worker's to take.
@@ -117,6 +119,7 @@ impl Service {
     /// What is wrong with the configuration, the checkpoint, the data directory or the address, in one sentence.
     pub async fn start(config: Config, model_dir: &Path, budgets: Budgets) -> Result<Self, ServeError> {
         config.check()?;
+        set_format(config.log_format);
         let directory = config.data.display().to_string();
         std::fs::create_dir_all(&config.data).map_err(io_error(format!("cannot make {directory}")))?;
         let lock = lock(&config.data)?;
@@ -131,10 +134,14 @@ impl Service {
         let model = model.keep_embeddings(&config.data.join("embeddings"), limit_bytes);
         let model = Arc::new(model.map_err(io_error(format!("cannot use {directory}")))?);
         let store = SqliteStore::open(&config.data.join("jobs.sqlite")).await?;
+        let encoder = config.encoder.encoder();
+        encoder.check().map_err(ConfigError)?;
         let videos: Arc<dyn VideoStore> = Arc::new(
-            VideoDirectory::open(&config.data).map_err(io_error(format!("cannot use {directory}")))?,
+            VideoDirectory::open(&config.data, encoder)
+                .map_err(io_error(format!("cannot use {directory}")))?,
         );
-        let (board, metrics) = (Arc::<Board>::default(), Arc::<Metrics>::default());
+        let board = Arc::<Board>::default();
+        let metrics = Arc::new(Metrics::new(traces::start(config.traces.endpoint.as_ref())));
         let terms = terms(&config, &model, model_dir)?;
         let shared: Arc<dyn JobStore> = Arc::new(store.clone());
         // Whoever held claims is gone: the directory is locked.
@@ -165,7 +172,8 @@ impl Service {
             model_name: terms.model_name.clone(),
             board,
             metrics,
-            access: Access::new(&config.keys),
+            access: Access::new(&config.keys, &config.cors_origins)?,
+            courier: courier(&config)?,
             limits: config.limits,
             queue_limits: QueueLimits {
                 total: config.queue.jobs_max,
@@ -206,6 +214,9 @@ impl Service {
     pub async fn run(self) -> Result<(), ServeError> {
         let Self { app, listener, stop, mut engine_ended, store, .. } = self;
         let upkeep = tokio::spawn(upkeep(Arc::clone(&app)));
+        let (courier, board, metrics) =
+            (app.courier.clone(), Arc::clone(&app.board), Arc::clone(&app.metrics));
+        let deliveries = tokio::spawn(webhooks::deliver(courier, Arc::clone(&app.store), board, metrics));
         let (limits, stopping) = (app.limits, app.stopping.clone());
         let mut serving = tokio::spawn(http::serve(listener, router(Arc::clone(&app)), limits, stopping));
         let outcome = tokio::select! {
@@ -221,6 +232,8 @@ impl Service {
             drop(serving.await);
         }
         upkeep.abort();
+        // A delivery that is broken off here is due when the service starts again.
+        deliveries.abort();
         store.close().await;
         outcome
     }
@@ -235,6 +248,14 @@ fn lock(data: &Path) -> Result<File, ServeError> {
         Err(std::fs::TryLockError::WouldBlock) => Err(ServeError::InUse(data.to_path_buf())),
         Err(std::fs::TryLockError::Error(error)) => Err(io_error("cannot lock the data directory")(error)),
     }
+}
+
+fn courier(config: &Config) -> Result<Courier, ServeError> {
+    let secret = match &config.webhooks.secret {
+        Some(text) => Secret::parse(text).map_err(ConfigError)?,
+        None => Secret::kept(&config.data).map_err(io_error("cannot keep a secret for webhooks"))?,
+    };
+    Ok(Courier::new(config, (LOCAL, secret))?)
 }
 
 fn terms(config: &Config, model: &Model, model_dir: &Path) -> Result<Terms, ServeError> {

@@ -3,11 +3,18 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use evanesce_engine::video::{FrameSink, Result, VideoSettings};
+use utoipa::ToSchema;
+
+use crate::encoder::Encoder;
 use crate::id::VideoId;
+use crate::journal::note;
 
 /// What can be read of a finished video.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "lowercase")]
 pub enum Variant {
     /// The video.
     Video,
@@ -61,6 +68,7 @@ impl Variant {
 #[derive(Debug)]
 pub struct Draft {
     directory: PathBuf,
+    encoder: Arc<Encoder>,
     is_published: bool,
 }
 
@@ -70,7 +78,25 @@ impl Draft {
     pub fn path(&self, variant: Variant) -> PathBuf {
         self.directory.join(variant.file_name())
     }
+
+    /// Begins the video. If it can be read while it grows, what is at its path now stays readable under a name of its own, also when
+    /// a finished file takes that path.
+    ///
+    /// # Errors
+    /// [`VideoError`](evanesce_engine::video::VideoError) when it cannot be begun.
+    pub(crate) fn begin_video(&self, settings: VideoSettings) -> Result<Box<dyn FrameSink>> {
+        let path = self.path(Variant::Video);
+        let (video, grows) = self.encoder.open(&path, settings)?;
+        let shown = if grows { fs::hard_link(&path, self.directory.join(GROWING)) } else { Ok(()) };
+        if let Err(error) = shown {
+            note("videos", format_args!("cannot be watched while they are made: {error}"));
+        }
+        Ok(video)
+    }
 }
+
+/// The name of a video that is being made, in its draft.
+const GROWING: &str = "growing.mp4";
 
 impl Drop for Draft {
     fn drop(&mut self) {
@@ -101,6 +127,12 @@ pub trait VideoStore: Send + Sync {
     /// `NotFound` when there is no such video.
     fn open(&self, id: &VideoId, variant: Variant) -> io::Result<(File, u64)>;
 
+    /// Opens the video of a draft, as far as it is there.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such draft, or its video cannot be read while it grows.
+    fn open_growing(&self, id: &VideoId, epoch: i64) -> io::Result<File>;
+
     /// Removes a video; there need not be one.
     ///
     /// # Errors
@@ -114,11 +146,19 @@ pub trait VideoStore: Send + Sync {
     fn ids(&self) -> io::Result<Vec<VideoId>>;
 }
 
+fn remove_if_there(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
 /// Videos in a local directory: one directory each, which appears by one rename.
 #[derive(Debug)]
 pub struct VideoDirectory {
     finished: PathBuf,
     drafts: PathBuf,
+    encoder: Arc<Encoder>,
 }
 
 impl VideoDirectory {
@@ -126,8 +166,9 @@ impl VideoDirectory {
     ///
     /// # Errors
     /// When the directories cannot be made.
-    pub fn open(root: &Path) -> io::Result<Self> {
-        let store = Self { finished: root.join("videos"), drafts: root.join("drafts") };
+    pub fn open(root: &Path, encoder: Encoder) -> io::Result<Self> {
+        let (finished, drafts) = (root.join("videos"), root.join("drafts"));
+        let store = Self { finished, drafts, encoder: Arc::new(encoder) };
         fs::create_dir_all(&store.finished)?;
         if store.drafts.exists() {
             fs::remove_dir_all(&store.drafts)?;
@@ -139,16 +180,21 @@ impl VideoDirectory {
     fn directory(&self, id: &VideoId) -> PathBuf {
         self.finished.join(id.as_str())
     }
+
+    fn draft_directory(&self, id: &VideoId, epoch: i64) -> PathBuf {
+        self.drafts.join(format!("{id}.{epoch}"))
+    }
 }
 
 impl VideoStore for VideoDirectory {
     fn draft(&self, id: &VideoId, epoch: i64) -> io::Result<Draft> {
-        let directory = self.drafts.join(format!("{id}.{epoch}"));
+        let directory = self.draft_directory(id, epoch);
         fs::create_dir_all(&directory)?;
-        Ok(Draft { directory, is_published: false })
+        Ok(Draft { directory, encoder: Arc::clone(&self.encoder), is_published: false })
     }
 
     fn publish(&self, id: &VideoId, mut draft: Draft) -> io::Result<()> {
+        remove_if_there(&draft.directory.join(GROWING))?;
         for variant in Variant::ALL {
             File::open(draft.path(variant))?.sync_all()?;
         }
@@ -164,6 +210,10 @@ impl VideoStore for VideoDirectory {
         let file = File::open(self.directory(id).join(variant.file_name()))?;
         let len_bytes = file.metadata()?.len();
         Ok((file, len_bytes))
+    }
+
+    fn open_growing(&self, id: &VideoId, epoch: i64) -> io::Result<File> {
+        File::open(self.draft_directory(id, epoch).join(GROWING))
     }
 
     fn remove(&self, id: &VideoId) -> io::Result<()> {

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 use crate::board::{Live, Phase};
+use crate::clock::UnixMs;
 use crate::id::VideoId;
-use crate::job::{Class, Failure, Job, JobMemory, Quality, Status};
+use crate::job::{Class, Failure, Job, JobMemory, Quality, Status, Webhook};
 
 /// A request for a video, as JSON or as a multipart form of the same fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -26,37 +27,48 @@ pub struct CreateVideo {
     #[schema(value_type = Option<String>, example = "5")]
     pub seconds: Option<String>,
     /// Width and height in pixels, multiples of 16.
-    #[schema(example = "832x480")]
+    #[schema(example = "832x480", pattern = "^[0-9]{1,6}x[0-9]{1,6}$")]
     pub size: Option<String>,
     /// Length in frames, one more than a multiple of 4; instead of `seconds`.
+    #[schema(minimum = 1)]
     pub num_frames: Option<usize>,
     /// Frames per second.
+    #[schema(minimum = 1, maximum = 240)]
     pub fps: Option<u32>,
     /// Seed of the initial noise: the same number gives the same video. Left out: one is drawn and told.
     pub seed: Option<u64>,
     /// Denoising steps.
+    #[schema(minimum = 1)]
     pub num_inference_steps: Option<usize>,
     /// What the video should not show.
     pub negative_prompt: Option<String>,
     /// Guidance of the high-noise expert, and of the low-noise one unless `guidance_scale_2` says otherwise; 1 turns it off.
+    #[schema(minimum = 0, maximum = 100)]
     pub guidance_scale: Option<f64>,
     /// Guidance of the low-noise expert.
+    #[schema(minimum = 0, maximum = 100)]
     pub guidance_scale_2: Option<f64>,
     /// Timesteps at or above this part of 1 use the high-noise expert.
+    #[schema(minimum = 0, maximum = 1)]
     pub boundary_ratio: Option<f64>,
     /// How far the steps are shifted towards high noise.
+    #[schema(minimum = 0.01, maximum = 100)]
     pub flow_shift: Option<f64>,
     /// Whose jobs go first.
     pub priority: Option<Class>,
     /// What may give way when memory runs short.
     pub quality: Option<Quality>,
     /// Seconds from now by which the video should be there: the earliest deadline of a class goes first.
+    #[schema(minimum = 0, maximum = 604800)]
     pub deadline_s: Option<f64>,
+    /// A URL that is told when the video is there or has failed: signed as Standard Webhooks says.
+    #[schema(max_length = 2048, example = "https://example.org/done")]
+    pub webhook: Option<String>,
 }
 
 impl CreateVideo {
     /// The names of all fields.
-    pub const FIELDS: [&'static str; 16] = [
+    pub const FIELDS: [&'static str; 17] = [
         "prompt",
         "model",
         "seconds",
@@ -73,6 +85,7 @@ impl CreateVideo {
         "priority",
         "quality",
         "deadline_s",
+        "webhook",
     ];
 }
 
@@ -144,6 +157,56 @@ pub struct Video {
     pub degradations: Vec<String>,
     /// What it holds in memory; once it has ended, what it held.
     pub memory: Option<JobMemory>,
+    /// Who is told when it ends, and what became of that.
+    pub webhook: Option<WebhookState>,
+}
+
+/// What became of a webhook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WebhookState {
+    /// Where to.
+    pub url: String,
+    /// Where it stands.
+    pub status: WebhookStatus,
+    /// Attempts made.
+    pub attempts: i64,
+    /// What the last attempt said, such as `answered 200`.
+    pub last_attempt: Option<String>,
+    /// When the next one is made, in seconds since 1970; null before the job has ended.
+    pub next_attempt_at: Option<i64>,
+    /// When it arrived, in seconds since 1970.
+    pub delivered_at: Option<i64>,
+}
+
+/// Where a webhook stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WebhookStatus {
+    /// It has not arrived yet.
+    Pending,
+    /// It arrived: the answer was of the kind 2xx.
+    Delivered,
+    /// It never arrived, and is not tried any more.
+    GivenUp,
+}
+
+impl WebhookState {
+    fn new(webhook: &Webhook, is_over: bool) -> Self {
+        let status = match (webhook.delivered, webhook.due) {
+            (Some(_), _) => WebhookStatus::Delivered,
+            (None, Some(_)) => WebhookStatus::Pending,
+            (None, None) => WebhookStatus::GivenUp,
+        };
+        Self {
+            url: webhook.url.clone(),
+            status,
+            attempts: webhook.attempts,
+            last_attempt: webhook.said.clone(),
+            // Before its first attempt it is due at once.
+            next_attempt_at: webhook.due.filter(|at| is_over && at.0 > 0).map(UnixMs::seconds),
+            delivered_at: webhook.delivered.map(UnixMs::seconds),
+        }
+    }
 }
 
 impl Video {
@@ -191,6 +254,7 @@ impl Video {
             queue_position: now.queue_position,
             degradations: job.degradations.clone(),
             memory: now.memory.or(job.memory),
+            webhook: job.webhook.as_ref().map(|webhook| WebhookState::new(webhook, job.status.is_over())),
         }
     }
 }

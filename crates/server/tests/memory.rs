@@ -55,6 +55,7 @@ fn metric(client: &Client, name: &str) -> f64 {
     line.unwrap_or(0.0)
 }
 
+#[expect(clippy::disallowed_methods, reason = "metrics have no events: they are looked at again and again")]
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..2000 {
         if holds() {

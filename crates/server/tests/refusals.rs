@@ -7,9 +7,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use evanesce_engine::{Budgets, JobSpec, Model, Request, RequestedLength};
+use evanesce_server::Config;
 use evanesce_server::config::{KeyConfig, Limits, QueueConfig};
 use evanesce_server::job::Class;
-use evanesce_server::{Config, key_digest};
 use serde_json::{Value, json};
 use support::{AMPLE, Answer, checkpoint, config, long, small, start, start_with};
 
@@ -202,8 +202,7 @@ fn a_full_queue_answers_429_and_says_when_to_come_back() {
 #[test]
 fn tenants_see_their_own_videos_and_nothing_of_others() {
     let dir = tempfile::tempdir().unwrap();
-    let key =
-        |tenant: &str, class| KeyConfig { tenant: tenant.to_owned(), blake3: key_digest(tenant), class };
+    let key = |tenant: &str, class| KeyConfig::new(tenant, tenant, class);
     let keys = vec![key("alice", Class::Interactive), key("bob", Class::Standard)];
     let running = start_with(Config { keys, ..config(dir.path()) }, AMPLE).unwrap();
     let nobody = running.client();
@@ -255,4 +254,50 @@ fn a_service_that_cannot_start_says_why() {
     );
     std::fs::write(other.path().join("jobs.sqlite"), b"this is no database, whatever its name says").unwrap();
     assert!(refused(config(other.path())).contains("job store"));
+}
+
+#[test]
+fn a_prompt_of_a_megabyte_is_refused_whether_or_not_the_body_may_be_that_long() {
+    let megabyte = with("prompt", json!("x".repeat(1 << 20)));
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(config(dir.path()));
+    assert_refused(&running.client().post("/v1/videos", &megabyte), 413, "body_too_large", "1048576");
+    running.stop();
+    let limits = Limits { body_bytes_max: 4 << 20, ..Limits::default() };
+    let running = start(Config { limits, ..config(dir.path()) });
+    assert_refused(
+        &running.client().post("/v1/videos", &megabyte),
+        400,
+        "invalid_value",
+        "1048576 characters",
+    );
+}
+
+#[test]
+fn keys_expire_and_have_limits_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = |tenant: &str| KeyConfig::new(tenant, tenant, Class::Interactive);
+    let keys = vec![
+        KeyConfig { expires: Some("2020-01-31".parse().unwrap()), ..key("past") },
+        KeyConfig { expires: Some("9999-12-31T23:59:59Z".parse().unwrap()), ..key("future") },
+        KeyConfig { requests_per_minute: Some(3), ..key("seldom") },
+        KeyConfig { jobs_max: Some(1), ..key("one") },
+    ];
+    let running = start(Config { keys, ..config(dir.path()) });
+    let client = |tenant: &str| running.client().with_key(tenant);
+    let expired = client("past").get("/v1/videos");
+    assert_refused(&expired, 401, "expired_api_key", "valid until 2020-01-31T00:00:00.000Z");
+    assert_eq!(client("future").get("/v1/videos").status, 200);
+    for _ in 0..3 {
+        assert_eq!(client("seldom").get("/v1/videos").status, 200);
+    }
+    let refused = client("seldom").get("/v1/videos");
+    assert_refused(&refused, 429, "rate_limited", "3 times a minute");
+    assert!((1..=20).contains(&refused.header("retry-after").unwrap().parse::<u64>().unwrap()));
+    let first = client("one").create(&long(1));
+    assert_refused(&client("one").post("/v1/videos", &small(2)), 429, "queue_full", "1 jobs of yours");
+    // Others have as many as everybody.
+    let others = [client("future").create(&small(3)), client("future").create(&small(4))];
+    client("one").delete(&format!("/v1/videos/{first}"));
+    others.iter().for_each(|id| drop(client("future").wait(id)));
 }

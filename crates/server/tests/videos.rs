@@ -187,6 +187,70 @@ fn an_interactive_job_passes_a_long_one_that_then_goes_on_where_it_was() {
     client.delete(&format!("/v1/videos/{slow}"));
 }
 
+/// A video of many latent frames and one step: most of its time goes into frames.
+fn growing(seed: u64) -> Value {
+    json!({"prompt": "a red ball", "size": "128x128", "num_frames": 253, "num_inference_steps": 1, "seed": seed})
+}
+
+/// The names of the boxes of an MP4, in order.
+fn boxes(mp4: &[u8]) -> Vec<String> {
+    let (mut names, mut at) = (Vec::new(), 0);
+    while at + 8 <= mp4.len() {
+        let length = u32::from_be_bytes(mp4[at..at + 4].try_into().unwrap()) as usize;
+        names.push(String::from_utf8_lossy(&mp4[at + 4..at + 8]).into_owned());
+        at += length;
+    }
+    assert_eq!(at, mp4.len(), "a box is cut off after {names:?}");
+    names
+}
+
+#[test]
+fn a_video_is_there_while_it_is_made_whole_and_in_parts() {
+    let (_running, client, dir) = service();
+    let id = client.create(&growing(1));
+    let path = format!("/v1/videos/{id}/content");
+    let part = |range: &str| client.send("GET", &path, &[("range", range)], b"");
+    let mut events = client.events(&format!("/v1/videos/{id}/events"));
+    assert!(events.any(|(_, video)| video["phase"] == "decode"));
+    let beginning = std::iter::repeat_with(|| part("bytes=4-7")).find(|answer| answer.status != 409).unwrap();
+    assert_eq!((beginning.status, &beginning.body[..]), (206, &b"ftyp"[..]));
+    assert_eq!(beginning.header("content-range"), Some("bytes 4-7/*"));
+    assert_eq!(client.get(&format!("{path}?variant=thumbnail")).status, 409);
+    let beyond = part("bytes=99999999-");
+    assert_eq!((beyond.status, &beyond.json()["error"]["code"]), (416, &json!("invalid_range")));
+    // From here on it is followed to its end; it was not over when that began.
+    assert_eq!(client.get(&format!("/v1/videos/{id}")).json()["status"], "in_progress");
+    let followed = client.get(&path);
+    assert_eq!((followed.status, followed.header("content-type")), (200, Some("video/mp4")));
+    let fragments = boxes(&followed.unchunked());
+    assert_eq!(&fragments[..4], ["ftyp", "moov", "moof", "mdat"]);
+    // 253 frames in fragments of half a second: 8 frames each, and what is left.
+    assert_eq!(fragments.iter().filter(|name| *name == "moof").count(), 32);
+    assert_eq!(client.wait(&id)["status"], "completed");
+    let finished = client.video(&id);
+    assert!(!boxes(&finished).contains(&"moof".to_owned()));
+    assert_ne!(client.get(&path).header("etag"), followed.header("etag"));
+    assert_eq!(files_under(&dir.path().join("videos")), 3);
+    assert_eq!(files_under(&dir.path().join("drafts")), 0);
+}
+
+#[test]
+fn a_video_that_is_followed_breaks_off_when_its_job_is_cancelled() {
+    let (_running, client, _dir) = service();
+    let id = client.create(&growing(2));
+    let path = format!("/v1/videos/{id}");
+    assert!(client.events(&format!("{path}/events")).any(|(_, video)| video["phase"] == "decode"));
+    let opened = std::iter::repeat_with(|| client.stream(&format!("{path}/content")))
+        .find(|(status, _)| *status != 409);
+    let (status, mut stream) = opened.unwrap();
+    assert_eq!(status, 200);
+    client.send("POST", &format!("{path}/cancel"), &[], b"");
+    let mut followed = Vec::new();
+    drop(std::io::Read::read_to_end(&mut stream, &mut followed));
+    // Something, but without the end that an answer in chunks has.
+    assert!(followed.len() > 100 && !followed.ends_with(b"0\r\n\r\n"));
+}
+
 #[test]
 fn a_restart_makes_the_video_that_an_undisturbed_run_makes() {
     let (running, client, dir) = service();
@@ -365,5 +429,7 @@ fn the_description_is_the_golden_one() {
     if std::env::var_os("EVANESCE_WRITE_GOLDENS").is_some() {
         std::fs::write(&path, &made).unwrap();
     }
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), made);
+    let golden = std::fs::read_to_string(&path).unwrap();
+    let differs = golden.lines().zip(made.lines()).find(|(golden, made)| golden != made);
+    assert!(golden == made, "the description is another one, from {differs:?} on");
 }

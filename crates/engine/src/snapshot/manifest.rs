@@ -133,7 +133,7 @@ impl Extent {
 pub(super) fn fingerprint(model: &Model, spec: &JobSpec) -> (String, String) {
     let mut weights = blake3::Hasher::new();
     for component in model.checkpoint.components() {
-        weights.update(&model.weights.fingerprint(component));
+        weights.update(&model.blueprint.fingerprint(component));
     }
     let settings = format!("{} {spec:?}", env!("CARGO_PKG_VERSION"));
     (weights.finalize().to_hex().to_string(), blake3::hash(settings.as_bytes()).to_hex().to_string())

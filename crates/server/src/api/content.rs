@@ -1,4 +1,4 @@
-//! Bytes of a finished video, whole or a range of them.
+//! Bytes of a video, whole or a range of them.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -15,20 +15,22 @@ use futures_util::stream::try_unfold;
 use super::App;
 use super::access::Tenant;
 use super::error::ApiError;
+use super::growing::growing;
 use super::videos::find;
-use crate::job::Status;
+use crate::job::{Job, Status};
 use crate::videos::Variant;
 use crate::wire::ErrorBody;
 
-const CHUNK_BYTES: usize = 64 << 10;
+pub(super) const CHUNK_BYTES: usize = 64 << 10;
 
-/// Downloads a video, its thumbnail or its spritesheet. One range of bytes may be asked for.
+/// Downloads a video, its thumbnail or its spritesheet. One range of bytes may be asked for. A video that is being made is sent as
+/// it grows, as a fragmented MP4, from its first half second on.
 #[utoipa::path(get, path = "/v1/videos/{id}/content", tag = "videos",
-    params(("id" = String, Path), ("variant" = Option<String>, Query, description = "`video`, `thumbnail` or `spritesheet`.")),
+    params(("id" = String, Path), ("variant" = Option<Variant>, Query, description = "The video, if left out.")),
     responses((status = 200, description = "All of it.", content_type = "video/mp4"),
         (status = 206, description = "The range that was asked for."), (status = 304, description = "The client has it."),
         (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
-        (status = 404, body = ErrorBody), (status = 409, description = "It is not done.", body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 409, description = "Nothing of it is there yet.", body = ErrorBody),
         (status = 416, body = ErrorBody)))]
 pub(super) async fn content(
     State(app): State<Arc<App>>,
@@ -38,11 +40,27 @@ pub(super) async fn content(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let variant = variant(query.as_deref().unwrap_or_default())?;
-    let job = find(&app, &tenant, &id).await?;
+    let mut job = find(&app, &tenant, &id).await?;
+    if job.status == Status::InProgress && variant == Variant::Video {
+        if let Some(response) = growing(&app, &job, &headers).await? {
+            return Ok(response);
+        }
+        // It may have been finished between the two looks.
+        job = find(&app, &tenant, &id).await?;
+    }
     if job.status != Status::Completed {
-        let sentence = format!("there is nothing to download: the video is {}", job.status.as_str());
+        let sentence = format!("there is nothing to download yet: the video is {}", job.status.as_str());
         return Err(ApiError::new(StatusCode::CONFLICT, "video_not_ready", sentence));
     }
+    finished(&app, &job, variant, &headers).await
+}
+
+async fn finished(
+    app: &Arc<App>,
+    job: &Job,
+    variant: Variant,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
     let tag = format!("\"{}-{}\"", job.id, variant.as_str());
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     if text(header::IF_NONE_MATCH).is_some_and(|tags| tags == "*" || tags.contains(&tag)) {
@@ -88,7 +106,7 @@ fn variant(query: &str) -> Result<Variant, ApiError> {
     value.map_or(Ok(Variant::Video), |name| Variant::from_name(name).ok_or_else(wrong))
 }
 
-fn set(response: &mut Response, name: header::HeaderName, value: &str) {
+pub(super) fn set(response: &mut Response, name: header::HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         response.headers_mut().insert(name, value);
     }

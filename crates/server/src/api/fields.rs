@@ -115,6 +115,7 @@ pub(super) fn create_video(mut fields: Map<String, Value>, is_form: bool) -> Res
         priority: reader.name("priority", Class::from_name, "interactive, standard or background")?,
         quality: reader.name("quality", Quality::from_name, "exact, balanced or draft")?,
         deadline_s: reader.real("deadline_s")?,
+        webhook: reader.text("webhook")?,
     })
 }
 

@@ -2,9 +2,11 @@
 
 pub(crate) mod access;
 mod content;
+mod cors;
 mod error;
 mod events;
 mod fields;
+mod growing;
 mod order;
 mod page;
 mod status;
@@ -34,6 +36,7 @@ use crate::journal::note;
 use crate::metrics::Metrics;
 use crate::store::{JobStore, QueueLimits};
 use crate::videos::VideoStore;
+use crate::webhooks::Courier;
 use crate::wire::Video;
 use crate::worker::{Report, Terms};
 
@@ -46,6 +49,7 @@ pub(crate) struct App {
     pub(crate) board: Arc<Board>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: Access,
+    pub(crate) courier: Courier,
     pub(crate) limits: Limits,
     pub(crate) queue_limits: QueueLimits,
     pub(crate) terms: Terms,
@@ -131,6 +135,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/openapi.json", get(description))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn_with_state(Arc::clone(&app), cors::allow))
         .layer(from_fn_with_state(Arc::clone(&app), count))
         .with_state(app)
 }

@@ -1,4 +1,4 @@
-//! The page: three files in the binary, nothing from elsewhere.
+//! The page: a few files in the binary, nothing from elsewhere.
 
 use axum::Router;
 use axum::http::header;
@@ -22,10 +22,12 @@ pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let html = || async { file("text/html; charset=utf-8", include_str!("../page/index.html")) };
     let style = || async { file("text/css; charset=utf-8", include_str!("../page/style.css")) };
     let script = || async { file("text/javascript; charset=utf-8", include_str!("../page/page.js")) };
+    let growing = || async { file("text/javascript; charset=utf-8", include_str!("../page/growing.js")) };
     let icon = || async { file("image/svg+xml", include_str!("../page/icon.svg")) };
     Router::new()
         .route("/", get(html))
         .route("/style.css", get(style))
         .route("/page.js", get(script))
+        .route("/growing.js", get(growing))
         .route("/icon.svg", get(icon))
 }

@@ -50,5 +50,5 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<&'static str, A
     responses((status = 200, content_type = "text/plain"), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody)))]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], app.metrics.text(&app.model.counters(), &app.board))
+    ([(header::CONTENT_TYPE, kind)], app.metrics.text(&app.model.cache().ledger(), &app.board))
 }

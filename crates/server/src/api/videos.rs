@@ -15,10 +15,11 @@ use super::error::ApiError;
 use super::fields::{create_video, fields, read_body};
 use super::order::order;
 use crate::clock::UnixMs;
-use crate::id::VideoId;
-use crate::job::Job;
+use crate::id::{VideoId, random_hex};
+use crate::job::{Job, Webhook};
 use crate::nearest::nearest;
-use crate::store::{Cancelled, Direction, Inserted, NewJob, Page, StoreError};
+use crate::store::{Cancelled, Direction, Inserted, NewJob, Page, QueueLimits, StoreError};
+use crate::webhooks::Target;
 use crate::wire::{CreateVideo, DeletedVideo, ErrorBody, Video, VideoList};
 use crate::worker::Report;
 
@@ -56,17 +57,22 @@ pub(super) async fn create(
     let fields = fields(&headers, body).await?;
     // Fields are sorted by name, so the digest does not depend on their order or on a form's boundary.
     let digest = blake3::hash(serde_json::to_string(&fields).map_err(ApiError::internal)?.as_bytes());
+    let asked = create_video(fields, is_form)?;
+    let webhook = asked.webhook.clone().map(|url| webhook(&app, &tenant, url)).transpose()?;
     let new = NewJob {
         id: VideoId::draw().map_err(ApiError::internal)?,
-        order: order(&app, &tenant, create_video(fields, is_form)?)?,
+        order: order(&app, &tenant, asked)?,
         tenant: tenant.name,
         created: UnixMs::now(),
         idempotency: key.map(|key| (key, *digest.as_bytes())),
+        webhook,
     };
+    let per_tenant = tenant.jobs_max.unwrap_or(app.queue_limits.per_tenant);
+    let limits = QueueLimits { per_tenant, ..app.queue_limits };
     // In a task of its own: once the job is written the engine is told, even if the client has gone.
     let for_task = Arc::clone(&app);
     let inserted = tokio::spawn(async move {
-        let inserted = for_task.store.insert(new, for_task.queue_limits).await?;
+        let inserted = for_task.store.insert(new, limits).await?;
         if let Inserted::Created(job) = &inserted {
             for_task.report(Report::Arrived(job.clone())).await;
         }
@@ -88,6 +94,17 @@ pub(super) async fn create(
     }
 }
 
+/// Who is told when the job has ended; refused if nothing can be sent there, or nothing can be signed.
+fn webhook(app: &App, tenant: &Tenant, url: String) -> Answer<Webhook> {
+    if !app.courier.can_sign_for(&tenant.name) {
+        let sentence = "this key has no webhook_secret to sign with, so a webhook cannot be asked for";
+        return Err(ApiError::field("webhook", sentence));
+    }
+    Target::parse(&url, app.courier.private_addresses)
+        .map_err(|sentence| ApiError::field("webhook", sentence))?;
+    Ok(Webhook::new(url, format!("evt_{}", random_hex::<16>().map_err(ApiError::internal)?)))
+}
+
 fn idempotency_key(headers: &HeaderMap) -> Answer<Option<String>> {
     let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
     let key = value.to_str().ok().filter(|key| (1..=IDEMPOTENCY_KEY_CHARS_MAX).contains(&key.len()));
@@ -103,7 +120,7 @@ fn idempotency_key(headers: &HeaderMap) -> Answer<Option<String>> {
 #[utoipa::path(get, path = "/v1/videos", tag = "videos",
     params(("after" = Option<String>, Query, description = "The last video of the page before."),
         ("limit" = Option<u32>, Query, minimum = 0, maximum = 100, description = "How many; 20 if left out."),
-        ("order" = Option<String>, Query, description = "`asc` or `desc`, by time of creation.")),
+        ("order" = Option<Direction>, Query, description = "By time of creation; newest first if left out.")),
     responses((status = 200, body = VideoList), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
         (status = 403, body = ErrorBody), (status = 404, description = "There is no video `after`.", body = ErrorBody)))]
 pub(super) async fn list(

@@ -1,5 +1,7 @@
 // The page: asks, watches by server-sent events (read with fetch, which can send a key), and plays.
 
+import { canPlayGrowing, playGrowing } from "./growing.js";
+
 const PAGE_SIZE = 12;
 const SAMPLES = 120;
 const KINDS = ["weights", "text_embedding", "cross_kv", "self_kv", "latent", "vae_feature", "step_residual", "reserved"];
@@ -7,6 +9,7 @@ const $ = (id) => document.getElementById(id);
 
 let key = sessionStorage.getItem("evanesce-key") ?? "";
 const queue = new Map();
+const ended = new Set();
 const pictures = new Map();
 let pages = [null];
 let listed = [];
@@ -25,11 +28,13 @@ function element(name, attributes = {}, ...children) {
 async function call(path, options = {}) {
   const headers = { ...(options.headers ?? {}) };
   if (key) headers.Authorization = `Bearer ${key}`;
-  const response = await fetch(path, { ...options, headers });
+  const response = await fetch(path, { ...options, headers }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("the service cannot be reached; what was asked was not done");
+  });
   if (response.ok) return response;
   let message = `the service answered ${response.status}`;
   try { message = (await response.json()).error.message; } catch { /* the status says it */ }
-  if (response.status === 401) $("key").hidden = false;
+  if (response.status === 401) $("key-section").hidden = false;
   throw Object.assign(new Error(message), { status: response.status });
 }
 
@@ -80,51 +85,100 @@ async function act(path, method) {
 function noted(video) {
   const isOver = video.status === "completed" || video.status === "failed";
   const was = queue.has(video.id);
-  if (isOver) { queue.delete(video.id); if (was || !listed.some((v) => v.id === video.id)) refresh(); } else queue.set(video.id, video);
+  if (isOver) { ended.add(video.id); queue.delete(video.id); if (was || !listed.some((v) => v.id === video.id)) refresh(); } else queue.set(video.id, video);
   drawQueue();
 }
 
 function words(video) {
-  const parts = [video.priority];
+  const parts = [video.priority, video.quality];
   if (video.status === "queued") parts.push(`place ${video.queue_position ?? "?"}`);
+  else if (video.phase === "queued") parts.push("starting");
   else parts.push(video.phase === "denoise" ? `step ${video.step} of ${video.total_steps}` : video.phase);
   if (video.eta_s !== null) parts.push(video.eta_s < 90 ? `about ${Math.ceil(video.eta_s)} s` : `about ${Math.round(video.eta_s / 60)} min`);
+  const device = video.memory?.device?.owned_bytes;
+  if (device) parts.push(human(device));
   return parts.join(" · ");
+}
+
+// What gave way for lack of memory, each thing once.
+function gaveWay(video) {
+  const said = (video.degradations ?? []).map((one) => typeof one === "string" ? one : one.message ?? one.action ?? JSON.stringify(one));
+  return said.length ? `gave way: ${[...new Set(said)].join(", ")}` : "";
+}
+
+function row(video) {
+  const watch = element("video", { muted: "", playsinline: "", hidden: "", "aria-label": `So far: ${video.prompt}` });
+  watch.muted = true;
+  return element("li", { "data-id": video.id }, watch, element("span", { class: "prompt", title: video.prompt }, video.prompt),
+    element("span", { class: "detail" }), element("span", { class: "gave-way", hidden: "" }), element("progress", { max: 100, "aria-label": `Progress: ${video.prompt}` }),
+    element("button", { type: "button", "aria-label": `Cancel: ${video.prompt}`, onclick: () => act(`/v1/videos/${video.id}/cancel`, "POST") }, "Cancel"));
 }
 
 function drawQueue() {
   const order = [...queue.values()].sort((a, b) => (a.queue_position ?? 0) - (b.queue_position ?? 0) || a.created_at - b.created_at);
-  const kept = new Map([...$("queue").children].map((row) => [row.dataset.id, row]));
-  $("queue").replaceChildren(...order.map((video) => {
-    let row = kept.get(video.id);
-    if (!row) {
-      row = element("li", { "data-id": video.id }, element("span", { class: "prompt", title: video.prompt }, video.prompt),
-        element("span", { class: "detail" }), element("progress", { max: 100, "aria-label": "progress" }),
-        element("button", { type: "button", "aria-label": `Cancel: ${video.prompt}`, onclick: () => act(`/v1/videos/${video.id}/cancel`, "POST") }, "Cancel"));
-    }
-    row.querySelector(".detail").textContent = words(video);
-    row.querySelector("progress").value = video.progress;
-    return row;
-  }));
+  const kept = new Map([...$("queue").children].map((made) => [made.dataset.id, made]));
+  order.forEach((video, at) => {
+    const made = kept.get(video.id) ?? row(video);
+    kept.delete(video.id);
+    made.querySelector(".detail").textContent = words(video);
+    made.querySelector("progress").value = video.progress;
+    const gave = made.querySelector(".gave-way");
+    gave.textContent = gaveWay(video);
+    gave.hidden = !gave.textContent;
+    // A row that is in its place is not touched: moving it would stop its video and take the focus from its button.
+    if ($("queue").children[at] !== made) $("queue").insertBefore(made, $("queue").children[at] ?? null);
+    watchGrowing(video, made.querySelector("video"));
+  });
+  for (const made of kept.values()) made.remove();
   $("queue-empty").hidden = order.length > 0;
+}
+
+// A video is shown in its row from its first pictures on; until there are any, the service says 409, and it is asked again later.
+const watched = new Map();
+
+function watchGrowing(video, shown) {
+  const hasPictures = video.status === "in_progress" && (video.phase === "decode" || video.phase === "encode" || video.progress >= 10);
+  const before = watched.get(video.id);
+  if (!canPlayGrowing() || !hasPictures || before === "playing" || before > performance.now()) return;
+  watched.set(video.id, "playing");
+  const open = (signal) => call(`/v1/videos/${video.id}/content`, { signal });
+  shown.addEventListener("loadeddata", () => { shown.hidden = false; shown.play().catch(() => {}); }, { once: true });
+  playGrowing(shown, open).catch(() => watched.set(video.id, performance.now() + 1000));
 }
 
 // Gallery
 
+// One at a time, and once more if something happened meanwhile: answers never overtake each other.
+let refreshing = false;
+let isStale = false;
+
 async function refresh() {
+  isStale = true;
+  if (refreshing) return;
+  refreshing = true;
+  while (isStale) {
+    isStale = false;
+    await list();
+  }
+  refreshing = false;
+}
+
+async function list() {
   const after = pages[pages.length - 1];
   try {
     const answer = await (await call(`/v1/videos?limit=${PAGE_SIZE}${after ? `&after=${after}` : ""}`)).json();
     listed = answer.data;
-    for (const video of listed) if (video.status === "queued" || video.status === "in_progress") queue.set(video.id, video);
+    // What has ended since the list was made stays ended.
+    for (const video of listed) if ((video.status === "queued" || video.status === "in_progress") && !ended.has(video.id)) queue.set(video.id, video);
     $("older").disabled = !answer.has_more;
     $("older").dataset.after = answer.last_id ?? "";
     $("newer").disabled = pages.length === 1;
+    $("pages").hidden = !answer.has_more && pages.length === 1;
     drawGallery();
     drawQueue();
   } catch (error) {
-    if (error.status === 404 && pages.length > 1) { pages = [null]; return refresh(); }
-    if (error.status !== 401) show("make-error", error.message);
+    if (error.status === 404 && pages.length > 1) { pages = [null]; isStale = true; }
+    else if (error.status !== 401) show("make-error", error.message);
   }
 }
 $("older").addEventListener("click", () => { pages.push($("older").dataset.after); refresh(); });
@@ -140,6 +194,7 @@ async function bytes(video, variant) {
 }
 
 function drawGallery() {
+  const focused = document.activeElement?.closest?.("#gallery li")?.dataset.id;
   const over = listed.filter((video) => video.status === "completed" || video.status === "failed");
   $("gallery").replaceChildren(...over.map((video) => {
     let picture;
@@ -148,11 +203,13 @@ function drawGallery() {
       bytes(video, "thumbnail").then((url) => { image.src = url; }, () => {});
       picture = element("button", { type: "button", class: "picture", "aria-label": `Play: ${video.prompt}`, onclick: () => play(video) }, image);
     } else picture = element("div", { class: "failed" }, video.error.message);
-    const foot = element("div", { class: "foot" }, `${video.size} · ${video.num_frames} frames`,
+    const foot = element("div", { class: "foot" }, [`${video.size} · ${video.num_frames} ${video.num_frames === 1 ? "frame" : "frames"}`, gaveWay(video)].filter(Boolean).join(" · "),
       element("button", { type: "button", "aria-label": `Delete: ${video.prompt}`, onclick: () => act(`/v1/videos/${video.id}`, "DELETE") }, "Delete"));
-    return element("li", {}, picture, element("span", { class: "prompt", title: video.prompt }, video.prompt), foot);
+    return element("li", { "data-id": video.id }, picture, element("span", { class: "prompt", title: video.prompt }, video.prompt), foot);
   }));
   $("gallery-empty").hidden = over.length > 0;
+  $("gallery-empty").textContent = $("pages").hidden ? "No videos yet." : "No finished videos on this page.";
+  if (focused) [...$("gallery").children].find((made) => made.dataset.id === focused)?.querySelector("button")?.focus();
 }
 
 async function play(video) {
@@ -176,6 +233,10 @@ function human(count) {
 
 function drawMemory() {
   const now = history[history.length - 1];
+  $("memory-empty").hidden = true;
+  // How short memory is, while it is; a word that the service sends.
+  const isShort = now.pressure && now.pressure !== "calm";
+  show("pressure", isShort ? `memory is short: ${now.pressure}` : "");
   const tiers = ["device", "host", "disk"].filter((tier) => now.tiers[tier]?.budget_bytes > 0);
   $("memory").replaceChildren(...tiers.map((tier) => {
     const held = now.tiers[tier];
@@ -209,7 +270,7 @@ function drawMemory() {
 
 const handlers = {
   video: (data) => noted(data),
-  "video.deleted": (data) => { queue.delete(data.id); drawQueue(); refresh(); },
+  "video.deleted": (data) => { ended.add(data.id); queue.delete(data.id); drawQueue(); refresh(); },
   memory: (data) => { history = [...history, data].slice(-SAMPLES); drawMemory(); },
   missed: () => refresh(),
 };
@@ -238,7 +299,7 @@ async function begin() {
   for (let wait = 500; mine === watching; wait = Math.min(wait * 2, 10000)) {
     try {
       const stream = await call("/v1/events");
-      $("key").hidden = true;
+      $("key-section").hidden = true;
       show("key-error", "");
       connected("live", false);
       wait = 500;

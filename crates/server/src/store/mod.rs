@@ -10,10 +10,11 @@ use std::future::Future;
 use std::pin::Pin;
 
 pub use sqlite::SqliteStore;
+use utoipa::ToSchema;
 
 use crate::clock::UnixMs;
 use crate::id::VideoId;
-use crate::job::{Failure, Job, JobMemory, Order};
+use crate::job::{Failure, Job, JobMemory, Order, Webhook};
 
 /// Why the store could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,8 @@ pub struct NewJob {
     pub created: UnixMs,
     /// The client's idempotency key, and a digest of what came with it.
     pub idempotency: Option<(String, [u8; 32])>,
+    /// Who is told when it ends.
+    pub webhook: Option<Webhook>,
 }
 
 /// How many jobs may wait or run at once.
@@ -88,12 +91,14 @@ pub enum Inserted {
 }
 
 /// Which way a list goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ToSchema)]
 pub enum Direction {
     /// Oldest first.
+    #[schema(rename = "asc")]
     Ascending,
     /// Newest first.
     #[default]
+    #[schema(rename = "desc")]
     Descending,
 }
 
@@ -154,6 +159,17 @@ pub enum Cancelled {
     Before(Box<Job>),
     /// There is no such job.
     Unknown,
+}
+
+/// One attempt to deliver a webhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// What came of it, in a few words.
+    pub said: String,
+    /// When it arrived, if it did.
+    pub delivered: Option<UnixMs>,
+    /// When to try again; `None`: it arrived, or is given up.
+    pub due: Option<UnixMs>,
 }
 
 /// Whose claims count as given up.
@@ -239,6 +255,15 @@ pub trait JobStore: Send + Sync {
 
     /// Removes jobs that have expired, at most `limit`; gives them.
     fn expire(&self, now: UnixMs, limit: u32) -> Answer<'_, Vec<Job>>;
+
+    /// Jobs that have ended and whose webhook is due by `now`, longest due first, at most `limit`.
+    fn webhooks_due(&self, now: UnixMs, limit: u32) -> Answer<'_, Vec<Job>>;
+
+    /// When the next webhook of a job that has ended is due.
+    fn next_webhook(&self) -> Answer<'_, Option<UnixMs>>;
+
+    /// Writes what came of an attempt; nothing, if the job is gone.
+    fn note_webhook<'a>(&'a self, id: &'a VideoId, attempt: &'a Attempt) -> Answer<'a, ()>;
 
     /// Whether a video of this name should exist: its job is completed.
     fn has_video<'a>(&'a self, id: &'a VideoId) -> Answer<'a, bool>;

@@ -6,11 +6,12 @@ use sqlx::sqlite::SqliteRow;
 use super::StoreError;
 use crate::clock::UnixMs;
 use crate::id::VideoId;
-use crate::job::{Failure, Job, Status};
+use crate::job::{Failure, Job, Status, Webhook};
 
 /// The columns that [`job`] reads.
 pub(super) const COLUMNS: &str = "seq, id, tenant, request, status, created_ms, started_ms, ended_ms, \
-                                  expires_ms, epoch, failure_code, failure_message, memory, degradations";
+                                  expires_ms, epoch, failure_code, failure_message, memory, degradations, webhook_url, webhook_id, webhook_attempts, \
+                                  webhook_due_ms, webhook_delivered_ms, webhook_said";
 
 /// The job that a row holds.
 pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
@@ -22,6 +23,17 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
     let degradations: Option<&str> = row.try_get("degradations")?;
     let code: Option<String> = row.try_get("failure_code")?;
     let message: Option<String> = row.try_get("failure_message")?;
+    let webhook = match row.try_get::<Option<String>, _>("webhook_url")? {
+        None => None,
+        Some(url) => Some(Webhook {
+            url,
+            message_id: row.try_get::<Option<String>, _>("webhook_id")?.unwrap_or_default(),
+            attempts: row.try_get("webhook_attempts")?,
+            due: moment("webhook_due_ms")?,
+            delivered: moment("webhook_delivered_ms")?,
+            said: row.try_get("webhook_said")?,
+        }),
+    };
     Ok(Job {
         seq: row.try_get("seq")?,
         id: VideoId::parse(id).ok_or_else(|| unreadable("it has no name of a video".to_owned()))?,
@@ -42,6 +54,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         degradations: degradations
             .map_or_else(|| Ok(Vec::new()), serde_json::from_str)
             .map_err(|error| unreadable(error.to_string()))?,
+        webhook,
     })
 }
 

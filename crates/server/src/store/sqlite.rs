@@ -12,8 +12,8 @@ use sqlx::{Row, Sqlite, Transaction};
 use super::rows::{COLUMNS, job, jobs};
 use super::schema::migrate;
 use super::{
-    Abandoned, Answer, Cancelled, Direction, Ending, Fenced, Inserted, JobStore, Lease, Listing, NewJob,
-    Page, QueueLimits, Requeued, StoreError,
+    Abandoned, Answer, Attempt, Cancelled, Direction, Ending, Fenced, Inserted, JobStore, Lease, Listing,
+    NewJob, Page, QueueLimits, Requeued, StoreError,
 };
 use crate::clock::UnixMs;
 use crate::id::VideoId;
@@ -87,11 +87,17 @@ impl SqliteStore {
         })?;
         let (key, digest) = new.idempotency.unzip();
         let sql = format!(
-            "INSERT INTO jobs (id, tenant, request, status, created_ms, idempotency_key, idempotency_digest)
-             VALUES (?, ?, ?, 'queued', ?, ?, ?) RETURNING {COLUMNS}"
+            "INSERT INTO jobs (id, tenant, request, status, created_ms, idempotency_key, idempotency_digest,
+                 webhook_url, webhook_id, webhook_due_ms)
+             VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?) RETURNING {COLUMNS}"
         );
         let query = sqlx::query(&sql).bind(new.id.as_str()).bind(&new.tenant).bind(request);
         let query = query.bind(new.created.0).bind(key).bind(digest.map(Vec::from));
+        let webhook = new.webhook.as_ref();
+        let due = webhook.and_then(|webhook| webhook.due).map(|at| at.0);
+        let query =
+            query.bind(webhook.map(|webhook| &webhook.url)).bind(webhook.map(|webhook| &webhook.message_id));
+        let query = query.bind(due);
         let created = job(&query.fetch_one(&mut *transaction).await?)?;
         transaction.commit().await?;
         Ok(Inserted::Created(Box::new(created)))
@@ -379,6 +385,35 @@ impl JobStore for SqliteStore {
                 "DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs WHERE expires_ms <= ? LIMIT ?) RETURNING {COLUMNS}"
             );
             jobs(&sqlx::query(&sql).bind(now.0).bind(limit).fetch_all(&self.writer).await?)
+        })
+    }
+
+    fn webhooks_due(&self, now: UnixMs, limit: u32) -> Answer<'_, Vec<Job>> {
+        Box::pin(async move {
+            let sql = format!(
+                "SELECT {COLUMNS} FROM jobs WHERE webhook_due_ms <= ? AND status IN ('completed', 'failed')
+                 ORDER BY webhook_due_ms LIMIT ?"
+            );
+            jobs(&sqlx::query(&sql).bind(now.0).bind(limit).fetch_all(&self.readers).await?)
+        })
+    }
+
+    fn next_webhook(&self) -> Answer<'_, Option<UnixMs>> {
+        Box::pin(async move {
+            let sql = "SELECT min(webhook_due_ms) FROM jobs
+                       WHERE webhook_due_ms IS NOT NULL AND status IN ('completed', 'failed')";
+            let row = sqlx::query(sql).fetch_one(&self.readers).await?;
+            Ok(row.try_get::<Option<i64>, _>(0)?.map(UnixMs))
+        })
+    }
+
+    fn note_webhook<'a>(&'a self, id: &'a VideoId, attempt: &'a Attempt) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let sql = "UPDATE jobs SET webhook_attempts = webhook_attempts + 1, webhook_said = ?,
+                           webhook_delivered_ms = ?, webhook_due_ms = ? WHERE id = ?";
+            let query = sqlx::query(sql).bind(&attempt.said).bind(attempt.delivered.map(|at| at.0));
+            query.bind(attempt.due.map(|at| at.0)).bind(id.as_str()).execute(&self.writer).await?;
+            Ok(())
         })
     }
 

@@ -229,6 +229,7 @@ impl<'m> Worker<'m> {
             }
             Event::Reported(Report::Deleted(job)) => {
                 self.stop(job.seq);
+                self.means.metrics.forget(&job.id);
                 self.means.board.delete(&job);
                 self.post_queue();
             }
@@ -291,7 +292,7 @@ impl<'m> Worker<'m> {
         let unit = run.advance();
         let (stage, took) = (run.meter.take_unit(), watch.elapsed());
         self.pace.learn(stage, &job.order, took);
-        self.means.metrics.unit(stage.map_or("noise", Stage::as_str), took);
+        self.means.metrics.unit(&job.id, stage.map_or("noise", Stage::as_str), took);
         self.schedule.served(seq, i64::try_from(took.as_millis()).unwrap_or(i64::MAX));
         let ending = match unit {
             Unit::More => {
@@ -304,6 +305,7 @@ impl<'m> Worker<'m> {
                     eta_s: self.pace.seconds_left(&job.order, &run.meter),
                     queue_position: None,
                     memory: Some(run.memory(self.model)),
+                    holder: Some(run.holder()),
                 };
                 self.means.board.post(job, live);
                 return self.tell_memory(false);
@@ -378,7 +380,7 @@ impl<'m> Worker<'m> {
     fn count_ending(&self, job: &Job, how: &'static str) {
         let ended = job.ended.unwrap_or(job.created);
         let took = Duration::from_millis(ended.ms_since(job.created).unsigned_abs());
-        self.means.metrics.ended(job.order.class, how, took);
+        self.means.metrics.ended(job, how, took);
     }
 
     fn write_again(&mut self) {

@@ -149,6 +149,11 @@ impl<'m> Run<'m> {
         Ok(memory(&model.cache().owned_by(id), &held))
     }
 
+    /// The job's name in the cache.
+    pub(super) fn holder(&self) -> JobId {
+        self.id
+    }
+
     /// What the job holds now.
     pub(super) fn memory(&self, model: &Model) -> JobMemory {
         let held = model.cache().owned_by(self.id);

@@ -20,6 +20,21 @@ impl Answer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
+    /// The body without the lengths that stand between its chunks.
+    pub(crate) fn unchunked(&self) -> Vec<u8> {
+        assert_eq!(self.header("transfer-encoding"), Some("chunked"));
+        let (mut whole, mut rest) = (Vec::new(), &self.body[..]);
+        loop {
+            let end = rest.windows(2).position(|pair| pair == b"\r\n").unwrap();
+            let length = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap(), 16).unwrap();
+            if length == 0 {
+                return whole;
+            }
+            whole.extend_from_slice(&rest[end + 2..end + 2 + length]);
+            rest = &rest[end + 2 + length + 2..];
+        }
+    }
+
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
@@ -63,6 +78,12 @@ impl Client {
         let mut answer = Answer { status, headers, body: Vec::new() };
         stream.read_to_end(&mut answer.body).unwrap();
         answer
+    }
+
+    /// The status of a request, and its body as it comes.
+    pub(crate) fn stream(&self, path: &str) -> (u16, BufReader<TcpStream>) {
+        let mut stream = self.open("GET", path, &[], b"");
+        (read_head(&mut stream).0, stream)
     }
 
     pub(crate) fn get(&self, path: &str) -> Answer {

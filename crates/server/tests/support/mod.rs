@@ -21,6 +21,11 @@ pub(crate) fn checkpoint() -> PathBuf {
 
 pub(crate) const AMPLE: Budgets = Budgets { device_bytes: 1 << 30, host_bytes: 1 << 30 };
 
+/// The checkpoint that ships, with defaults that are quick.
+pub(crate) fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/shapes")
+}
+
 /// The same checkpoint, made causal: blocks of 3 latent frames. The directory must outlive the service.
 pub(crate) fn causal_checkpoint() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -56,6 +61,7 @@ pub(crate) fn start_with(config: Config, budgets: Budgets) -> Result<Running, St
     start_over(checkpoint(), config, budgets)
 }
 
+/// A service over another checkpoint than the engine's golden one.
 pub(crate) fn start_over(checkpoint: PathBuf, config: Config, budgets: Budgets) -> Result<Running, String> {
     let (told, address) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::spawn(move || {

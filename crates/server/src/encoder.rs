@@ -1,0 +1,220 @@
+//! What turns frames into a video file: the H.264 encoder that is built in, or a program of the machine, such as ffmpeg, that takes raw
+//! frames on its standard input. It is named in the configuration; nothing of it is chosen by a client.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use evanesce_engine::video::{
+    FrameSink, Mp4Writer, Result, SinkState, VideoError, VideoSettings, VideoSummary,
+};
+
+/// What makes the files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Encoder {
+    /// The one that is built in: its videos can be watched while they are made, and be gone on with after a restart.
+    #[default]
+    BuiltIn,
+    /// A program that speaks ffmpeg's options.
+    Ffmpeg {
+        /// Its name or path.
+        program: PathBuf,
+        /// What it is told between its input and its output.
+        arguments: Vec<String>,
+    },
+}
+
+impl Encoder {
+    /// Whether the program can be run here.
+    ///
+    /// # Errors
+    /// One sentence that says why not.
+    pub(crate) fn check(&self) -> std::result::Result<(), String> {
+        let Self::Ffmpeg { program, .. } = self else { return Ok(()) };
+        let tried = Command::new(program).arg("-version").stdin(Stdio::null()).output();
+        let failed = match tried {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(output) => output.status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        Err(format!("ffmpeg of [encoder] is {:?}, which cannot be run: {failed}", program.display()))
+    }
+
+    /// A video that is to be at `path`, and whether it can be read there while it grows.
+    ///
+    /// # Errors
+    /// [`VideoError`] when it cannot be begun.
+    pub(crate) fn open(&self, path: &Path, settings: VideoSettings) -> Result<(Box<dyn FrameSink>, bool)> {
+        match self {
+            Self::BuiltIn => Ok((Box::new(Mp4Writer::create_growing(path, settings)?), true)),
+            Self::Ffmpeg { program, arguments } => {
+                Ok((Box::new(Piped::start(program, arguments, path, settings)?), false))
+            }
+        }
+    }
+}
+
+/// Frames on their way to another program.
+#[derive(Debug)]
+struct Piped {
+    child: Child,
+    input: Option<ChildStdin>,
+    path: PathBuf,
+    settings: VideoSettings,
+    /// One frame `[height, width, 3]` of bytes.
+    rgb: Vec<u8>,
+    frames: usize,
+}
+
+impl Piped {
+    fn start(program: &Path, arguments: &[String], path: &Path, settings: VideoSettings) -> Result<Self> {
+        let size = format!("{}x{}", settings.width, settings.height);
+        let rate = settings.fps.to_string();
+        let mut command = Command::new(program);
+        command.args([
+            "-hide_banner",
+            "-loglevel",
+            "error",
+            "-y",
+            "-f",
+            "rawvideo",
+            "-pixel_format",
+            "rgb24",
+        ]);
+        command.args(["-video_size", &size, "-framerate", &rate, "-i", "pipe:0"]).args(arguments).arg(path);
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let mut child = spawned.map_err(|error| failed(0, &format!("it cannot be run: {error}")))?;
+        let input = child.stdin.take();
+        let path = path.to_path_buf();
+        Ok(Self { child, input, path, settings, rgb: vec![0; settings.frame_len()], frames: 0 })
+    }
+
+    /// What it said before it ended.
+    fn last_words(&mut self) -> String {
+        // Without its input it ends, and what it has said can be read to the end.
+        drop(self.input.take());
+        let mut said = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            drop(stderr.read_to_string(&mut said));
+        }
+        said.lines().last().unwrap_or("it says nothing").to_owned()
+    }
+}
+
+fn failed(frame: usize, reason: &str) -> VideoError {
+    VideoError::Encoder { frame, reason: format!("the external encoder: {reason}") }
+}
+
+impl FrameSink for Piped {
+    fn push(&mut self, rgb: &[f32]) -> Result<()> {
+        let (got, expected) = (rgb.len(), self.rgb.len());
+        if got != expected {
+            return Err(VideoError::Frame { frame: self.frames, got, expected });
+        }
+        for (byte, value) in self.rgb.iter_mut().zip(rgb) {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in 0..=255")]
+            {
+                *byte = (value.clamp(0.0, 1.0) * 255.0).round() as u8;
+            }
+        }
+        let written = self.input.as_mut().map(|input| input.write_all(&self.rgb));
+        match written {
+            Some(Ok(())) => {
+                self.frames += 1;
+                Ok(())
+            }
+            Some(Err(_)) | None => {
+                let reason = self.last_words();
+                Err(failed(self.frames, &reason))
+            }
+        }
+    }
+
+    /// Before its first frame there is nothing to save; what the program keeps after that cannot be.
+    fn save(&mut self) -> Result<Option<SinkState>> {
+        Ok((self.frames == 0).then(|| SinkState { facts: Vec::new(), stream_bytes: 0 }))
+    }
+
+    fn restore(&mut self, facts: &[u8], _stream: &mut dyn Read) -> Result<()> {
+        if facts.is_empty() {
+            return Ok(());
+        }
+        Err(VideoError::State("what was saved was made by another encoder"))
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<VideoSummary> {
+        if self.frames == 0 {
+            return Err(VideoError::Empty);
+        }
+        let said = self.last_words();
+        let ended = self.child.wait().map_err(|error| failed(self.frames, &error.to_string()))?;
+        if !ended.success() {
+            return Err(failed(self.frames, &format!("{said} ({ended})")));
+        }
+        let file = std::fs::metadata(&self.path).map_err(|error| failed(self.frames, &error.to_string()))?;
+        let duration_s = self.frames as f64 / f64::from(self.settings.fps);
+        Ok(VideoSummary { frames: self.frames, duration_s, bytes: file.len() })
+    }
+}
+
+impl Drop for Piped {
+    fn drop(&mut self) {
+        // One that has ended is only reaped; one that is in the middle of a video is stopped.
+        drop(self.input.take());
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ffmpeg(arguments: &[&str]) -> Option<Encoder> {
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let encoder = Encoder::Ffmpeg { program: "ffmpeg".into(), arguments };
+        if let Err(sentence) = encoder.check() {
+            eprintln!("there is no ffmpeg on this machine, so it is not tried: {sentence}");
+            return None;
+        }
+        Some(encoder)
+    }
+
+    #[test]
+    fn frames_go_through_another_program_into_a_file() {
+        let Some(encoder) = ffmpeg(&["-c:v", "mpeg4", "-movflags", "+faststart"]) else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("video.mp4");
+        let settings = VideoSettings::new(64, 32, 16);
+        let (mut video, grows) = encoder.open(&path, settings).unwrap();
+        assert!(video.push(&[0.0; 3]).unwrap_err().to_string().contains("expected 6144"));
+        for frame in 0..9 {
+            video.push(&vec![frame as f32 / 8.0; settings.frame_len()]).unwrap();
+        }
+        let summary = video.finish().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!((summary.frames, summary.bytes, grows), (9, bytes.len() as u64, false));
+        assert_eq!(&bytes[4..8], b"ftyp");
+    }
+
+    #[test]
+    fn a_program_that_fails_fails_the_video_with_its_words() {
+        let Some(encoder) = ffmpeg(&["-c:v", "no_such_codec"]) else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let settings = VideoSettings::new(64, 32, 16);
+        let (mut video, _) = encoder.open(&dir.path().join("video.mp4"), settings).unwrap();
+        let frame = vec![0.5; settings.frame_len()];
+        // It may take some frames before it is seen to have ended.
+        let refused = (0..1000).find_map(|_| video.push(&frame).err());
+        let error =
+            refused.map_or_else(|| video.finish().unwrap_err().to_string(), |error| error.to_string());
+        assert!(error.contains("external encoder") && error.contains("no_such_codec"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_said_when_the_service_starts() {
+        let encoder = Encoder::Ffmpeg { program: "no-such-program".into(), arguments: Vec::new() };
+        assert!(encoder.check().unwrap_err().contains("no-such-program"));
+        assert_eq!(Encoder::default().check(), Ok(()));
+    }
+}

@@ -1,0 +1,179 @@
+//! One POST to somebody else's server: the name is resolved once, what it resolves to is checked, and that address is connected to.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Request, Uri, header};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::address::is_public;
+
+/// All of it, from the name to the status, may take this long.
+const PATIENCE: Duration = Duration::from_secs(15);
+const URL_CHARS_MAX: usize = 2048;
+const AGENT: &str = concat!("evanesce/", env!("CARGO_PKG_VERSION"));
+
+/// A place that takes webhooks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    uri: Uri,
+    /// Without the brackets of an address of version 6.
+    host: String,
+    port: u16,
+    is_https: bool,
+}
+
+impl Target {
+    /// Reads a URL.
+    ///
+    /// # Errors
+    /// One sentence that says what would be right.
+    pub(crate) fn parse(url: &str, private_addresses: bool) -> Result<Self, String> {
+        let wrong = || "webhook is a URL such as \"https://example.org/done\"".to_owned();
+        if url.len() > URL_CHARS_MAX {
+            return Err(format!("webhook has {} characters; at most {URL_CHARS_MAX} are taken", url.len()));
+        }
+        let uri: Uri = url.parse().map_err(|_| wrong())?;
+        let is_https = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(wrong()),
+        };
+        if is_https && !super::tls::IS_THERE {
+            return Err(
+                "webhook begins with https, and this program was built without it; use http".to_owned()
+            );
+        }
+        let authority = uri.authority().ok_or_else(wrong)?;
+        if authority.as_str().contains('@') {
+            return Err("webhook has a name or password in it; send it to a URL that needs none".to_owned());
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        if host.is_empty() {
+            return Err(wrong());
+        }
+        if let Ok(address) = host.parse() {
+            check(address, private_addresses)?;
+        }
+        let port = authority.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+        Ok(Self { uri, host, port, is_https })
+    }
+
+    /// The addresses of the host, if all of them may be connected to.
+    async fn addresses(&self, private_addresses: bool) -> Result<Vec<SocketAddr>, String> {
+        let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
+        let found: Vec<_> = found.map_err(|error| format!("its host cannot be found: {error}"))?.collect();
+        for address in &found {
+            check(address.ip(), private_addresses)?;
+        }
+        if found.is_empty() { Err("its host has no address".to_owned()) } else { Ok(found) }
+    }
+}
+
+fn check(address: std::net::IpAddr, private_addresses: bool) -> Result<(), String> {
+    if private_addresses || is_public(address) {
+        return Ok(());
+    }
+    Err("webhook leads to an address that is not of the public internet; private_addresses of [webhooks] would allow it".to_owned())
+}
+
+/// Posts `body`; gives the status. Redirects are not followed: they lead to addresses that nobody checked.
+///
+/// # Errors
+/// One sentence when there was no answer.
+pub(crate) async fn post(
+    target: &Target,
+    private_addresses: bool,
+    headers: &[(&'static str, String)],
+    body: String,
+) -> Result<u16, String> {
+    let whole = async {
+        let addresses = target.addresses(private_addresses).await?;
+        let stream =
+            TcpStream::connect(&*addresses).await.map_err(|error| format!("cannot connect: {error}"))?;
+        if target.is_https {
+            exchange(super::tls::wrap(stream, &target.host).await?, target, headers, body).await
+        } else {
+            exchange(stream, target, headers, body).await
+        }
+    };
+    tokio::time::timeout(PATIENCE, whole)
+        .await
+        .unwrap_or_else(|_elapsed| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    target: &Target,
+    headers: &[(&'static str, String)],
+    body: String,
+) -> Result<u16, String> {
+    let path = target.uri.path_and_query().map_or("/", |path| path.as_str());
+    let authority = target.uri.authority().map_or("", |authority| authority.as_str());
+    let mut request = Request::post(path)
+        .header(header::HOST, authority)
+        .header(header::USER_AGENT, AGENT)
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::CONTENT_LENGTH, body.len())
+        .header(header::CONNECTION, "close");
+    for (name, value) in headers {
+        request = request.header(*name, value);
+    }
+    let request = request.body(Body::from(body)).map_err(|error| format!("cannot be asked: {error}"))?;
+    let broken = |error: hyper::Error| format!("no answer: {error}");
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let driver = tokio::spawn(connection);
+    let answer = sender.send_request(request).await.map_err(broken);
+    // The status is all that counts; a body without end is not waited for.
+    driver.abort();
+    Ok(answer?.status().as_u16())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read_and_private_ones_are_refused_unless_allowed() {
+        let refused = |url: &str| Target::parse(url, false).unwrap_err();
+        for url in [
+            "",
+            "x",
+            "example.org/x",
+            "ftp://example.org",
+            "http://",
+            "http:///x",
+            "/only/path",
+            "http://exa mple.org",
+        ] {
+            assert!(refused(url).contains("webhook is a URL"), "{url}: {}", refused(url));
+        }
+        assert!(refused("http://me:pw@example.org/").contains("password"));
+        assert!(refused(&format!("http://example.org/{}", "x".repeat(3000))).contains("at most 2048"));
+        for url in [
+            "http://127.0.0.1:9/",
+            "http://[::1]/",
+            "http://169.254.169.254/latest",
+            "http://[::ffff:10.0.0.1]:80/x",
+        ] {
+            assert!(refused(url).contains("public internet"), "{url}");
+            assert!(Target::parse(url, true).is_ok(), "{url}");
+        }
+        let target = Target::parse("http://example.org/a?b=c", false).unwrap();
+        assert_eq!((target.host.as_str(), target.port), ("example.org", 80));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_to_a_private_address_is_refused_when_it_is_resolved() {
+        // Written so that only resolving shows what it is.
+        for host in ["localhost", "2130706433", "127.1"] {
+            let target = Target::parse(&format!("http://{host}:9/"), false).unwrap();
+            let refused = post(&target, false, &[], String::new()).await.unwrap_err();
+            assert!(refused.contains("public internet"), "{host}: {refused}");
+        }
+    }
+}
