@@ -98,6 +98,16 @@ impl Cache {
         Reservation::begin(&self.shared, Owner::Shared, wanted)
     }
 
+    /// Changes what a tier in memory may hold while jobs run, evicting and demoting what may leave. Bytes that must stay keep
+    /// their room, so used never passes budget (law 2): the budget falls as far as it can, and further calls bring it
+    /// down as those bytes leave. What it is then. The disk's budget is its file's size and stays.
+    pub fn set_budget(&self, tier: Tier, wanted_bytes: u64) -> u64 {
+        match tier {
+            Tier::Device | Tier::Host => self.shared.set_budget(tier, wanted_bytes),
+            Tier::Disk => self.shared.lock().arenas[tier].budget_bytes(),
+        }
+    }
+
     /// Gives all idle buffers back to the allocator. Bytes given back.
     pub fn trim(&self) -> u64 {
         let mut store = self.shared.lock();

@@ -135,6 +135,28 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Changes what a tier in memory may hold, evicting what may leave for it. What must stay keeps its room, so that law 2
+    /// holds at every moment: the budget falls as far as it can. What it is then.
+    pub(crate) fn set_budget(&self, tier: Tier, wanted_bytes: u64) -> u64 {
+        let mut store = self.lock();
+        let arena = &store.arenas[tier];
+        if arena.used_bytes() > wanted_bytes {
+            let mut need = PerTier::only(tier, arena.budget_bytes() - wanted_bytes);
+            if let Err(short) = policy::choose(&store.view(Displace::Anything), need)
+                && short.tier == tier
+            {
+                need[tier] = need[tier].saturating_sub(short.missing_bytes);
+            }
+            // What cannot be met now is met by a later call.
+            (store, _) = self.make_room(store, need, Displace::Anything);
+        }
+        store.arenas[tier].set_budget_bytes(wanted_bytes);
+        store.shed(tier);
+        store.arenas[tier].budget_bytes()
+    }
+}
+
 impl Store {
     pub(crate) fn fits(&self, need: &PerTier<u64>) -> bool {
         need.iter().all(|(tier, bytes)| *bytes <= self.arenas[tier].room_bytes())

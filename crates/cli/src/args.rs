@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Calibrate(Box<Calibrate>),
     /// Say how far two videos are from each other: PSNR and SSIM of the first block, of 0 to 2 s, of 2 to 5 s, and of all.
     Compare(Compare),
+    /// Say what a snapshot of a job or a checkpoint holds, and read all of it to verify it.
+    Inspect(Inspect),
     /// Say what a video would hold and move, what fits, and which policy would be chosen; no weights are needed.
     Plan(Box<PlanArgs>),
     /// Make videos for whoever asks over HTTP, with a queue that survives the process and a page to watch it.
@@ -232,6 +234,16 @@ pub(crate) struct Calibrate {
     /// Threads for arithmetic [default: one per processor].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// Print one JSON object on standard output, and nothing else there.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// A snapshot, the directory with all snapshots of a service, or a checkpoint.
+    pub(crate) directory: PathBuf,
     /// Print one JSON object on standard output, and nothing else there.
     #[arg(long)]
     pub(crate) json: bool,

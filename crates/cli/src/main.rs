@@ -5,6 +5,7 @@ mod bench;
 mod calibrate;
 mod compare;
 mod generate;
+mod inspect;
 mod machine;
 mod plan;
 mod progress;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Serve(args) => serve::run(args),
     }

@@ -1,6 +1,6 @@
 //! Cross-attention keys and values as entries of a job.
 
-use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier, Writer};
+use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Recover, Tier, Writer};
 use evanesce_wan::Result;
 use evanesce_wan::transformer::{CrossKv, CrossKvPage};
 use evanesce_wan::weights::Component;
@@ -63,7 +63,8 @@ impl CrossPages<'_> {
     /// Begins a page of `len_bytes`.
     pub(crate) fn begin(&self, layer: usize, len_bytes: usize) -> Result<Writer> {
         let key = keys::cross_kv(self.expert, self.branch, layer);
-        let spec = PutSpec::new(Tier::Device, self.lifetime, len_bytes);
+        // Whoever misses it computes it from the text.
+        let spec = PutSpec::new(Tier::Device, self.lifetime, len_bytes).recover(Recover::Recompute);
         self.job.put_with(key, spec).map_err(|error| crate::store_error(&key, error))
     }
 }

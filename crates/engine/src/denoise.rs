@@ -8,6 +8,7 @@ use evanesce_wan::schedule::{History, StepInput, StepOutput, expert_for};
 use evanesce_wan::transformer::{Branch, FrameKv};
 use evanesce_wan::weights::Component;
 
+use crate::adapt::Adapt;
 use crate::admission::pass_workspace_bytes;
 use crate::ahead::Ahead;
 use crate::blocks::Block;
@@ -30,6 +31,7 @@ pub(crate) struct Denoise<'a> {
     pub(crate) spec: &'a JobSpec,
     pub(crate) job: &'a Job,
     pub(crate) itinerary: &'a Itinerary,
+    pub(crate) adapt: &'a Adapt,
     pub(crate) block: &'a Block,
     pub(crate) cond: &'a Prompt,
     pub(crate) uncond: Option<&'a Prompt>,
@@ -193,8 +195,8 @@ impl Denoise<'_> {
     }
 
     fn ahead(&self, pass: usize) -> Ahead<'_> {
-        let &Self { model, spec, job, itinerary, block, .. } = self;
-        Ahead { model, spec, job, itinerary, block: block.at, pass }
+        let &Self { model, spec, job, itinerary, adapt, block, .. } = self;
+        Ahead { model, spec, job, itinerary, adapt, is_next_block: false, block: block.at, pass }
     }
 
     /// The guided velocity that one expert predicts for `sample`.
@@ -207,8 +209,8 @@ impl Denoise<'_> {
             let rollout = self.spec.rollout?;
             let owner = self.model.blueprint.context_of(rollout, component);
             let owner = (owner, self.model.expert(component).config().dim());
-            let pages =
-                FramePages::new(self.job, owner, branch, self.block, rollout, self.spec.page_codecs());
+            let codecs = self.spec.page_codecs();
+            let pages = FramePages::new(self.job, owner, branch, self.block, rollout, (codecs, self.adapt));
             // Each layer is read by one branch after the other: the first asks for both.
             let ahead = (branch == BranchName::Cond).then(|| self.ahead(pass.at));
             let measured = self.measured.filter(|_| branch == BranchName::Cond && !commits);

@@ -112,11 +112,11 @@ impl Itinerary {
         Tick(self.latent_frame(frame).first.0 + self.stride_ticks - 1)
     }
 
-    /// Tells the cache what the job reads first: its prompts and its first two blocks.
-    pub(crate) fn announce(&self, blueprint: &Blueprint, spec: &JobSpec, job: &Job) {
+    /// Tells the cache what the job reads first: its prompts, `block`, and the block after it.
+    pub(crate) fn announce(&self, blueprint: &Blueprint, spec: &JobSpec, job: &Job, block: usize) {
         self.announce_component(blueprint, job, Component::TextEncoder, 0, N_PROMPTS);
-        self.announce_block(blueprint, spec, job, 0);
-        self.announce_block(blueprint, spec, job, 1);
+        self.announce_block(blueprint, spec, job, block);
+        self.announce_block(blueprint, spec, job, block + 1);
     }
 
     /// Tells the cache what block `block` reads, if there is one: as a job begins a block it announces the next, so that

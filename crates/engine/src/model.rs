@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use evanesce_cache::{Budgets, Cache, Counters, Disk};
+use evanesce_cache::{Budgets, Cache, Counters, Disk, Tier};
 use evanesce_wan::checkpoint::Checkpoint;
 use evanesce_wan::text::{TextEncoder, Tokenizer};
 use evanesce_wan::transformer::Transformer;
@@ -16,6 +16,7 @@ use crate::error::{EngineError, Result};
 use crate::report::MemoryNow;
 use crate::request::JobSpec;
 use crate::residency::Weights;
+use crate::shelf::Shelf;
 use crate::waits::{WaitWatcher, Waits};
 
 /// One model, ready for jobs. Holds no weights of its own: those are entries of its cache.
@@ -30,6 +31,7 @@ pub struct Model {
     pub(crate) text: TextEncoder,
     /// Everything about it but its weights.
     pub(crate) blueprint: Arc<Blueprint>,
+    pub(crate) shelf: Option<Shelf>,
 }
 
 impl Model {
@@ -64,10 +66,20 @@ impl Model {
             blueprint,
             weights,
             porter: Porter::new()?,
+            shelf: None,
             waits: Waits::default(),
             cache,
             checkpoint,
         })
+    }
+
+    /// Keeps embeddings of prompts in `directory` as well, at most `limit_bytes` of them, so that text is encoded once however
+    /// often the process starts. They are named by content, and checked when they are read.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn keep_embeddings(self, directory: &Path, limit_bytes: u64) -> std::io::Result<Self> {
+        Ok(Self { shelf: Some(Shelf::open(directory, limit_bytes)?), ..self })
     }
 
     /// The checkpoint.
@@ -114,6 +126,16 @@ impl Model {
     pub(crate) fn prompt_tokens(&self, spec: &JobSpec) -> Result<[usize; 2]> {
         let [cond, uncond] = [&spec.prompt, &spec.negative].map(|text| self.tokenizer.prompt_ids(text));
         Ok([cond?.len(), uncond?.len()])
+    }
+
+    /// As [`Self::device_bytes_needed`], with what the tiers below can take at this moment.
+    ///
+    /// # Errors
+    /// When a prompt cannot be tokenized.
+    pub fn device_bytes_least(&self, spec: &JobSpec) -> Result<u64> {
+        let host_bytes = self.counters().tier(Tier::Host).budget_bytes;
+        let needs = Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?);
+        Ok(needs.device_bytes_beside(host_bytes, self.cache.disk()))
     }
 
     /// The expert for a component; a checkpoint with one transformer uses it for everything.

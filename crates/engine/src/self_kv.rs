@@ -5,7 +5,9 @@ use evanesce_wan::Result;
 use evanesce_wan::checkpoint::Rollout;
 use evanesce_wan::transformer::{Attended, Codec, EncodedRows, FrameKv, FramePage, Rows, encode};
 use evanesce_wan::weights::Component;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::adapt::Adapt;
 use crate::ahead::Ahead;
 use crate::blocks::{Block, Reach, reach};
 use crate::calibration::Measurement;
@@ -41,8 +43,22 @@ impl KvCodec {
         Codec::ALL.into_iter().find(|codec| codec.as_str() == name).map(Self::both)
     }
 
+    /// The name that [`Self::from_name`] knows it by; `None` for a pair that has none.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        Self::NAMES.into_iter().find(|name| Self::from_name(name) == Some(self))
+    }
+
     /// Every name that [`Self::from_name`] knows.
     pub const NAMES: [&'static str; 7] = ["f32", "bf16", "int8", "int4", "k8v4", "int2", "k4v2"];
+
+    /// Whether pages take no more bytes than in another codec.
+    #[must_use]
+    pub fn is_no_larger_than(self, other: Self) -> bool {
+        /// A whole group of numbers, so that what a group costs is counted.
+        const DIM: usize = 64;
+        self.page_bytes(1, DIM) <= other.page_bytes(1, DIM)
+    }
 
     /// Bytes of a page of `tokens` tokens of `dim` numbers.
     pub(crate) const fn page_bytes(self, tokens: usize, dim: usize) -> usize {
@@ -57,6 +73,21 @@ impl Default for KvCodec {
     }
 }
 
+/// Kept by name.
+impl Serialize for KvCodec {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        let name = self.name().ok_or_else(|| serde::ser::Error::custom("a codec without a name"))?;
+        name.serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for KvCodec {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        let name = String::deserialize(from)?;
+        Self::from_name(&name).ok_or_else(|| serde::de::Error::custom("not the name of a codec"))
+    }
+}
+
 /// The pages of one expert and branch, as one block sees them.
 #[derive(Debug)]
 pub(crate) struct FramePages<'a> {
@@ -67,9 +98,12 @@ pub(crate) struct FramePages<'a> {
     /// Whose text.
     pub(crate) branch: BranchName,
     pub(crate) block: &'a Block,
-    pub(crate) rollout: Rollout,
+    /// How a clip is made, with the window that the next block will see.
+    pub(crate) next: Rollout,
     /// How the pages of the job are stored.
     pub(crate) codecs: PageCodecs<'a>,
+    /// What gave way of that, by block.
+    pub(crate) adapt: &'a Adapt,
     /// Numbers of a row.
     pub(crate) dim: usize,
     /// Whether the block leaves pages of its own.
@@ -90,23 +124,12 @@ impl<'a> FramePages<'a> {
         branch: BranchName,
         block: &'a Block,
         rollout: Rollout,
-        codecs: PageCodecs<'a>,
+        (codecs, adapt): (PageCodecs<'a>, &'a Adapt),
     ) -> Self {
-        let reach = reach(rollout, block.frames.start);
-        Self {
-            job,
-            expert,
-            branch,
-            block,
-            rollout,
-            codecs,
-            dim,
-            commits: false,
-            reach,
-            ahead: None,
-            measured: None,
-            waits: Waits::default(),
-        }
+        let reach = reach(adapt.rollout(rollout), block.frames.start);
+        let next = adapt.next_rollout(rollout);
+        let (commits, ahead, measured, waits) = (false, None, None, Waits::default());
+        Self { job, expert, branch, block, next, codecs, adapt, dim, commits, reach, ahead, measured, waits }
     }
 }
 
@@ -153,6 +176,7 @@ impl FrameKv for FramePages<'_> {
             let owner = (self.expert, self.branch);
             let (key, codec) = self.codecs.page_read(owner, layer, *frame, self.block.at);
             let lease = self.job.try_get(&key).map_err(|error| crate::store_error(&key, error))?;
+            let codec = self.stored(codec, *frame);
             Ok(Box::new(Page { lease, codec, dim: self.dim }) as Box<dyn FramePage>)
         };
         let owner = (self.expert, self.branch);
@@ -195,7 +219,7 @@ impl FrameKv for FramePages<'_> {
 impl FramePages<'_> {
     /// Begins the pages of the block, of `tokens` tokens a frame: all of them or none.
     pub(crate) fn begin(&self, layer: usize, tokens: usize) -> Result<GroupWriter> {
-        let [sink, recent] = [self.rollout.sink_frames, self.rollout.recent_frames]
+        let [sink, recent] = [self.next.sink_frames, self.next.recent_frames]
             .map(|frames| u32::try_from(frames).expect("a checkpoint names at most 1024"));
         let newest = u32::try_from(self.block.frames.len()).expect("a block has few frames");
         let frames = self.block.frames.len();
@@ -213,12 +237,17 @@ impl FramePages<'_> {
         self.job.put_group(puts).map_err(|error| crate::store_error(&first, error))
     }
 
+    /// The codec in which the page of a frame is stored whose own one is `own`.
+    fn stored(&self, own: KvCodec, frame: usize) -> KvCodec {
+        self.adapt.smaller(own, self.codecs.blocks.holding(frame))
+    }
+
     /// The pages that the block leaves, in order: one of each frame, then the second ones of those that have one.
     fn written(&self, layer: usize) -> Vec<(usize, KvCodec)> {
         let frames = self.block.frames.clone();
         let own = frames.clone().map(|frame| (frame, self.codecs.page_codec(self.expert, layer, frame)));
         let newest = frames.filter_map(|frame| Some((frame, self.codecs.newest_codec(frame)?)));
-        own.chain(newest).collect()
+        own.chain(newest).map(|(frame, codec)| (frame, self.stored(codec, frame))).collect()
     }
 }
 
@@ -257,15 +286,17 @@ mod tests {
         let overrides = KvOverrides::default();
         let base = KvCodec::both(Codec::F32);
         let codecs = PageCodecs { base, overrides: &overrides, sink_frames: 0, blocks: Blocks::of(1, 1, 2) };
+        let adapt = Adapt::constant(base, ROLLOUT.recent_frames);
+        let stored = (codecs, &adapt);
         for (at, (job, expert, branch)) in all.iter().enumerate().rev() {
-            let pages = FramePages::new(job, (*expert, 4), *branch, &first, ROLLOUT, codecs);
+            let pages = FramePages::new(job, (*expert, 4), *branch, &first, ROLLOUT, stored);
             let pages = FramePages { commits: true, ..pages };
             for layer in 0..2 {
                 pages.commit(layer, &numbers(at, layer), &numbers(at + 100, layer)).expect("there is room");
             }
         }
         for (at, (job, expert, branch)) in all.iter().enumerate() {
-            let pages = FramePages::new(job, (*expert, 4), *branch, &second, ROLLOUT, codecs);
+            let pages = FramePages::new(job, (*expert, 4), *branch, &second, ROLLOUT, stored);
             for layer in 0..2 {
                 assert_eq!(pages.pages(layer).expect("it was committed").len(), 1);
                 let page = job.try_get(&keys::self_kv(*expert, *branch, layer, 0)).expect("it was committed");

@@ -7,6 +7,7 @@ use evanesce_wan::transformer::{CrossKv, FrameKv};
 use evanesce_wan::weights::{Component, GroupId};
 
 use super::{Moved, UnitPlan, flop};
+use crate::adapt::Adapt;
 use crate::admission::pass_workspace_bytes;
 use crate::ahead::LAYERS_AHEAD;
 use crate::blocks::{Block, reach};
@@ -54,7 +55,7 @@ impl<'a> Rehearsal<'a> {
     ) -> Self {
         let itinerary = Itinerary::new(blueprint, spec);
         let job = cache.open_job();
-        itinerary.announce(blueprint, spec, &job);
+        itinerary.announce(blueprint, spec, &job, 0);
         Self {
             blueprint,
             spec,
@@ -327,7 +328,9 @@ impl<'a> Rehearsal<'a> {
         let Some(rollout) = self.spec.rollout else { return Ok(()) };
         let owner =
             (self.blueprint.context_of(rollout, expert), self.blueprint.expert(expert).config().dim());
-        let pages = FramePages::new(&self.job, owner, branch, block, rollout, self.spec.page_codecs());
+        let adapt = Adapt::new(self.spec);
+        let codecs = self.spec.page_codecs();
+        let pages = FramePages::new(&self.job, owner, branch, block, rollout, (codecs, &adapt));
         let read: WanResult<_> = pages.pages(layer);
         let read = read?;
         if branch == BranchName::Cond {
