@@ -58,6 +58,11 @@ impl Arena {
         self.budget_bytes
     }
 
+    /// Changes the budget, as far as what is used allows; the caller calls [`shed`](Self::shed) before it unlocks.
+    pub(crate) fn set_budget_bytes(&mut self, bytes: u64) {
+        self.budget_bytes = bytes.max(self.used_bytes);
+    }
+
     pub(crate) fn used_bytes(&self) -> u64 {
         self.used_bytes
     }

@@ -21,10 +21,11 @@ pub fn entry_bytes(len_bytes: usize) -> u64 {
     charged_bytes(len_bytes as u64).max(LINE_BYTES)
 }
 
-/// Whole lines of memory, 64-byte aligned.
+/// Whole lines of memory, 64-byte aligned; or, in a cache that only counts, how many there would be.
 #[derive(Default)]
 pub(crate) struct Buffer {
     lines: Box<[Line]>,
+    counted_lines: u64,
 }
 
 impl Buffer {
@@ -34,7 +35,12 @@ impl Buffer {
         let mut lines = Vec::new();
         lines.try_reserve_exact(count)?;
         lines.resize(count, Line::zeroed());
-        Ok(Self { lines: lines.into_boxed_slice() })
+        Ok(Self { lines: lines.into_boxed_slice(), counted_lines: count as u64 })
+    }
+
+    /// What would be [`Self::zeroed`], without the bytes.
+    pub(crate) fn counted(len_bytes: usize) -> Self {
+        Self { lines: Box::default(), counted_lines: entry_bytes(len_bytes) / LINE_BYTES }
     }
 
     /// Copies all of `source` into `destination` where it has the size, else into new memory.
@@ -44,12 +50,25 @@ impl Buffer {
                 buffer.lines.copy_from_slice(&source.lines);
                 buffer
             }
-            None => Self { lines: source.lines.clone() },
+            None => Self { lines: source.lines.clone(), counted_lines: source.counted_lines },
         }
     }
 
     pub(crate) fn charged_bytes(&self) -> u64 {
-        self.lines.len() as u64 * LINE_BYTES
+        self.counted_lines * LINE_BYTES
+    }
+
+    /// The first `len_bytes` bytes; none where they are only counted.
+    pub(crate) fn first(&self, len_bytes: usize) -> &[u8] {
+        let bytes = self.bytes();
+        &bytes[..len_bytes.min(bytes.len())]
+    }
+
+    /// As [`Self::first`], to be written.
+    pub(crate) fn first_mut(&mut self, len_bytes: usize) -> &mut [u8] {
+        let bytes = self.bytes_mut();
+        let len_bytes = len_bytes.min(bytes.len());
+        &mut bytes[..len_bytes]
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

@@ -33,6 +33,13 @@ impl Cache {
         Self { shared: Arc::new(Shared::new(budgets, Some(disk))) }
     }
 
+    /// A cache that counts and moves entries as another one would, and holds no bytes: leases and writers of it are empty,
+    /// and there is no file under its disk tier. For planning: what a job will hold and move, by the same code.
+    pub fn counting(budgets: Budgets, disk_bytes: u64) -> Self {
+        let disk = (disk_bytes > 0).then(|| Disk::counting(disk_bytes));
+        Self { shared: Arc::new(Shared::counting(budgets, disk)) }
+    }
+
     /// The disk under the tiers in memory, if there is one.
     pub fn disk(&self) -> Option<&Disk> {
         self.shared.disk()
@@ -89,6 +96,16 @@ impl Cache {
     /// If a tier cannot make the room even by evicting all that may be evicted.
     pub fn reserve(&self, wanted: &[(Tier, u64)]) -> Result<Reservation, OutOfBudget> {
         Reservation::begin(&self.shared, Owner::Shared, wanted)
+    }
+
+    /// Changes what a tier in memory may hold while jobs run, evicting and demoting what may leave. Bytes that must stay keep
+    /// their room, so used never passes budget (law 2): the budget falls as far as it can, and further calls bring it
+    /// down as those bytes leave. What it is then. The disk's budget is its file's size and stays.
+    pub fn set_budget(&self, tier: Tier, wanted_bytes: u64) -> u64 {
+        match tier {
+            Tier::Device | Tier::Host => self.shared.set_budget(tier, wanted_bytes),
+            Tier::Disk => self.shared.lock().arenas[tier].budget_bytes(),
+        }
     }
 
     /// Gives all idle buffers back to the allocator. Bytes given back.

@@ -117,7 +117,9 @@ impl Draft {
                 }
                 buffer
             }
-            None => Buffer::zeroed(self.spec.len_bytes)
+            None => self
+                .shared
+                .buffer(self.spec.len_bytes)
                 .map_err(|_| PutError::NoMemory { key: self.key, needed_bytes: self.charged_bytes })?,
         };
         Ok(self)
@@ -144,11 +146,11 @@ impl Draft {
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.buffer.bytes()[..self.spec.len_bytes]
+        self.buffer.first(self.spec.len_bytes)
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer.bytes_mut()[..self.spec.len_bytes]
+        self.buffer.first_mut(self.spec.len_bytes)
     }
 
     /// Hands the buffer over to the slot table; the draft owes nothing any more.

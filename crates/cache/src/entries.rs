@@ -1,6 +1,5 @@
 //! Every change that an entry can undergo, from put to the return of its bytes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::arena::Account;
@@ -12,7 +11,8 @@ use crate::policy::GroupId;
 use crate::slots::{Expiry, Slot, SlotId, State};
 use crate::store::Store;
 use crate::{
-    CommitRefusal, EntryKey, Expired, Key, Kind, Lifetime, Overdue, Owner, PerTier, PutError, PutSpec, Tier,
+    CommitRefusal, EntryKey, Expired, JobId, Key, Kind, Lifetime, Overdue, Owner, PerTier, PutError, PutSpec,
+    Tier,
 };
 
 /// Why an entry goes.
@@ -147,13 +147,24 @@ impl Store {
         else {
             return;
         };
-        loop {
-            let window = self.jobs.get(&owner).and_then(|job| job.windows.get(&key.series()));
-            let oldest =
-                window.filter(|window| window.len() > recent as usize).and_then(BTreeMap::first_key_value);
-            let Some((_, &oldest)) = oldest else { return };
-            self.kill(oldest, Cause::Expired);
+        self.prune_old(owner, key.series(), recent);
+    }
+
+    /// Ends all but the `keep` highest frames of a series, one after another from the lowest.
+    pub(crate) fn prune_old(&mut self, owner: JobId, series: Key, keep: u32) -> Expired {
+        let mut oldest = Vec::new();
+        if let Some(window) = self.jobs.get(&owner).and_then(|job| job.windows.get(&series)) {
+            let excess = window.len().saturating_sub(keep as usize);
+            oldest.extend(window.values().take(excess).copied());
         }
+        let mut expired = Expired::default();
+        for id in oldest {
+            let bytes = self.slots[id].charged_bytes();
+            let returned = self.kill(id, Cause::Expired);
+            expired.entries += 1;
+            *(if returned { &mut expired.returned_bytes } else { &mut expired.quiescing_bytes }) += bytes;
+        }
+        expired
     }
 
     /// Counts a read of a live entry and leases it.

@@ -36,6 +36,19 @@ pub(crate) fn get(
     }
 }
 
+/// Leases an entry where it is, or, from disk, where there is room in memory. Counts nothing.
+pub(crate) fn peek(shared: &Arc<Shared>, owner: Owner, key: &EntryKey) -> Result<Lease, GetError> {
+    let store = shared.lock();
+    let in_memory = store.find(owner, key).filter(|id| store.slots[*id].tier != Tier::Disk);
+    let (mut store, found) = match in_memory {
+        Some(id) => (store, Ok(id)),
+        None => bring(shared, store, owner, key),
+    };
+    let id = found?;
+    store.slots[id].leases += 1;
+    Ok(Lease::adopt(shared, &store, id))
+}
+
 /// The entry, in memory: at home if room can be made there, else in the tier nearest to it. The lock may be open
 /// meanwhile.
 fn bring<'a>(

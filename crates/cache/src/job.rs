@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use crate::cache::remove;
 use crate::draft::Draft;
-use crate::fetch::{Fetcher, get};
+use crate::fetch::{Fetcher, get, peek};
 use crate::job_state::StageId;
 use crate::lease::Lease;
+use crate::owned::Owned;
 use crate::reservation::Reservation;
 use crate::room::{Locked, Shared};
 use crate::schedule::Uses;
@@ -108,19 +109,52 @@ impl Job {
     }
 
     /// Sends an entry to the tier below the one it is in, making room there. Where it is afterwards; `None` if there is
-    /// no such entry. It stays where it is if somebody holds it or there is no tier below.
+    /// no such entry. It stays where it is if somebody holds it or there is no tier below. If it is on its way somewhere, that is
+    /// waited for.
     ///
     /// # Errors
     /// If the tier below cannot make room.
     pub fn demote(&self, key: &Key) -> Result<Option<Tier>, OutOfBudget> {
-        let store = self.shared.lock();
-        let Some(id) = store.find(self.owner(), &EntryKey::Own(*key)) else { return Ok(None) };
+        self.demote_if(key, |_| true)
+    }
+
+    /// As [`demote`](Self::demote), if the entry is in `tier` then.
+    ///
+    /// # Errors
+    /// As [`demote`](Self::demote).
+    pub fn demote_from(&self, tier: Tier, key: &Key) -> Result<Option<Tier>, OutOfBudget> {
+        self.demote_if(key, |now| now == tier)
+    }
+
+    fn demote_if(&self, key: &Key, leaves: impl Fn(Tier) -> bool) -> Result<Option<Tier>, OutOfBudget> {
+        let mut store = self.shared.lock();
+        let id = loop {
+            let Some(id) = store.find(self.owner(), &EntryKey::Own(*key)) else { return Ok(None) };
+            if !store.slots[id].is_moving() {
+                break id;
+            }
+            store = self.shared.wait(store);
+        };
         let slot = &store.slots[id];
-        let below = slot.tier.below().filter(|_| slot.is_free_to_go());
+        let below = slot.tier.below().filter(|_| slot.is_free_to_go() && leaves(slot.tier));
         let Some(below) = below else { return Ok(Some(slot.tier)) };
         let (store, room) = self.shared.relocate(store, id, below, Displace::Anything);
         let found = store.find(self.owner(), &EntryKey::Own(*key)).map(|id| store.slots[id].tier);
         room.map(|()| found)
+    }
+
+    /// Leases an entry where it is, from disk into memory, for somebody who copies it elsewhere: not counted as a read, and
+    /// nothing is taken off the schedule.
+    ///
+    /// # Errors
+    /// As [`try_get`](Self::try_get).
+    pub fn peek(&self, key: &Key) -> Result<Lease, GetError> {
+        peek(&self.shared, self.owner(), &EntryKey::Own(*key))
+    }
+
+    /// What the job owns and can read, by key. Takes time proportional to it.
+    pub fn entries(&self) -> Vec<Owned> {
+        self.shared.lock().owned(self.id)
     }
 
     /// A handle for a thread that brings entries of this job home before they are read.
@@ -131,6 +165,12 @@ impl Job {
     /// Removes an entry of this job. Whether there was one.
     pub fn remove(&self, key: &Key) -> bool {
         remove(&self.shared, self.owner(), &EntryKey::Own(*key))
+    }
+
+    /// Ends what a series of [`Lifetime::Window`] entries holds beyond its `keep` highest frames; sinks stay. `member` names
+    /// the series: any of its keys, whatever the frame. Takes time for what ends, and copies nothing.
+    pub fn prune_old(&self, member: &Key, keep: u32) -> Expired {
+        self.shared.lock().prune_old(self.id, member.series(), keep)
     }
 
     /// Ends the current step and the entries whose last step it was, in time proportional to them (law 6).

@@ -55,7 +55,7 @@ impl Lease {
 
     /// The entry's bytes, 64-byte aligned.
     pub fn bytes(&self) -> &[u8] {
-        &self.held.buffer.bytes()[..self.held.len_bytes]
+        self.held.buffer.first(self.held.len_bytes)
     }
 
     /// The entry's key.

@@ -74,7 +74,7 @@ impl Destination {
             (Place::Disk(record), Self::Memory { idle }) => {
                 let disk = shared.disk().ok_or(MoveFault::NotMade)?;
                 let len = usize::try_from(record.payload_bytes).map_err(|_| MoveFault::NotMade)?;
-                let buffer = idle.take().map_or_else(|| Buffer::zeroed(len), Ok);
+                let buffer = idle.take().map_or_else(|| shared.buffer(len), Ok);
                 let mut buffer = buffer.map_err(|_| MoveFault::NotMade)?;
                 // A buffer that was filled in part may show bytes of another owner: it is dropped, not reused (law 10).
                 disk.load(record, buffer.bytes_mut()).map_err(MoveFault::Lost)?;

@@ -1,8 +1,14 @@
 //! Carrying out what the policy chose: the lock, eviction, and room (law 4: decisions are in `policy`, copies in `moves`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, TryReserveError};
 use std::ops::{Deref, DerefMut};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+#[cfg(not(test))]
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+// Under test every lock and wait is a point where another thread may go on: see `interleavings`.
+#[cfg(test)]
+use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
 use crate::arena::Account;
 use crate::buffer::Buffer;
@@ -21,6 +27,8 @@ pub(crate) struct Shared {
     /// Told whenever a move ends or is given up.
     moved: Condvar,
     disk: Option<Disk>,
+    /// Whether there are no bytes behind what is counted.
+    counts_only: bool,
 }
 
 /// The store, locked. Buffers that it threw away are dropped after the lock is.
@@ -57,7 +65,18 @@ impl DerefMut for Locked<'_> {
 impl Shared {
     pub(crate) fn new(budgets: Budgets, disk: Option<Disk>) -> Self {
         let extents = disk.as_ref().map_or_else(Extents::default, Disk::extents);
-        Self { store: Mutex::new(Store::new(budgets, extents)), moved: Condvar::new(), disk }
+        let store = Mutex::new(Store::new(budgets, extents));
+        Self { store, moved: Condvar::new(), disk, counts_only: false }
+    }
+
+    /// As [`new`](Self::new), without bytes.
+    pub(crate) fn counting(budgets: Budgets, disk: Option<Disk>) -> Self {
+        Self { counts_only: true, ..Self::new(budgets, disk) }
+    }
+
+    /// Zeroed memory for an entry of `len_bytes`.
+    pub(crate) fn buffer(&self, len_bytes: usize) -> Result<Buffer, TryReserveError> {
+        if self.counts_only { Ok(Buffer::counted(len_bytes)) } else { Buffer::zeroed(len_bytes) }
     }
 
     pub(crate) fn disk(&self) -> Option<&Disk> {
@@ -113,6 +132,28 @@ impl Shared {
             return (store, Err(refusal));
         }
         (store, Ok(()))
+    }
+}
+
+impl Shared {
+    /// Changes what a tier in memory may hold, evicting what may leave for it. What must stay keeps its room, so that law 2
+    /// holds at every moment: the budget falls as far as it can. What it is then.
+    pub(crate) fn set_budget(&self, tier: Tier, wanted_bytes: u64) -> u64 {
+        let mut store = self.lock();
+        let arena = &store.arenas[tier];
+        if arena.used_bytes() > wanted_bytes {
+            let mut need = PerTier::only(tier, arena.budget_bytes() - wanted_bytes);
+            if let Err(short) = policy::choose(&store.view(Displace::Anything), need)
+                && short.tier == tier
+            {
+                need[tier] = need[tier].saturating_sub(short.missing_bytes);
+            }
+            // What cannot be met now is met by a later call.
+            (store, _) = self.make_room(store, need, Displace::Anything);
+        }
+        store.arenas[tier].set_budget_bytes(wanted_bytes);
+        store.shed(tier);
+        store.arenas[tier].budget_bytes()
     }
 }
 

@@ -25,6 +25,11 @@ impl Uses {
     pub const fn every(period_ticks: u64, first: Tick, count: u64) -> Self {
         Self { first, period_ticks, count }
     }
+
+    /// First tick, ticks between two reads, and how many reads.
+    pub const fn parts(&self) -> (Tick, u64, u64) {
+        (self.first, self.period_ticks, self.count)
+    }
 }
 
 /// Ordered by the next tick first.
@@ -89,6 +94,15 @@ impl Schedule {
         {
             self.runs.extend(run.after(1).map(Reverse));
         }
+    }
+
+    /// What is still expected, in no particular order.
+    pub(crate) fn uses(&self) -> Vec<Uses> {
+        let runs = self.runs.iter().map(|Reverse(run)| run);
+        let mut uses: Vec<_> =
+            runs.map(|run| Uses::every(run.period_ticks, run.next, run.remaining)).collect();
+        uses.sort_by_key(Uses::parts);
+        uses
     }
 
     pub(crate) fn is_empty(&self) -> bool {

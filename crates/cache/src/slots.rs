@@ -92,6 +92,11 @@ impl Slot {
         self.is_still() && !self.flight_lost
     }
 
+    /// It is on its way to another tier, or room is being made for that.
+    pub(crate) fn is_moving(&self) -> bool {
+        self.relocating || self.moves > 0
+    }
+
     /// Nothing outside the table reads or moves it, as far as is known.
     pub(crate) fn is_still(&self) -> bool {
         self.leases == 0 && self.flights == 0 && self.moves == 0

@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use evanesce_engine::KvCodec;
+use evanesce_engine::plan::KvShape;
 
 use crate::bench::Bench;
-use crate::quantity::{DiskCache, parse_bytes, parse_disk_cache, parse_frame_size, parse_kv_codec};
+use crate::quantity::{
+    DiskCache, parse_bytes, parse_disk_cache, parse_frame_size, parse_kv_codec, parse_kv_shape,
+};
 
 /// Makes videos from text with Wan2.2, in memory that comes back.
 #[derive(Debug, Parser)]
@@ -26,6 +29,10 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Say how far two videos are from each other: PSNR and SSIM of the first block, of 0 to 2 s, of 2 to 5 s, and of all.
     Compare(Compare),
+    /// Say what a snapshot of a job or a checkpoint holds, and read all of it to verify it.
+    Inspect(Inspect),
+    /// Say what a video would hold and move, what fits, and which policy would be chosen; no weights are needed.
+    Plan(Box<PlanArgs>),
     /// Make videos for whoever asks over HTTP, with a queue that survives the process and a page to watch it.
     Serve(Serve),
 }
@@ -153,6 +160,10 @@ pub(crate) struct Generate {
     /// Also write a page about the job: what the cache held, what became of it, where the time went, pictures of the video.
     #[arg(long, value_name = "FILE.html")]
     pub(crate) report: Option<PathBuf>,
+    /// Say in that page how far the video is from this one: a video or a file of frames of the same size and length, such as a
+    /// run with other pages.
+    #[arg(long, value_name = "FILE", requires = "report")]
+    pub(crate) reference: Option<PathBuf>,
     /// Start from this noise: a safetensors file with `noise` [16, T, height/8, width/8] in f32.
     #[arg(long, value_name = "FILE")]
     pub(crate) noise_in: Option<PathBuf>,
@@ -162,6 +173,16 @@ pub(crate) struct Generate {
     /// Also write the frames, before video encoding: safetensors, `frames` [T, height, width, 3] f32 in 0..1.
     #[arg(long, value_name = "FILE")]
     pub(crate) frames_out: Option<PathBuf>,
+}
+
+/// Flags of `inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// A snapshot, the directory with all snapshots of a service, or a checkpoint.
+    pub(crate) directory: PathBuf,
+    /// Print one JSON object on standard output, and nothing else there.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Flags of `compare`.
@@ -177,6 +198,85 @@ pub(crate) struct Compare {
     /// Frames per second [default: what the video says, else 16].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=240))]
     pub(crate) fps: Option<u16>,
+    /// Print one JSON object on standard output, and nothing else there.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `plan`. What is not given comes from the checkpoint, then from Wan2.2's own settings.
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// `wan2.2-t2v-a14b`, or a checkpoint's directory; its weights need not be there [default: the small checkpoint that
+    /// ships with evanesce].
+    #[arg(long, value_name = "NAME|DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// What the video would show; only its length counts.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// What the video would not show; only its length counts.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) negative: Option<String>,
+    /// Tokens of either prompt [default: counted where there is a prompt and a tokenizer, else 512, the most].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub(crate) prompt_tokens: Option<u16>,
+    /// Width and height in pixels, multiples of 16.
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = parse_frame_size)]
+    pub(crate) size: Option<(usize, usize)>,
+    /// How many frames: one more than a multiple of 4.
+    #[arg(long, value_name = "N", conflicts_with = "seconds")]
+    pub(crate) frames: Option<usize>,
+    /// How many seconds, rounded to the nearest length the model can make.
+    #[arg(long, value_name = "S")]
+    pub(crate) seconds: Option<f64>,
+    /// Frames per second.
+    #[arg(long, value_name = "N")]
+    pub(crate) fps: Option<u32>,
+    /// Denoising steps.
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<usize>,
+    /// The timesteps that a checkpoint was distilled to, such as 1000,750,500,250; turns guidance off.
+    #[arg(long, value_name = "T,T,...", value_delimiter = ',')]
+    pub(crate) few_steps: Option<Vec<usize>>,
+    /// Guidance of the high-noise expert; 1 turns guidance off.
+    #[arg(long, value_name = "G")]
+    pub(crate) guidance_high: Option<f64>,
+    /// Guidance of the low-noise expert; 1 turns guidance off.
+    #[arg(long, value_name = "G")]
+    pub(crate) guidance_low: Option<f64>,
+    /// How keys and values of earlier frames are stored [default: bf16].
+    #[arg(long, value_name = "NAME", value_parser = parse_kv_codec)]
+    pub(crate) kv_codec: Option<KvCodec>,
+    /// Latent frames right before a block that it sees. Makes the plan one for a video made block by block.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) kv_window: Option<u16>,
+    /// Latent frames at the beginning that every block sees, besides.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub(crate) kv_sink: Option<u16>,
+    /// Latent frames of a block.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) block_frames: Option<u16>,
+    /// Memory for weights and everything the job keeps where arithmetic happens, such as 24GiB [default: three quarters of
+    /// what is free].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) device_memory: Option<usize>,
+    /// Memory for what has to make room there but is needed again [default: an eighth of what is free].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) host_memory: Option<usize>,
+    /// A directory and how much of it may be used for what finds no room in memory; its speed is measured.
+    #[arg(long, value_name = "DIR:BYTES", value_parser = parse_disk_cache)]
+    pub(crate) disk_cache: Option<DiskCache>,
+    /// Only the size of a plain cache of keys and values: layers, tokens and numbers of a key, such as 32x8192x4096.
+    #[arg(long, value_name = "LxTxD", value_parser = parse_kv_shape, conflicts_with_all = ["model", "kv_window"])]
+    pub(crate) shape: Option<KvShape>,
+    /// Do not measure how fast this machine copies, computes and reads its disk.
+    #[arg(long)]
+    pub(crate) no_measure: bool,
+    /// Threads for measuring [default: one per processor].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Also write the plan as a page with pictures.
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
     /// Print one JSON object on standard output, and nothing else there.
     #[arg(long)]
     pub(crate) json: bool,

@@ -2,19 +2,20 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
 use evanesce_engine::{
     Budgets, CancelToken, Disk, EngineError, JobRun, Model, Outcome, Outputs, Request, RequestedLength,
-    Solver, VideoTarget,
+    Solver, VideoTarget, WaitWatcher, fidelity,
 };
 
 use crate::args::{Generate, SolverName};
 use crate::machine;
 use crate::progress::{Display, say};
 use crate::quantity::DiskCache;
-use crate::report::{Page, Recorder};
+use crate::report::{Page, Recorder, Waits};
 use crate::summary::Summary;
 
 /// Runs the command and says how it went.
@@ -40,7 +41,7 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
             EngineError::Request("no checkpoint: the one that ships with evanesce was not found beside this program; name one with --model DIR".to_owned())
         })?,
     };
-    let model = match &args.disk_cache {
+    let mut model = match &args.disk_cache {
         None => Model::open(&directory, budgets(args))?,
         Some(DiskCache { directory: disk, bytes }) => {
             let disk = Disk::open(disk, *bytes as u64)
@@ -49,6 +50,8 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
         }
     };
     let load_s = started.elapsed().as_secs_f64();
+    let waits = Arc::new(Waits::default());
+    model.watch_waits(Arc::clone(&waits) as Arc<dyn WaitWatcher>);
 
     let mut display = Display::new();
     let mut recorder = Recorder::default();
@@ -57,7 +60,14 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
     let process_peak_bytes = machine::process_peak_bytes();
     if let Some(path) = &args.report {
         let (prompt, video) = (&args.prompt, &args.output);
+        let fidelity = args.reference.as_deref().map(|reference| {
+            let ours = args.frames_out.as_deref().unwrap_or(video);
+            let block_frames = outcome.spec.rollout.map_or(3, |rollout| rollout.block_frames);
+            Ok::<_, EngineError>((reference, fidelity::compare(ours, reference, block_frames, None)?))
+        });
         Page {
+            waits: &waits,
+            fidelity: fidelity.transpose()?,
             prompt,
             video,
             outcome: &outcome,

@@ -4,7 +4,9 @@ mod args;
 mod bench;
 mod compare;
 mod generate;
+mod inspect;
 mod machine;
+mod plan;
 mod progress;
 mod quantity;
 mod report;
@@ -35,6 +37,8 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Serve(args) => serve::run(args),
     }
 }

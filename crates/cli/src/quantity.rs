@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use evanesce_engine::KvCodec;
+use evanesce_engine::plan::KvShape;
 
 /// `8GiB`, `400MB`, `1.5 GiB`, `1048576`: bytes. KiB, MiB, GiB, TiB count in 1024s; kB, MB, GB, TB in 1000s.
 pub(crate) fn parse_bytes(text: &str) -> Result<usize, String> {
@@ -59,6 +60,22 @@ pub(crate) fn parse_disk_cache(text: &str) -> Result<DiskCache, String> {
 /// The codec of this name.
 pub(crate) fn parse_kv_codec(text: &str) -> Result<KvCodec, String> {
     KvCodec::from_name(text).ok_or_else(|| format!("write one of {}", KvCodec::NAMES.join(", ")))
+}
+
+/// `32x8192x4096`: layers, tokens and numbers of a key.
+pub(crate) fn parse_kv_shape(text: &str) -> Result<KvShape, String> {
+    let wrong = || "write LAYERSxTOKENSxNUMBERS, such as 32x8192x4096".to_owned();
+    let numbers: Option<Vec<usize>> = text.split('x').map(|number| number.trim().parse().ok()).collect();
+    match numbers.as_deref() {
+        Some(&[layers, tokens, dim])
+            if (1..=10_000).contains(&layers)
+                && (1..=1_000_000_000).contains(&tokens)
+                && (1..=1_000_000).contains(&dim) =>
+        {
+            Ok(KvShape { layers, tokens, dim })
+        }
+        _ => Err(wrong()),
+    }
 }
 
 /// Bytes for people: three digits and a unit.

@@ -3,7 +3,7 @@
 
 mod support;
 
-use support::{SMALL, generate, golden_checkpoint, names_in};
+use support::{SMALL, copy_tree, generate, golden_checkpoint, names_in};
 
 #[test]
 fn the_page_names_what_was_asked_and_the_numbers_of_the_job() {
@@ -23,6 +23,37 @@ fn the_page_names_what_was_asked_and_the_numbers_of_the_job() {
     assert!(page.contains(&cells), "{cells}");
     assert!(page.contains("<title>weights</title>") && page.contains("<title>vae_feature</title>"));
     assert!(!page.contains("http"), "nothing is fetched");
+}
+
+#[test]
+fn the_page_says_what_moved_how_long_it_was_waited_for_and_how_far_a_codec_is_from_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("causal");
+    copy_tree(&golden_checkpoint(), &model);
+    let path = model.join("model_index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    index["evanesce"] =
+        serde_json::json!({ "causal": { "block_frames": 3, "sink_frames": 2, "recent_frames": 3 } });
+    std::fs::write(path, index.to_string()).unwrap();
+    let video = ["a ball", "--size", "48x32", "--frames", "41", "--steps", "2", "--seed", "3"];
+    let made = |more: &[&str]| {
+        let output = generate(&model, dir.path(), &[&video[..], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    made(&["-o", "exact.mp4", "--frames-out", "exact.frames"]);
+    let reference = ["--reference", "exact.frames", "--frames-out", "ours.frames"];
+    made(&[&["-o", "int4.mp4", "--kv-codec", "int4", "--report", "job.html"], &reference[..]].concat());
+    let page = std::fs::read_to_string(dir.path().join("job.html")).unwrap();
+    for part in
+        ["weights, from the checkpoint", "device and host", "in time, 0 late", "arithmetic stood still for"]
+    {
+        assert!(page.contains(part), "{part}");
+    }
+    // Rows of 32 numbers: half a group, so five bits a number.
+    assert!(page.contains("<td>int4</td><td>int4</td><td>5.00</td>"), "the codec and its bits");
+    assert!(
+        page.contains("Against exact.frames") && page.contains("first block") && page.contains(" dB</td>")
+    );
 }
 
 #[test]

@@ -29,11 +29,20 @@ impl Drop for Serving {
 }
 
 fn serve(data: &Path) -> Serving {
+    serve_over(&golden_checkpoint(), data)
+}
+
+/// A service that keeps jobs on disk after every third unit, whatever that costs.
+fn serve_over(model: &Path, data: &Path) -> Serving {
+    let config = data.join("evanesce.toml");
+    std::fs::write(&config, "[snapshots]\nevery_units = 3\nshare_max = 1.0\n").unwrap();
     let mut command = evanesce();
     command
-        .args(["serve", "--listen", "127.0.0.1:0", "--threads", "2", "--device-memory", "1GiB", "--data"])
+        .args(["serve", "--listen", "127.0.0.1:0", "--threads", "2", "--device-memory", "1GiB", "--config"])
+        .arg(config)
+        .arg("--data")
         .arg(data);
-    let mut child = command.arg("--model").arg(golden_checkpoint()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.arg("--model").arg(model).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(|line| line.unwrap());
     let address =
         lines.find_map(|line| line.strip_prefix("listening on http://").map(|at| at.parse().unwrap()));
@@ -114,6 +123,221 @@ fn kill_9_loses_no_job_doubles_none_and_changes_no_bit() {
     // Nothing is left but six videos: no draft, no orphan.
     let names = |inner: &str| support::names_in(&dir.path().join(inner));
     assert_eq!((names("videos").len(), names("drafts").len()), (6, 0));
+}
+
+/// The golden checkpoint, made causal.
+fn causal_checkpoint() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    support::copy_tree(&golden_checkpoint(), dir.path());
+    let path = dir.path().join("model_index.json");
+    let mut index: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let causal = json!({"block_frames": 3, "sink_frames": 2, "recent_frames": 4, "positions": "window"});
+    index["evanesce"] = json!({ "causal": causal });
+    std::fs::write(path, index.to_string()).unwrap();
+    dir
+}
+
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+/// Lets a random time pass: power is not cut at events.
+#[expect(clippy::disallowed_methods, reason = "the moment is to be any, not that of an event")]
+fn some_moment_within(ms: u64, dice: &mut Dice) {
+    std::thread::sleep(std::time::Duration::from_millis(dice.roll(ms)));
+}
+
+/// Cuts a file of some snapshot short, or turns a bit in it: what a disk may do to the last write before the power went.
+fn tear_a_snapshot(data: &Path, dice: &mut Dice) -> bool {
+    let jobs: Vec<_> = std::fs::read_dir(data.join("snapshots")).into_iter().flatten().flatten().collect();
+    let parts = jobs.iter().flat_map(|job| std::fs::read_dir(job.path()).into_iter().flatten().flatten());
+    let parts: Vec<_> = parts.map(|part| part.path()).collect();
+    if parts.is_empty() {
+        return false;
+    }
+    let part = &parts[usize::try_from(dice.roll(parts.len() as u64)).unwrap()];
+    let mut bytes = std::fs::read(part).unwrap();
+    let at = usize::try_from(dice.roll(bytes.len().max(1) as u64)).unwrap();
+    if dice.roll(2) == 0 || bytes.is_empty() {
+        bytes.truncate(at);
+    } else {
+        bytes[at] ^= 1;
+    }
+    std::fs::write(part, bytes).unwrap();
+    true
+}
+
+/// What is in the data directory when nothing is under way: the store, and three files for each video.
+fn assert_no_orphan(data: &Path, ids: &[String]) {
+    let mut videos = ids.to_vec();
+    videos.sort();
+    assert_eq!(support::names_in(&data.join("videos")), videos);
+    for id in ids {
+        let names = support::names_in(&data.join("videos").join(id));
+        assert_eq!(names, ["spritesheet.jpg", "thumbnail.jpg", "video.mp4"]);
+    }
+    for emptied in ["drafts", "snapshots"] {
+        let there = data.join(emptied);
+        assert!(!there.exists() || support::names_in(&there).is_empty(), "{emptied}");
+    }
+}
+
+/// Kills at random moments until it was done so often; gives how often a job was under way then, and how many went on from a
+/// snapshot or were torn.
+fn kill_campaign(model: &Path, n_kills: usize, dice: &mut Dice) -> (usize, usize) {
+    let undisturbed_dir = tempfile::tempdir().unwrap();
+    let undisturbed = serve_over(model, undisturbed_dir.path());
+    let made = |job: &Value| {
+        let id = undisturbed.client.create(job);
+        assert_eq!(undisturbed.client.wait(&id)["status"], "completed");
+        undisturbed.client.video(&id)
+    };
+    let expected: Vec<_> = jobs().iter().map(made).collect();
+    drop(undisturbed);
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut serving = serve_over(model, dir.path());
+    let (mut ids, mut all): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+    let (mut killed, mut under_way, mut torn) = (0, 0, 0);
+    while killed < n_kills {
+        if ids.is_empty() {
+            ids = jobs().iter().map(|job| serving.client.create(job)).collect();
+            all.extend(ids.clone());
+        }
+        some_moment_within(400, dice);
+        let is_open =
+            |id: &String| serving.client.get(&format!("/v1/videos/{id}")).json()["status"] != "completed";
+        let any_open = ids.iter().any(is_open);
+        under_way += usize::from(any_open);
+        serving.child.kill().unwrap();
+        serving.child.wait().unwrap();
+        killed += 1;
+        if dice.roll(4) == 0 {
+            torn += usize::from(tear_a_snapshot(dir.path(), dice));
+        }
+        serving = serve_over(model, dir.path());
+        if !any_open {
+            for (id, expected) in ids.iter().zip(&expected) {
+                assert!(serving.client.video(id) == *expected, "{id} differs from its undisturbed run");
+            }
+            ids.clear();
+        }
+    }
+    for (id, expected) in ids.iter().zip(&expected) {
+        assert_eq!(serving.client.wait(id)["status"], "completed");
+        assert!(serving.client.video(id) == *expected, "{id} differs from its undisturbed run");
+    }
+    let mut listed = Vec::new();
+    loop {
+        let after = listed.last().map_or(String::new(), |id| format!("&after={id}"));
+        let page = serving.client.get(&format!("/v1/videos?order=asc&limit=100{after}")).json();
+        let names =
+            page["data"].as_array().unwrap().iter().map(|video| video["id"].as_str().unwrap().to_owned());
+        listed.extend(names);
+        if page["has_more"] == false {
+            break;
+        }
+    }
+    assert_eq!(listed, all, "none is lost and none is doubled");
+    drop(serving);
+    assert_no_orphan(dir.path(), &all);
+    (under_way, torn)
+}
+
+#[test]
+#[ignore = "two hundred kills take minutes"]
+fn two_hundred_kills_at_random_moments_lose_nothing_and_change_no_bit() {
+    let causal = causal_checkpoint();
+    let mut dice = Dice(2026);
+    for (what, model) in [("at once", golden_checkpoint()), ("block by block", causal.path().to_path_buf())] {
+        let (under_way, torn) = kill_campaign(&model, 100, &mut dice);
+        println!("{what}: 100 kills, {under_way} with jobs under way, {torn} snapshots torn");
+        assert!(under_way >= 50);
+    }
+}
+
+/// A file system of its own in memory; gone when dropped.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn new(path: &Path, size: &str) -> Self {
+        std::fs::create_dir_all(path).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(path)
+            .status();
+        assert!(
+            mounted.is_ok_and(|status| status.success()),
+            "this test needs to be allowed to mount a tmpfs"
+        );
+        Self(path.to_path_buf())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(&self.0).status());
+    }
+}
+
+#[test]
+#[ignore = "mounts a file system, which takes rights"]
+fn a_full_disk_and_kills_on_it_lose_nothing() {
+    let causal = causal_checkpoint();
+    let undisturbed_dir = tempfile::tempdir().unwrap();
+    let undisturbed = serve_over(causal.path(), undisturbed_dir.path());
+    let expected: Vec<_> = jobs()
+        .iter()
+        .map(|job| {
+            let id = undisturbed.client.create(job);
+            assert_eq!(undisturbed.client.wait(&id)["status"], "completed");
+            undisturbed.client.video(&id)
+        })
+        .collect();
+    drop(undisturbed);
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = Mounted::new(&dir.path().join("data"), "16m");
+    let mut serving = serve_over(causal.path(), &mounted.0);
+    let ids: Vec<_> = jobs().iter().map(|job| serving.client.create(job)).collect();
+    // Something else takes all space that there is, then gives it back, again and again.
+    let ballast = mounted.0.join("ballast");
+    let mut dice = Dice(5);
+    let mut n_full = 0;
+    for _ in 0..20 {
+        let space = Command::new("dd")
+            .args(["if=/dev/zero", "bs=64k"])
+            .arg(format!("of={}", ballast.display()))
+            .output();
+        n_full += usize::from(!space.unwrap().status.success());
+        some_moment_within(600, &mut dice);
+        if dice.roll(2) == 0 {
+            serving.child.kill().unwrap();
+            serving.child.wait().unwrap();
+            std::fs::remove_file(&ballast).unwrap();
+            serving = serve_over(causal.path(), &mounted.0);
+        } else {
+            std::fs::remove_file(&ballast).unwrap();
+        }
+        some_moment_within(100, &mut dice);
+    }
+    assert_eq!(n_full, 20);
+    for (id, expected) in ids.iter().zip(&expected) {
+        assert_eq!(serving.client.wait(id)["status"], "completed");
+        assert!(serving.client.video(id) == *expected, "{id} differs from its undisturbed run");
+    }
+    drop(serving);
+    assert_no_orphan(&mounted.0, &ids);
+}
+
+#[test]
+fn kills_at_random_moments_lose_nothing_block_by_block() {
+    let causal = causal_checkpoint();
+    kill_campaign(causal.path(), 4, &mut Dice(7));
 }
 
 #[test]

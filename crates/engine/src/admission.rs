@@ -4,6 +4,8 @@ use evanesce_cache::{Disk, Tier, entry_bytes};
 use evanesce_wan::weights::Component;
 
 use crate::ahead::STAGED_READS;
+use crate::blueprint::Blueprint;
+use crate::decode;
 use crate::error::{EngineError, Result};
 use crate::model::Model;
 use crate::request::JobSpec;
@@ -14,8 +16,8 @@ use crate::text::workspace_bytes;
 const LATENTS_AT_ONCE: usize = 7;
 const F32_BYTES: usize = size_of::<f32>();
 
-/// The least that lets a job finish: one group of weights at a time, everything else of a stage together, and of pages
-/// what the tiers below cannot take.
+/// The least that lets a job finish: one group of weights at a time and one that is read ahead, everything else of a stage
+/// together, and of pages what the tiers below cannot take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
     text_bytes: usize,
@@ -39,38 +41,31 @@ struct Pages {
 
 impl Needs {
     /// Computes them from shapes and the prompts' lengths.
-    ///
-    /// # Errors
-    /// When a prompt cannot be tokenized.
-    pub(crate) fn new(model: &Model, spec: &JobSpec) -> Result<Self> {
+    pub(crate) fn new(blueprint: &Blueprint, spec: &JobSpec, prompt_tokens: [usize; 2]) -> Self {
         let (height, width) = (spec.height / 8, spec.width / 8);
-        let frames = spec.block(0).frames.len();
-        let latent_numbers = model.checkpoint.vae().z_dim() * frames * height * width;
+        let frames = spec.blocks().longest();
+        let latent_numbers = blueprint.description.vae().z_dim() * frames * height * width;
         let latent_bytes = latent_numbers * F32_BYTES;
         let frame_tokens = (height / 2) * (width / 2);
-        let tokens = frames * frame_tokens;
         let branches = if spec.uses_guidance() { 2 } else { 1 };
 
-        let experts = [Component::HighNoise, Component::LowNoise].map(|component| model.serving(component));
-        let step_workspace_bytes =
-            over(experts, |c| model.expert(c).workspace_bytes(tokens, branches)) + 2 * latent_bytes;
-        let prompts = [&spec.prompt, &spec.negative].map(|text| model.tokenizer.prompt_ids(text));
-        let [cond, uncond] = prompts.map(|ids| ids.map(|ids| ids.len()));
-        let rows = cond?.max(uncond?) + 1;
-        let config = model.text.config();
+        let experts = blueprint.experts();
+        let step_workspace_bytes = over(experts, |c| step_workspace_bytes(blueprint, spec, c));
+        let [cond, uncond] = prompt_tokens;
+        let rows = cond.max(uncond) + 1;
+        let config = blueprint.description.text();
         let text_workspace_bytes = workspace_bytes(config, rows);
-        let picture_bytes = 4 * spec.height * spec.width * 3 * F32_BYTES;
-        let decode_workspace_bytes = model.decoder.workspace_bytes(height, width) + 2 * picture_bytes;
+        let decode_workspace_bytes = decode::workspace_bytes(blueprint, spec);
 
         let embedding_bytes = 2 * rows * config.d_model * F32_BYTES;
         let cross_kv = |c| {
-            let config = model.expert(c).config();
+            let config = blueprint.expert(c).config();
             branches * config.layers * 2 * rows * config.dim() * F32_BYTES
         };
-        let group = |component| largest_group_bytes(model, component);
+        let group = |component| blueprint.group_bytes(component).max().unwrap_or(0);
         let text = text_workspace_bytes + embedding_bytes + group(Component::TextEncoder);
         // Frames that a slot commits stand beside those they replace.
-        let features = 2 * model.decoder.slot_bytes(height, width);
+        let features = 2 * blueprint.decoder.slot_bytes(height, width);
         let cross_kv_bytes =
             if spec.rollout.is_some() { sum(experts, cross_kv) } else { over(experts, cross_kv) };
         // What stays from block to block, and so through the other stage: features while a block is denoised, text while
@@ -87,8 +82,10 @@ impl Needs {
             + features
             + stays(embedding_bytes + cross_kv_bytes)
             + group(Component::VaeDecoder);
-        let pages = Pages::new(model, spec, frame_tokens);
-        Ok(Self { text_bytes: text, stage_bytes: denoise.max(decode), pages })
+        let pages = Pages::new(blueprint, spec, frame_tokens);
+        // The thread that reads weights ahead may be in the middle of one group whatever comes next.
+        let read_ahead = if experts[0] == experts[1] { 0 } else { over(experts, group) };
+        Self { text_bytes: text, stage_bytes: denoise.max(decode) + read_ahead, pages }
     }
 
     /// The least Device tier in which the job finishes without help from the tiers below.
@@ -96,17 +93,29 @@ impl Needs {
         self.text_bytes.max(self.stage_bytes + self.pages.all_bytes) as u64
     }
 
+    /// The least Device tier in which the job finishes beside tiers of these budgets.
+    pub(crate) fn device_bytes_beside(&self, host_bytes: u64, disk: Option<&Disk>) -> u64 {
+        let host_bytes = usize::try_from(host_bytes).unwrap_or(usize::MAX);
+        let below = self.pages.below_bytes(host_bytes, disk);
+        let on_device = self.pages.all_bytes.saturating_sub(below).max(self.pages.staged_bytes);
+        self.text_bytes.max(self.stage_bytes + on_device) as u64
+    }
+
+    /// All pages of keys and values that the job keeps at once, in the device's bytes.
+    pub(crate) fn page_bytes(&self) -> u64 {
+        self.pages.all_bytes as u64
+    }
+
     /// Refuses a job that could not finish.
     ///
     /// # Errors
     /// [`EngineError::Budget`], with the least that would do beside the other tiers' budgets.
     pub(crate) fn check(&self, model: &Model) -> Result<()> {
-        let budget = |tier| usize::try_from(model.counters().tier(tier).budget_bytes).unwrap_or(usize::MAX);
-        let below = self.pages.below_bytes(budget(Tier::Host), budget(Tier::Disk), model.cache().disk());
-        let on_device = self.pages.all_bytes.saturating_sub(below).max(self.pages.staged_bytes);
-        let needed_bytes = self.text_bytes.max(self.stage_bytes + on_device);
-        let budget_bytes = budget(Tier::Device);
-        if budget_bytes < needed_bytes {
+        let budget = |tier| model.counters().tier(tier).budget_bytes;
+        let needed = self.device_bytes_beside(budget(Tier::Host), model.cache().disk());
+        if budget(Tier::Device) < needed {
+            let [budget_bytes, needed_bytes] =
+                [budget(Tier::Device), needed].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
             return Err(EngineError::Budget { tier: Tier::Device.as_str(), budget_bytes, needed_bytes });
         }
         Ok(())
@@ -115,37 +124,59 @@ impl Needs {
 
 impl Pages {
     /// Pages of both experts, kept from block to block.
-    fn new(model: &Model, spec: &JobSpec, frame_tokens: usize) -> Self {
+    fn new(blueprint: &Blueprint, spec: &JobSpec, frame_tokens: usize) -> Self {
         let Some(rollout) = spec.rollout else { return Self::default() };
-        let experts = [Component::HighNoise, Component::LowNoise].map(|component| model.serving(component));
+        let experts = blueprint.experts();
+        let owners = experts.map(|expert| blueprint.context_of(rollout, expert));
         let branches = if spec.uses_guidance() { 2 } else { 1 };
         let page_bytes = |c| {
-            let bytes = spec.kv_codec.page_bytes(frame_tokens, model.expert(c).config().dim());
+            let bytes = spec.kv_codec.page_bytes(frame_tokens, blueprint.expert(c).config().dim());
             usize::try_from(entry_bytes(bytes)).unwrap_or(usize::MAX)
         };
         // The last block leaves no pages.
-        let committed = spec.denoised_frames() - rollout.block_frames;
+        let committed = spec.block(spec.n_blocks() - 1).frames.start;
         let frames = committed.min(rollout.sink_frames + rollout.recent_frames);
-        let group_pages = committed.min(rollout.block_frames);
+        let group_pages = spec.blocks().longest_committed();
         let read = |c| frames * page_bytes(c);
-        let arriving = over(experts, |c| group_pages * page_bytes(c));
-        let all_bytes = sum(experts, |c| model.expert(c).config().layers * branches * read(c)) + arriving;
-        let staged_bytes = all_bytes.min(over(experts, |c| STAGED_READS * read(c)) + arriving);
-        Self { all_bytes, staged_bytes, page_bytes: over(experts, page_bytes), group_pages }
+        let arriving = over(owners, |c| group_pages * page_bytes(c));
+        let all_bytes = sum(owners, |c| blueprint.expert(c).config().layers * branches * read(c)) + arriving;
+        let staged_bytes = all_bytes.min(over(owners, |c| STAGED_READS * read(c)) + arriving);
+        Self { all_bytes, staged_bytes, page_bytes: over(owners, page_bytes), group_pages }
     }
 
     /// Bytes of pages that host and disk can take. Each keeps room for two groups: one that comes down while another one
     /// has not left yet. What goes to disk passes through the host.
-    fn below_bytes(&self, host_bytes: usize, disk_bytes: usize, disk: Option<&Disk>) -> usize {
+    fn below_bytes(&self, host_bytes: usize, disk: Option<&Disk>) -> usize {
         let slack_pages = 2 * self.group_pages;
         let Some(host_pages) = host_bytes.checked_div(self.page_bytes) else { return 0 };
         let Some(host_pages) = host_pages.checked_sub(slack_pages) else { return 0 };
         let disk_pages = disk.map_or(0, |disk| {
-            let page_bytes = usize::try_from(disk.entry_bytes(self.page_bytes)).unwrap_or(usize::MAX);
-            (disk_bytes / page_bytes).saturating_sub(slack_pages)
+            let pages = disk.budget_bytes() / disk.entry_bytes(self.page_bytes).max(1);
+            usize::try_from(pages).unwrap_or(usize::MAX).saturating_sub(slack_pages)
         });
         (host_pages + disk_pages).saturating_mul(self.page_bytes)
     }
+}
+
+/// What one pass of a block through an expert takes beyond entries and weights, at most.
+pub(crate) fn step_workspace_bytes(blueprint: &Blueprint, spec: &JobSpec, expert: Component) -> usize {
+    let frames = spec.blocks().longest();
+    pass_workspace_bytes(blueprint, spec, expert, frames)
+}
+
+/// As [`step_workspace_bytes`] for a block of `frames` latent frames.
+pub(crate) fn pass_workspace_bytes(
+    blueprint: &Blueprint,
+    spec: &JobSpec,
+    expert: Component,
+    frames: usize,
+) -> usize {
+    let (height, width) = (spec.height / 8, spec.width / 8);
+    let channels = blueprint.description.vae().z_dim();
+    let latent_bytes = channels * frames * height * width * F32_BYTES;
+    let tokens = frames * (height / 2) * (width / 2);
+    let branches = spec.branches(expert).len();
+    blueprint.expert(expert).workspace_bytes(tokens, branches) + 2 * latent_bytes
 }
 
 fn over(components: [Component; 2], bytes: impl Fn(Component) -> usize) -> usize {
@@ -155,8 +186,4 @@ fn over(components: [Component; 2], bytes: impl Fn(Component) -> usize) -> usize
 /// Over both experts, or over the only one.
 fn sum([high, low]: [Component; 2], bytes: impl Fn(Component) -> usize) -> usize {
     if high == low { bytes(high) } else { bytes(high) + bytes(low) }
-}
-
-fn largest_group_bytes(model: &Model, component: Component) -> usize {
-    model.checkpoint.groups(component).iter().map(|group| group.len_bytes).max().unwrap_or(0)
 }

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use evanesce_cache::{Fetcher, Job, Key};
 
+use crate::adapt::Adapt;
 use crate::blocks::reach;
 use crate::error::EngineError;
 use crate::itinerary::Itinerary;
@@ -16,7 +17,7 @@ use crate::model::Model;
 use crate::request::JobSpec;
 
 /// Layers of pages that are asked for ahead of the one that computes.
-const LAYERS_AHEAD: usize = 2;
+pub(crate) const LAYERS_AHEAD: usize = 2;
 /// Layers that may wait to be brought; a request beyond that is dropped, and made again by the next layer.
 const QUEUE_LAYERS: usize = 2;
 /// Reads whose pages the device holds at once at least, each of one layer and branch: the one under way and the one that
@@ -80,6 +81,9 @@ pub(crate) struct Ahead<'a> {
     pub(crate) spec: &'a JobSpec,
     pub(crate) job: &'a Job,
     pub(crate) itinerary: &'a Itinerary,
+    pub(crate) adapt: &'a Adapt,
+    /// Whether `block` is the one after the block under way.
+    pub(crate) is_next_block: bool,
     pub(crate) block: usize,
     /// Its number in the block: a step, or a commit.
     pub(crate) pass: usize,
@@ -114,16 +118,20 @@ impl Ahead<'_> {
         if self.pass + 1 < self.itinerary.passes() {
             return Some(Self { pass: self.pass + 1, ..*self });
         }
-        (self.block + 1 < self.spec.n_blocks()).then_some(Self { pass: 0, block: self.block + 1, ..*self })
+        let next = Self { pass: 0, block: self.block + 1, is_next_block: true, ..*self };
+        (next.block < self.spec.n_blocks()).then_some(next)
     }
 
     fn request(&self, layer: usize) {
         let Some(rollout) = self.spec.rollout.filter(|_| layer < self.layers()) else { return };
+        let rollout =
+            if self.is_next_block { self.adapt.next_rollout(rollout) } else { self.adapt.rollout(rollout) };
         let frames = reach(rollout, self.spec.block(self.block).frames.start).frames;
         let expert = self.itinerary.passing(self.pass);
+        let owner = self.model.blueprint.context_of(rollout, expert);
         let branches = self.spec.branches(expert).iter();
         let keys: Vec<_> = branches
-            .flat_map(|branch| frames.iter().map(move |frame| keys::self_kv(expert, *branch, layer, *frame)))
+            .flat_map(|branch| frames.iter().map(move |frame| keys::self_kv(owner, *branch, layer, *frame)))
             .collect();
         if !keys.is_empty() {
             self.model.porter.request(Wanted { fetcher: self.job.fetcher(), keys });

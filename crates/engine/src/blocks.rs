@@ -26,19 +26,75 @@ pub(crate) struct Reach {
     pub(crate) block_position: usize,
 }
 
+/// How many latent frames the blocks of a video have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Blocks {
+    /// Of the first block.
+    first: usize,
+    /// Of every other block; the last may hold some beyond the video's end.
+    other: usize,
+    /// Latent frames of the video.
+    video: usize,
+}
+
+impl Blocks {
+    /// How many blocks there are.
+    pub(crate) fn count(&self) -> usize {
+        1 + self.video.saturating_sub(self.first).div_ceil(self.other)
+    }
+
+    /// The latent frames of a block.
+    pub(crate) fn frames(&self, at: usize) -> Range<usize> {
+        match at.checked_sub(1) {
+            None => 0..self.first,
+            Some(before) => self.first + before * self.other..self.first + at * self.other,
+        }
+    }
+
+    /// Those of them that the video has.
+    pub(crate) fn decoded(&self, at: usize) -> Range<usize> {
+        let frames = self.frames(at);
+        frames.start..frames.end.min(self.video)
+    }
+
+    /// The number of the block that holds a latent frame.
+    pub(crate) fn holding(&self, frame: usize) -> usize {
+        frame.checked_sub(self.first).map_or(0, |later| 1 + later / self.other)
+    }
+
+    /// Latent frames of the longest block.
+    pub(crate) fn longest(&self) -> usize {
+        if self.count() == 1 { self.first } else { self.first.max(self.other) }
+    }
+
+    /// Latent frames of the longest block that leaves pages: the last one does not.
+    pub(crate) fn longest_committed(&self) -> usize {
+        match self.count() {
+            1 => 0,
+            2 => self.first,
+            _ => self.first.max(self.other),
+        }
+    }
+}
+
 impl JobSpec {
+    /// How the video is cut.
+    pub(crate) fn blocks(&self) -> Blocks {
+        let video = self.latent_frames();
+        match self.rollout {
+            None => Blocks { first: video, other: 1, video },
+            Some(rollout) => Blocks { first: rollout.first_block_frames, other: rollout.block_frames, video },
+        }
+    }
+
     /// Blocks that the video is made of.
     pub(crate) fn n_blocks(&self) -> usize {
-        self.rollout.map_or(1, |rollout| self.latent_frames().div_ceil(rollout.block_frames))
+        self.blocks().count()
     }
 
     /// The block with number `at`.
     pub(crate) fn block(&self, at: usize) -> Block {
-        let frames = match self.rollout {
-            None => 0..self.latent_frames(),
-            Some(Rollout { block_frames, .. }) => at * block_frames..(at + 1) * block_frames,
-        };
-        Block { at, frames }
+        Block { at, frames: self.blocks().frames(at) }
     }
 
     /// Latent frames that are denoised: those of the video, in whole blocks.
@@ -48,7 +104,7 @@ impl JobSpec {
 
     /// The number of the block that holds a latent frame.
     pub(crate) fn block_of(&self, frame: usize) -> usize {
-        self.rollout.map_or(0, |rollout| frame / rollout.block_frames)
+        self.blocks().holding(frame)
     }
 
     /// The seed of a block's noise: the job's own for the first block, another one for each later block, whatever was
@@ -75,10 +131,42 @@ pub(crate) fn reach(rollout: Rollout, first: usize) -> Reach {
 
 #[cfg(test)]
 mod tests {
+    use evanesce_wan::checkpoint::{Context, ContextSample};
+
     use super::*;
 
     fn rollout(positions: Positions) -> Rollout {
-        Rollout { block_frames: 3, sink_frames: 2, recent_frames: 4, positions }
+        Rollout {
+            block_frames: 3,
+            first_block_frames: 3,
+            sink_frames: 2,
+            recent_frames: 4,
+            positions,
+            context: Context::PerExpert,
+            context_sample: ContextSample::X0,
+        }
+    }
+
+    #[test]
+    fn blocks_follow_each_other_and_the_first_may_be_of_its_own_length() {
+        for (first, other, video) in [(3, 3, 21), (1, 3, 21), (1, 3, 1), (5, 2, 4), (2, 7, 40)] {
+            let blocks = Blocks { first, other, video };
+            let mut next = 0;
+            for at in 0..blocks.count() {
+                let frames = blocks.frames(at);
+                assert_eq!((frames.start, frames.len()), (next, if at == 0 { first } else { other }));
+                assert!(frames.start < video && frames.len() <= blocks.longest());
+                assert!(frames.clone().all(|frame| blocks.holding(frame) == at), "{blocks:?} {at}");
+                assert_eq!(blocks.decoded(at).end, frames.end.min(video));
+                next = frames.end;
+            }
+            assert!(next >= video);
+        }
+        let lengths = |video| {
+            let blocks = Blocks { first: 1, other: 3, video };
+            (blocks.longest(), blocks.longest_committed())
+        };
+        assert_eq!([1, 2, 4, 5].map(lengths), [(1, 0), (3, 1), (3, 1), (3, 3)]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Cross-attention keys and values as entries of a job.
 
-use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier};
+use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Recover, Tier, Writer};
 use evanesce_wan::Result;
 use evanesce_wan::transformer::{CrossKv, CrossKvPage};
 use evanesce_wan::weights::Component;
@@ -49,13 +49,22 @@ impl CrossKv for CrossPages<'_> {
     }
 
     fn put(&self, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
-        let key = keys::cross_kv(self.expert, self.branch, layer);
-        let spec = PutSpec::new(Tier::Device, self.lifetime, 4 * (keys.len() + values.len()));
-        let mut writer = self.job.put_with(key, spec).map_err(|error| crate::store_error(&key, error))?;
+        let mut writer = self.begin(layer, 4 * (keys.len() + values.len()))?;
         let (first, second) = writer.bytes_mut().split_at_mut(4 * keys.len());
         write_f32(first, keys);
         write_f32(second, values);
+        let key = *writer.key();
         drop(writer.commit().map_err(|error| crate::store_error(&key, error.refusal))?);
         Ok(())
+    }
+}
+
+impl CrossPages<'_> {
+    /// Begins a page of `len_bytes`.
+    pub(crate) fn begin(&self, layer: usize, len_bytes: usize) -> Result<Writer> {
+        let key = keys::cross_kv(self.expert, self.branch, layer);
+        // Whoever misses it computes it from the text.
+        let spec = PutSpec::new(Tier::Device, self.lifetime, len_bytes).recover(Recover::Recompute);
+        self.job.put_with(key, spec).map_err(|error| crate::store_error(&key, error))
     }
 }

@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 use evanesce_cache::{Job, Tier};
 use evanesce_wan::WanError;
 
+use crate::blueprint::Blueprint;
 use crate::bytes::as_f32;
 use crate::error::{EngineError, Result};
 use crate::features::FeatureEntries;
@@ -25,8 +26,7 @@ impl Decode<'_> {
     /// Decodes latent frame `frame`, ends its step, and gives its pictures `[n, height, width, 3]` in 0..=1.
     pub(crate) fn take(&self, frame: usize) -> Result<Vec<f32>> {
         let (height, width) = (self.spec.height / 8, self.spec.width / 8);
-        let picture_bytes = 4 * self.spec.height * self.spec.width * 3 * size_of::<f32>();
-        let workspace_bytes = self.model.decoder.workspace_bytes(height, width) + 2 * picture_bytes;
+        let workspace_bytes = workspace_bytes(&self.model.blueprint, self.spec);
         let scratch =
             self.job.reserve(&[(Tier::Device, workspace_bytes as u64)]).map_err(EngineError::cache)?;
         let key = keys::latent(LatentRole::Final, frame);
@@ -36,9 +36,11 @@ impl Decode<'_> {
         let latents = Tensor::from_slice(numbers, (channels, 1, height, width), &Device::Cpu)
             .map_err(WanError::from)?;
         drop(latent);
-        let weights = self.model.weights.for_job(self.job, self.itinerary.latent_frame(frame));
+        let weights =
+            self.model.weights.for_job(self.job, self.itinerary.latent_frame(frame), &self.model.waits);
         let features = FeatureEntries { job: self.job, spec: self.spec, itinerary: self.itinerary, frame };
-        let pictures = self.model.decoder.decode_chunk(&latents, frame as u64, &weights, &features)?;
+        let pictures =
+            self.model.blueprint.decoder.decode_chunk(&latents, frame as u64, &weights, &features)?;
         let mut pictures = pictures.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(WanError::from)?;
         for value in &mut pictures {
             *value = (*value / 2.0 + 0.5).clamp(0.0, 1.0);
@@ -47,4 +49,10 @@ impl Decode<'_> {
         self.job.step();
         Ok(pictures)
     }
+}
+
+/// Bytes that decoding one latent frame takes beyond weights, kept frames and the latent, at most.
+pub(crate) fn workspace_bytes(blueprint: &Blueprint, spec: &JobSpec) -> usize {
+    let picture_bytes = 4 * spec.height * spec.width * 3 * size_of::<f32>();
+    blueprint.decoder.workspace_bytes(spec.height / 8, spec.width / 8) + 2 * picture_bytes
 }

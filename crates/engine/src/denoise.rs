@@ -2,10 +2,14 @@
 
 use candle_core::{Device, Tensor};
 use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tick, Tier, Uses};
-use evanesce_wan::schedule::{History, StepInput, StepOutput};
+use evanesce_wan::checkpoint::{Context, ContextSample};
+use evanesce_wan::noise::step_noise;
+use evanesce_wan::schedule::{History, StepInput, StepOutput, expert_for};
 use evanesce_wan::transformer::{Branch, FrameKv};
 use evanesce_wan::weights::Component;
 
+use crate::adapt::Adapt;
+use crate::admission::pass_workspace_bytes;
 use crate::ahead::Ahead;
 use crate::blocks::Block;
 use crate::bytes::{as_f32, write_f32};
@@ -26,6 +30,7 @@ pub(crate) struct Denoise<'a> {
     pub(crate) spec: &'a JobSpec,
     pub(crate) job: &'a Job,
     pub(crate) itinerary: &'a Itinerary,
+    pub(crate) adapt: &'a Adapt,
     pub(crate) block: &'a Block,
     pub(crate) cond: &'a Prompt,
     pub(crate) uncond: Option<&'a Prompt>,
@@ -50,6 +55,25 @@ impl JobSpec {
     /// Whether any expert needs the branch without the prompt.
     pub(crate) fn uses_guidance(&self) -> bool {
         [self.guidance_high, self.guidance_low].iter().any(|guidance| guides(*guidance))
+    }
+
+    /// The step before which the experts meet, where `expert` commits what it made until then; nothing where it commits
+    /// the clean block.
+    pub(crate) fn boundary_context(&self, expert: Component) -> Option<usize> {
+        let rollout = self.rollout.filter(|_| expert == Component::HighNoise)?;
+        if rollout.context != Context::PerExpert || rollout.context_sample != ContextSample::Boundary {
+            return None;
+        }
+        let high = |timestep: &&f64| expert_for(**timestep, self.boundary) == Component::HighNoise;
+        let met = self.schedule.timesteps().iter().filter(high).count();
+        (1..self.steps()).contains(&met).then_some(met)
+    }
+
+    /// How many steps the sample that step `step` begins with lives: that step alone, or to the end of the first latent
+    /// frame after the commits.
+    pub(crate) fn sample_steps(&self, step: usize) -> usize {
+        let met = self.boundary_context(Component::HighNoise).filter(|met| *met == step);
+        met.map_or(1, |met| self.steps() - met + 1)
     }
 
     pub(crate) fn guidance(&self, expert: Component) -> f64 {
@@ -81,7 +105,9 @@ impl Denoise<'_> {
         let [one, two] = [1, 2].map(|back| self.find(LatentRole::Prediction, step.checked_sub(back)));
         let predictions = [one?, two?];
         let last_sample = self.find(LatentRole::LastSample, step.checked_sub(1))?;
+        let noise = self.step_noise(step, velocity.len());
         let input = StepInput {
+            noise: noise.as_deref(),
             velocity: &velocity,
             sample: as_f32(&sample),
             history: History {
@@ -94,6 +120,12 @@ impl Denoise<'_> {
         // What was read for the last time leaves before what replaces it arrives.
         self.job.step();
         next.put(self, step)
+    }
+
+    /// Fresh noise for `step`, where the schedule wants some: the same whenever it is drawn.
+    fn step_noise(&self, step: usize, len: usize) -> Option<Vec<f32>> {
+        let [block, at] = [self.block.at, step].map(|n| u32::try_from(n).expect("blocks and steps are few"));
+        self.spec.schedule.draws_noise(step).then(|| step_noise(self.spec.seed, block, at, len))
     }
 
     /// What an earlier step kept for this one, if it did. What was kept and is lost is an error, not a shorter history.
@@ -140,6 +172,11 @@ impl Denoise<'_> {
             cross_lifetime: Lifetime::Job,
             commits: true,
         };
+        if let Some(met) = self.spec.boundary_context(pass.expert) {
+            let sample = self.read(LatentRole::Sample, met)?;
+            self.forward(&pass, as_f32(&sample))?;
+            return Ok(());
+        }
         let channels = self.model.expert(pass.expert).config().channels;
         let [_, n_frames, height, width] = self.spec.block_shape(channels, self.block);
         let plane = height * width;
@@ -155,8 +192,8 @@ impl Denoise<'_> {
     }
 
     fn ahead(&self, pass: usize) -> Ahead<'_> {
-        let &Self { model, spec, job, itinerary, block, .. } = self;
-        Ahead { model, spec, job, itinerary, block: block.at, pass }
+        let &Self { model, spec, job, itinerary, adapt, block, .. } = self;
+        Ahead { model, spec, job, itinerary, adapt, is_next_block: false, block: block.at, pass }
     }
 
     /// The guided velocity that one expert predicts for `sample`.
@@ -167,11 +204,12 @@ impl Denoise<'_> {
         let cross = both.map(|branch| CrossPages { job: self.job, expert: component, branch, lifetime });
         let past = both.map(|branch| {
             let rollout = self.spec.rollout?;
-            let expert = (component, self.model.expert(component).config().dim());
-            let pages = FramePages::new(self.job, expert, branch, self.block, rollout, self.spec.kv_codec);
+            let owner = self.model.blueprint.context_of(rollout, component);
+            let owner = (owner, self.model.expert(component).config().dim());
+            let pages = FramePages::new(self.job, owner, branch, self.block, rollout, self.adapt);
             // Each layer is read by one branch after the other: the first asks for both.
             let ahead = (branch == BranchName::Cond).then(|| self.ahead(pass.at));
-            Some(FramePages { commits, ahead, ..pages })
+            Some(FramePages { commits, ahead, waits: self.model.waits.clone(), ..pages })
         });
         let texts = [Some(self.cond), self.uncond.filter(|_| guides(guidance))];
         let branches: Vec<_> = texts
@@ -185,13 +223,12 @@ impl Denoise<'_> {
 
         let expert = self.model.expert(component);
         let shape = self.spec.block_shape(expert.config().channels, self.block);
-        let tokens = shape[1] * (shape[2] / 2) * (shape[3] / 2);
-        let workspace_bytes = expert.workspace_bytes(tokens, branches.len()) + 2 * size_of_val(sample);
+        let workspace_bytes = pass_workspace_bytes(&self.model.blueprint, self.spec, component, shape[1]);
         let _scratch =
             self.job.reserve(&[(Tier::Device, workspace_bytes as u64)]).map_err(EngineError::cache)?;
         let latents =
             Tensor::from_slice(sample, &shape[..], &Device::Cpu).map_err(evanesce_wan::WanError::from)?;
-        let weights = self.model.weights.for_job(self.job, pass.position);
+        let weights = self.model.weights.for_job(self.job, pass.position, &self.model.waits);
         let velocities = expert.forward(&latents, pass.timestep, &branches, &weights)?;
         let numbers = velocities.iter().map(flat);
         let mut numbers = numbers.collect::<Result<Vec<_>>>()?.into_iter();
@@ -263,21 +300,29 @@ impl Next {
         if step + 1 == spec.steps() {
             return put_final(denoise, &self.sample);
         }
+        let sample_steps = spec.sample_steps(step + 1);
         let parts = [
-            (keys::latent(LatentRole::Sample, step + 1), 1, Some(&self.sample)),
+            (keys::latent(LatentRole::Sample, step + 1), sample_steps, Some(&self.sample)),
             (keys::latent(LatentRole::Prediction, step), keeps.x0_steps, self.prediction.as_ref()),
             (keys::latent(LatentRole::LastSample, step), keeps.corrected_steps, self.last_sample.as_ref()),
         ];
         let parts: Vec<_> =
             parts.iter().filter_map(|(key, steps, part)| Some((*key, *steps, (*part)?))).collect();
         for (key, steps, _) in &parts {
-            for later in step + 1..=step + steps {
+            // A sample is read by the next step, however long it stays.
+            let reads = if *key == parts[0].0 { 1 } else { *steps };
+            for later in step + 1..=step + reads {
                 let read_by = denoise.itinerary.end_of_step(denoise.block.at, later);
                 denoise.job.announce(*key, Uses::once(read_by));
             }
         }
+        if sample_steps > 1 && denoise.block.at + 1 < spec.n_blocks() {
+            let commit = spec.steps() + denoise.itinerary.commits() - 1;
+            let read_by = denoise.itinerary.end_of_step(denoise.block.at, commit);
+            denoise.job.announce(parts[0].0, Uses::once(read_by));
+        }
         let specs = parts.iter().map(|(key, steps, part)| {
-            let steps = u32::try_from(*steps).expect("at most two steps");
+            let steps = u32::try_from(*steps).expect("at most 1000 steps");
             (*key, PutSpec::new(Tier::Device, Lifetime::Steps(steps), size_of_val(&part[..])))
         });
         let mut group = denoise.job.put_group(specs).map_err(EngineError::cache)?;

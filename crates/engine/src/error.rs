@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use evanesce_wan::WanError;
 
+use crate::snapshot::SnapshotError;
 use crate::video::VideoError;
 
 /// Every way a job ends without its video. Messages are one sentence: what, where, what would be right.
@@ -42,6 +43,9 @@ pub enum EngineError {
         /// What is wrong and what would be right.
         message: String,
     },
+    /// A snapshot could not be taken, or gone on from.
+    #[error(transparent)]
+    Snapshot(SnapshotError),
     /// Somebody asked the job to stop.
     #[error("cancelled")]
     Cancelled,
@@ -77,7 +81,7 @@ impl EngineError {
             Self::Model(WanError::Checkpoint { .. } | WanError::Request(_) | WanError::Io { .. }) => {
                 Fault::Input
             }
-            Self::Model(_) | Self::Cache(_) => Fault::Internal,
+            Self::Model(_) | Self::Cache(_) | Self::Snapshot(_) => Fault::Internal,
             Self::Cancelled => Fault::Cancelled,
         }
     }

@@ -1,6 +1,6 @@
 //! The VAE's kept frames as entries of a job, each living exactly until the last decode step that reads it has ended.
 
-use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier, Uses};
+use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier, Uses, Writer};
 use evanesce_wan::Result;
 use evanesce_wan::vae::{FeatureFrame, FeatureSlots, SlotId};
 
@@ -46,6 +46,23 @@ impl FeatureSlots for FeatureEntries<'_> {
     }
 
     fn commit(&self, slot: SlotId, frame_index: u64, readings: u32, frame: &[f32]) -> Result<()> {
+        let mut writer = self.begin(slot, frame_index, readings, size_of_val(frame))?;
+        write_f32(writer.bytes_mut(), frame);
+        let key = *writer.key();
+        drop(writer.commit().map_err(|error| crate::store_error(&key, error.refusal))?);
+        Ok(())
+    }
+}
+
+impl FeatureEntries<'_> {
+    /// Begins a kept frame of `len_bytes` and announces its readings.
+    pub(crate) fn begin(
+        &self,
+        slot: SlotId,
+        frame_index: u64,
+        readings: u32,
+        len_bytes: usize,
+    ) -> Result<Writer> {
         let key = keys::feature(slot, frame_index);
         let readings = usize::try_from(readings).unwrap_or(usize::MAX);
         let later = self.frame + 1..(self.frame + readings + 1).min(self.spec.latent_frames());
@@ -54,10 +71,7 @@ impl FeatureSlots for FeatureEntries<'_> {
         }
         let steps = self.steps_until_read(readings);
         let lifetime = Lifetime::Steps(u32::try_from(steps).expect("a slot is read a few times at most"));
-        let spec = PutSpec::new(Tier::Device, lifetime, size_of_val(frame));
-        let mut writer = self.job.put_with(key, spec).map_err(|error| crate::store_error(&key, error))?;
-        write_f32(writer.bytes_mut(), frame);
-        drop(writer.commit().map_err(|error| crate::store_error(&key, error.refusal))?);
-        Ok(())
+        let spec = PutSpec::new(Tier::Device, lifetime, len_bytes);
+        self.job.put_with(key, spec).map_err(|error| crate::store_error(&key, error))
     }
 }

@@ -8,10 +8,10 @@ use evanesce_cache::{Job, Tick, Uses};
 use evanesce_wan::schedule::expert_for;
 use evanesce_wan::weights::{Component, GroupId};
 
-use crate::blocks::reach;
+use crate::blocks::{Blocks, reach};
+use crate::blueprint::Blueprint;
 use crate::denoise::guides;
 use crate::keys::{self, BranchName};
-use crate::model::Model;
 use crate::request::JobSpec;
 use crate::residency::Position;
 
@@ -25,36 +25,28 @@ pub(crate) struct Itinerary {
     /// Which component serves each denoising step of a block, then each of its commits.
     experts: Vec<Component>,
     steps: usize,
-    n_blocks: usize,
-    /// Latent frames of every block but perhaps the last.
-    block_frames: usize,
-    frames: usize,
+    blocks: Blocks,
     stride_ticks: u64,
 }
 
 impl Itinerary {
-    pub(crate) fn new(model: &Model, spec: &JobSpec) -> Self {
+    pub(crate) fn new(blueprint: &Blueprint, spec: &JobSpec) -> Self {
         let timesteps = spec.schedule.timesteps().iter();
-        let mut experts: Vec<_> = timesteps.map(|t| model.serving(expert_for(*t, spec.boundary))).collect();
+        let mut experts: Vec<_> =
+            timesteps.map(|t| blueprint.serving(expert_for(*t, spec.boundary))).collect();
         let steps = experts.len();
-        if spec.rollout.is_some() {
+        if let Some(rollout) = spec.rollout {
             // The expert that was used last is still there; the one that the next block begins with comes last.
             let (last, first) = (experts[steps - 1], experts[0]);
-            experts.push(last);
-            experts.extend((first != last).then_some(first));
+            let committing = [last, first].map(|expert| blueprint.context_of(rollout, expert));
+            experts.push(committing[0]);
+            experts.extend((committing[1] != committing[0]).then_some(committing[1]));
         }
         let components =
             [Component::TextEncoder, Component::HighNoise, Component::LowNoise, Component::VaeDecoder];
         let most_groups =
-            components.map(|component| model.checkpoint.groups(component).len()).into_iter().max();
-        Self {
-            experts,
-            steps,
-            n_blocks: spec.n_blocks(),
-            block_frames: spec.block(0).frames.len(),
-            frames: spec.latent_frames(),
-            stride_ticks: most_groups.unwrap_or(1).max(1) as u64,
-        }
+            components.map(|component| blueprint.group_bytes(component).len()).into_iter().max();
+        Self { experts, steps, blocks: spec.blocks(), stride_ticks: most_groups.unwrap_or(1).max(1) as u64 }
     }
 
     /// The component that serves a denoising step.
@@ -94,8 +86,9 @@ impl Itinerary {
 
     /// Where decoding a latent frame stands.
     pub(crate) fn latent_frame(&self, frame: usize) -> Position {
-        let block = frame / self.block_frames;
-        let unit = self.first_unit(block) + (self.experts.len() + frame % self.block_frames) as u64;
+        let block = self.blocks.holding(frame);
+        let at = frame - self.blocks.frames(block).start;
+        let unit = self.first_unit(block) + (self.experts.len() + at) as u64;
         Position { first: self.tick(unit), next: None }
     }
 
@@ -119,53 +112,73 @@ impl Itinerary {
         Tick(self.latent_frame(frame).first.0 + self.stride_ticks - 1)
     }
 
-    /// Tells the cache what the job reads first: its prompts and its first two blocks.
-    pub(crate) fn announce(&self, model: &Model, spec: &JobSpec, job: &Job) {
-        self.announce_component(model, job, Component::TextEncoder, 0, N_PROMPTS);
-        self.announce_block(model, spec, job, 0);
-        self.announce_block(model, spec, job, 1);
+    /// Tells the cache what the job reads first: its prompts, `block`, and the block after it.
+    pub(crate) fn announce(&self, blueprint: &Blueprint, spec: &JobSpec, job: &Job, block: usize) {
+        self.announce_component(blueprint, job, Component::TextEncoder, 0, N_PROMPTS);
+        self.announce_block(blueprint, spec, job, block);
+        self.announce_block(blueprint, spec, job, block + 1);
     }
 
     /// Tells the cache what block `block` reads, if there is one: as a job begins a block it announces the next, so that
     /// next uses are known a block ahead and the plan stays small however long the video. Periodic reads cost one
     /// announcement however many they are.
-    pub(crate) fn announce_block(&self, model: &Model, spec: &JobSpec, job: &Job, block: usize) {
-        if block >= self.n_blocks {
+    pub(crate) fn announce_block(&self, blueprint: &Blueprint, spec: &JobSpec, job: &Job, block: usize) {
+        if block >= self.blocks.count() {
             return;
         }
         let first = self.first_unit(block);
         let mut at = 0;
         while at < self.experts.len() {
             let run = self.run_from(at);
-            self.announce_component(model, job, self.experts[at], first + at as u64, run as u64);
-            self.announce_pages(model, spec, job, block, at, run as u64);
+            self.announce_component(blueprint, job, self.experts[at], first + at as u64, run as u64);
+            self.announce_pages(blueprint, spec, job, block, at, run as u64);
             at += run;
         }
-        let frames = self.block_frames.min(self.frames - block * self.block_frames);
-        self.announce_component(model, job, Component::VaeDecoder, first + at as u64, frames as u64);
+        let frames = self.blocks.decoded(block).len();
+        self.announce_component(blueprint, job, Component::VaeDecoder, first + at as u64, frames as u64);
     }
 
-    fn announce_component(&self, model: &Model, job: &Job, component: Component, from_unit: u64, units: u64) {
-        for index in 0..model.checkpoint.groups(component).len() {
+    fn announce_component(
+        &self,
+        blueprint: &Blueprint,
+        job: &Job,
+        component: Component,
+        from_unit: u64,
+        units: u64,
+    ) {
+        for index in 0..blueprint.group_bytes(component).len() {
             let first = Tick(self.tick(from_unit).0 + index as u64);
-            let key = model.weights.key(GroupId { component, index });
+            let key = blueprint.weights_key(GroupId { component, index });
             job.announce(key, Uses::every(self.stride_ticks, first, units));
         }
     }
 
     /// The pages that `run` passes from `at` on read: those of the text, and those of earlier frames in reach, which need
     /// not exist yet.
-    fn announce_pages(&self, model: &Model, spec: &JobSpec, job: &Job, block: usize, at: usize, run: u64) {
+    fn announce_pages(
+        &self,
+        blueprint: &Blueprint,
+        spec: &JobSpec,
+        job: &Job,
+        block: usize,
+        at: usize,
+        run: u64,
+    ) {
         let expert = self.experts[at];
-        let frames = spec.rollout.map(|rollout| reach(rollout, spec.block(block).frames.start).frames);
+        let earlier = spec.rollout.map(|rollout| {
+            let frames = reach(rollout, spec.block(block).frames.start).frames;
+            (blueprint.context_of(rollout, expert), frames)
+        });
         let first = self.tick(self.first_unit(block) + at as u64);
-        for layer in 0..model.expert(expert).config().layers {
+        for layer in 0..blueprint.expert(expert).config().layers {
             // Group 0 comes before the layers.
             let uses = Uses::every(self.stride_ticks, Tick(first.0 + layer as u64 + 1), run);
             for branch in spec.branches(expert) {
                 job.announce(keys::cross_kv(expert, *branch, layer), uses);
-                for frame in frames.iter().flatten() {
-                    job.announce(keys::self_kv(expert, *branch, layer, *frame), uses);
+                if let Some((owner, frames)) = &earlier {
+                    for frame in frames {
+                        job.announce(keys::self_kv(*owner, *branch, layer, *frame), uses);
+                    }
                 }
             }
         }
@@ -180,7 +193,7 @@ impl Itinerary {
         let unit = self.first_unit(block) + at as u64;
         let next = match self.experts.get(at + 1) {
             Some(next) => Some((*next, unit + 1)),
-            None if block + 1 < self.n_blocks => Some((self.experts[0], self.first_unit(block + 1))),
+            None if block + 1 < self.blocks.count() => Some((self.experts[0], self.first_unit(block + 1))),
             None => None,
         };
         let next = next.filter(|(next, _)| *next != self.experts[at]);
@@ -189,7 +202,7 @@ impl Itinerary {
 
     /// The first unit of a block.
     fn first_unit(&self, block: usize) -> u64 {
-        N_PROMPTS + (block * (self.experts.len() + self.block_frames)) as u64
+        N_PROMPTS + (block * (self.experts.len() + self.blocks.longest())) as u64
     }
 
     fn tick(&self, unit: u64) -> Tick {

@@ -48,6 +48,11 @@ pub(crate) fn self_kv(expert: Component, branch: BranchName, layer: usize, frame
     Key::new(Kind::SelfKv).part(expert * 2 + branch as u32).index(number(layer)).frame(number(frame))
 }
 
+/// Whether a page of keys and values is of this expert.
+pub(crate) fn is_of_expert(key: &Key, expert: Component) -> bool {
+    key.part / 2 == u32::from(expert == Component::LowNoise)
+}
+
 /// One kept frame of one convolution.
 pub(crate) fn feature(slot: SlotId, frame_index: u64) -> Key {
     let frame = u32::try_from(frame_index).expect("a video has fewer than 2^32 frames");

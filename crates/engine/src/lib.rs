@@ -2,15 +2,18 @@
 //!
 //! Modules in the order in which a job passes them: [`request`] (what was asked becomes a [`JobSpec`]), `admission`
 //! (what cannot fit is refused), [`run`] (one unit at a time: `text`, `denoise`, `decode`), [`video`] (frames into a file),
-//! [`report`] (what was held and given back); [`fidelity`] compares two results. `residency` decides nothing: it brings weights where the cache has room.
+//! [`report`] (what was held and given back); [`snapshot`] (a job on disk, to go on after a crash); [`fidelity`] compares two results. `residency` decides nothing: it brings weights where the cache has room.
 //!
 //! No clock and no randomness: the same request over the same checkpoint gives the same bits.
 
+mod adapt;
 mod admission;
 mod ahead;
 mod blocks;
+mod blueprint;
 mod bytes;
 mod cancel;
+mod contents;
 mod cross_kv;
 mod decode;
 mod denoise;
@@ -21,19 +24,26 @@ mod itinerary;
 mod keys;
 mod model;
 mod output;
+mod park;
+pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod request;
 mod residency;
 pub mod run;
 mod self_kv;
+mod shelf;
+pub mod snapshot;
 mod tensors;
 mod text;
 pub mod video;
+mod waits;
 
 pub use cancel::CancelToken;
+pub use contents::{ModelContents, PartContents};
 pub use error::{EngineError, Fault, Result};
 pub use evanesce_cache::{Budgets, Counters, Disk, JobId, Kind, Tier, TierTraffic, Usage};
+pub use evanesce_wan::checkpoint::{Context, ContextSample, Description, Positions, Rollout};
 pub use evanesce_wan::kernels;
 pub use evanesce_wan::schedule::Solver;
 pub use evanesce_wan::transformer::LoneBlock;
@@ -41,8 +51,9 @@ pub use model::Model;
 pub use output::{Outputs, VideoTarget};
 pub use progress::Silent;
 pub use request::{JobSpec, Request, RequestedLength};
-pub use run::{JobRun, Outcome, Progress};
+pub use run::{JobRun, Outcome, Position, Progress};
 pub use self_kv::KvCodec;
+pub use waits::{Wait, WaitWatcher};
 
 use evanesce_wan::WanError;
 

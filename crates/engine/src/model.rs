@@ -3,19 +3,21 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use evanesce_cache::{Budgets, Cache, Counters, Disk};
+use evanesce_cache::{Budgets, Cache, Counters, Disk, Tier};
 use evanesce_wan::checkpoint::Checkpoint;
 use evanesce_wan::text::{TextEncoder, Tokenizer};
 use evanesce_wan::transformer::Transformer;
-use evanesce_wan::vae::Decoder;
 use evanesce_wan::weights::Component;
 
 use crate::admission::Needs;
 use crate::ahead::Porter;
+use crate::blueprint::Blueprint;
 use crate::error::{EngineError, Result};
 use crate::report::MemoryNow;
 use crate::request::JobSpec;
 use crate::residency::Weights;
+use crate::shelf::Shelf;
+use crate::waits::{WaitWatcher, Waits};
 
 /// One model, ready for jobs. Holds no weights of its own: those are entries of its cache.
 #[derive(Debug)]
@@ -24,11 +26,12 @@ pub struct Model {
     pub(crate) cache: Cache,
     pub(crate) weights: Weights,
     pub(crate) porter: Porter,
+    pub(crate) waits: Waits,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) text: TextEncoder,
-    pub(crate) decoder: Decoder,
-    high: Transformer,
-    low: Option<Transformer>,
+    /// Everything about it but its weights.
+    pub(crate) blueprint: Arc<Blueprint>,
+    pub(crate) shelf: Option<Shelf>,
 }
 
 impl Model {
@@ -50,31 +53,44 @@ impl Model {
 
     fn open_over(directory: &Path, cache: Cache) -> Result<Self> {
         let checkpoint = Arc::new(Checkpoint::open(directory)?);
-        let weights = Weights::new(Arc::clone(&checkpoint), cache.clone())?;
-        let expert = |component| {
-            let config = checkpoint.transformer(component)?;
-            Some(Transformer::new(component, config.clone()))
-        };
-        let high = expert(Component::HighNoise).ok_or_else(|| {
+        let fingerprints = checkpoint.components().map(|c| Ok((c, checkpoint.fingerprint(c)?)));
+        let fingerprints = fingerprints.collect::<Result<_>>()?;
+        let blueprint = Blueprint::new(checkpoint.description().clone(), fingerprints).ok_or_else(|| {
             EngineError::file(directory, "has no transformer; expected transformer/ or high_noise_model/")
         })?;
+        let blueprint = Arc::new(blueprint);
+        let weights = Weights::new(Arc::clone(&checkpoint), Arc::clone(&blueprint), cache.clone())?;
         Ok(Self {
             tokenizer: Tokenizer::open(checkpoint.tokenizer_path())?,
             text: TextEncoder::new(checkpoint.text().clone()),
-            decoder: Decoder::new(checkpoint.vae().clone()),
-            high,
-            low: expert(Component::LowNoise),
+            blueprint,
             weights,
             porter: Porter::new()?,
+            shelf: None,
+            waits: Waits::default(),
             cache,
             checkpoint,
         })
+    }
+
+    /// Keeps embeddings of prompts in `directory` as well, at most `limit_bytes` of them, so that text is encoded once however
+    /// often the process starts. They are named by content, and checked when they are read.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn keep_embeddings(self, directory: &Path, limit_bytes: u64) -> std::io::Result<Self> {
+        Ok(Self { shelf: Some(Shelf::open(directory, limit_bytes)?), ..self })
     }
 
     /// The checkpoint.
     #[must_use]
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// Tells `watcher` whenever a job of this model waits for weights or pages.
+    pub fn watch_waits(&mut self, watcher: Arc<dyn WaitWatcher>) {
+        self.waits = Waits(Some(watcher));
     }
 
     /// The cache's counters at this moment.
@@ -100,19 +116,30 @@ impl Model {
     /// # Errors
     /// When a prompt cannot be tokenized.
     pub fn device_bytes_needed(&self, spec: &JobSpec) -> Result<u64> {
-        Ok(Needs::new(self, spec)?.device_bytes())
+        Ok(Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?).device_bytes())
+    }
+
+    /// Tokens of a job's prompt and of its negative one.
+    ///
+    /// # Errors
+    /// When a prompt cannot be tokenized.
+    pub(crate) fn prompt_tokens(&self, spec: &JobSpec) -> Result<[usize; 2]> {
+        let [cond, uncond] = [&spec.prompt, &spec.negative].map(|text| self.tokenizer.prompt_ids(text));
+        Ok([cond?.len(), uncond?.len()])
+    }
+
+    /// As [`Self::device_bytes_needed`], with what the tiers below can take at this moment.
+    ///
+    /// # Errors
+    /// When a prompt cannot be tokenized.
+    pub fn device_bytes_least(&self, spec: &JobSpec) -> Result<u64> {
+        let host_bytes = self.counters().tier(Tier::Host).budget_bytes;
+        let needs = Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?);
+        Ok(needs.device_bytes_beside(host_bytes, self.cache.disk()))
     }
 
     /// The expert for a component; a checkpoint with one transformer uses it for everything.
     pub(crate) fn expert(&self, component: Component) -> &Transformer {
-        match (component, &self.low) {
-            (Component::LowNoise, Some(low)) => low,
-            _ => &self.high,
-        }
-    }
-
-    /// The component that really serves `component`.
-    pub(crate) fn serving(&self, component: Component) -> Component {
-        if component == Component::LowNoise && self.low.is_none() { Component::HighNoise } else { component }
+        self.blueprint.expert(component)
     }
 }

@@ -121,6 +121,17 @@ impl OpenOutputs {
         }
     }
 
+    /// Says that a segment of the video ends here.
+    pub(crate) fn end_segment(&mut self) -> Result<()> {
+        Ok(self.video.end_segment()?)
+    }
+
+    /// The video, if it is all that is made: files of numbers cannot be gone on with.
+    pub(crate) fn saved_video(&mut self) -> Option<&mut dyn FrameSink> {
+        let alone = self.latents.is_none() && self.frames.is_none();
+        alone.then_some(&mut *self.video as &mut dyn FrameSink)
+    }
+
     /// Puts every file in place.
     pub(crate) fn finish(self) -> Result<VideoSummary> {
         if let Some(latents) = self.latents {

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use evanesce_wan::checkpoint::{Checkpoint, Rollout};
-use evanesce_wan::schedule::{Grid, Schedule, Solver};
+use evanesce_wan::checkpoint::{Checkpoint, Description, Rollout};
+use evanesce_wan::schedule::{Schedule, Solver};
 use evanesce_wan::text::PROMPT_CHARS_MAX;
 
 use crate::error::{EngineError, Result};
@@ -120,6 +120,14 @@ impl JobSpec {
     /// # Errors
     /// [`EngineError::Request`] or [`EngineError::Model`], each one sentence with what would be right.
     pub fn new(request: Request, checkpoint: &Checkpoint) -> Result<Self> {
+        Self::of(request, checkpoint.description())
+    }
+
+    /// As [`Self::new`] from the checkpoint's description alone.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of(request: Request, checkpoint: &Description) -> Result<Self> {
         let defaults = checkpoint.defaults();
         check_prompt("prompt", &request.prompt)?;
         if request.prompt.trim().is_empty() {
@@ -129,7 +137,7 @@ impl JobSpec {
         check_prompt("negative prompt", &negative)?;
 
         let (width, height) = request.size.or(defaults.size).unwrap_or((832, 480));
-        checkpoint.validate_size(width, height)?;
+        checkpoint.size_rule().validate_size(width, height)?;
         for side in [width, height] {
             within("size", side, 16, MAX_SIDE_PIXELS)?;
         }
@@ -146,7 +154,7 @@ impl JobSpec {
                 "a codec for keys and values is for checkpoints that make a video block by block; this one makes it at once",
             ));
         }
-        checkpoint.validate_frames(frames)?;
+        checkpoint.size_rule().validate_frames(frames)?;
 
         let steps = request.steps.or(defaults.steps).unwrap_or(40);
         within("steps", steps, 1, MAX_STEPS)?;
@@ -159,8 +167,21 @@ impl JobSpec {
         within_real("boundary", boundary, 0.0, 1.0)?;
         let shift = request.shift.or(defaults.shift).unwrap_or_else(|| checkpoint.flow_shift());
         within_real("shift", shift, 0.01, 100.0)?;
-        let solver = request.solver.unwrap_or_else(|| checkpoint.solver());
-        let grid: Grid = checkpoint.grid();
+        let schedule = match checkpoint.few_steps() {
+            None => {
+                let solver = request.solver.unwrap_or_else(|| checkpoint.solver());
+                Schedule::new(solver, checkpoint.grid(), steps, shift)?
+            }
+            Some(few) => {
+                if steps != few.len() || request.solver.is_some() {
+                    return Err(refusal(format!(
+                        "this checkpoint is made for its own {} steps; leave out the number of steps and the solver",
+                        few.len()
+                    )));
+                }
+                Schedule::few_step(few, shift, (boundary > 0.0).then_some(boundary))?
+            }
+        };
         Ok(Self {
             prompt: request.prompt,
             negative,
@@ -172,7 +193,7 @@ impl JobSpec {
             guidance_low,
             boundary,
             shift,
-            schedule: Schedule::new(solver, grid, steps, shift)?,
+            schedule,
             seed: request.seed,
             noise_in: request.noise_in,
             rollout,

@@ -1,7 +1,7 @@
 //! Which weights are in memory: groups as shared entries, read from the checkpoint when they are missing, and for the next
 //! expert while the last step of the other one runs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -11,8 +11,9 @@ use evanesce_wan::WanError;
 use evanesce_wan::checkpoint::Checkpoint;
 use evanesce_wan::weights::{Component, GroupId, GroupSpec, WeightGroup, WeightSource};
 
+use crate::blueprint::Blueprint;
 use crate::error::EngineError;
-use crate::keys;
+use crate::waits::{Wait, Waits};
 
 type Result<T, E = WanError> = std::result::Result<T, E>;
 
@@ -23,7 +24,7 @@ const PREFETCH_QUEUE_GROUPS: usize = 4;
 #[derive(Debug)]
 struct Shelf {
     checkpoint: Arc<Checkpoint>,
-    fingerprints: BTreeMap<Component, [u8; 32]>,
+    blueprint: Arc<Blueprint>,
     cache: Cache,
     /// Groups that some thread is reading right now.
     reading: Mutex<BTreeSet<GroupId>>,
@@ -46,13 +47,8 @@ impl Shelf {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the component's weights are, by content. A component that the checkpoint lacks has no groups to name.
-    fn fingerprint(&self, component: Component) -> [u8; 32] {
-        self.fingerprints.get(&component).copied().unwrap_or_default()
-    }
-
     fn key(&self, id: GroupId) -> ContentKey {
-        keys::weights(&self.fingerprint(id.component), id)
+        self.blueprint.weights_key(id)
     }
 
     fn spec(&self, id: GroupId) -> Result<&GroupSpec> {
@@ -95,7 +91,8 @@ impl Shelf {
     }
 }
 
-fn weights_spec(len_bytes: usize) -> PutSpec {
+/// How a group of weights is put.
+pub(crate) fn weights_spec(len_bytes: usize) -> PutSpec {
     PutSpec::shared(Tier::Device, len_bytes).recover(Recover::Reload)
 }
 
@@ -117,11 +114,12 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    pub(crate) fn new(checkpoint: Arc<Checkpoint>, cache: Cache) -> Result<Self, EngineError> {
-        let fingerprints = checkpoint.components().map(|c| Ok((c, checkpoint.fingerprint(c)?)));
-        let fingerprints = fingerprints.collect::<Result<_>>()?;
-        let shelf =
-            Shelf { checkpoint, fingerprints, cache, reading: Mutex::default(), read: Condvar::new() };
+    pub(crate) fn new(
+        checkpoint: Arc<Checkpoint>,
+        blueprint: Arc<Blueprint>,
+        cache: Cache,
+    ) -> Result<Self, EngineError> {
+        let shelf = Shelf { checkpoint, blueprint, cache, reading: Mutex::default(), read: Condvar::new() };
         let shelf = Arc::new(shelf);
         let (sender, receiver) = sync_channel(PREFETCH_QUEUE_GROUPS);
         let for_thread = Arc::clone(&shelf);
@@ -135,18 +133,13 @@ impl Weights {
     }
 
     /// The weights as one job reads them.
-    pub(crate) fn for_job<'a>(&'a self, job: &'a Job, position: Position) -> JobWeights<'a> {
-        JobWeights { weights: self, job, position }
-    }
-
-    /// The name of a group among shared entries.
-    pub(crate) fn key(&self, id: GroupId) -> ContentKey {
-        self.shelf.key(id)
-    }
-
-    /// What the component's weights are, by content.
-    pub(crate) fn fingerprint(&self, component: Component) -> [u8; 32] {
-        self.shelf.fingerprint(component)
+    pub(crate) fn for_job<'a>(
+        &'a self,
+        job: &'a Job,
+        position: Position,
+        waits: &'a Waits,
+    ) -> JobWeights<'a> {
+        JobWeights { weights: self, job, position, waits }
     }
 
     fn request(&self, wanted: Wanted) {
@@ -188,6 +181,7 @@ pub(crate) struct JobWeights<'a> {
     weights: &'a Weights,
     job: &'a Job,
     position: Position,
+    waits: &'a Waits,
 }
 
 impl JobWeights<'_> {
@@ -223,12 +217,15 @@ impl WeightSource for JobWeights<'_> {
         let spec = shelf.spec(id)?;
         let now = Tick(self.position.first.0 + id.index as u64);
         self.job.tick(now);
-        let claim = shelf.claim(id);
-        let lease = match self.job.shared_get(&shelf.key(id)) {
-            Some(lease) => lease,
-            None => shelf.read_in(id, weights_spec(spec.len_bytes))?,
-        };
-        drop(claim);
+        let key = shelf.key(id);
+        let is_missing = !shelf.cache.shared_contains(&key);
+        let lease = self.waits.around(Wait::Weights, is_missing, || {
+            let _claim = shelf.claim(id);
+            match self.job.shared_get(&key) {
+                Some(lease) => Ok(lease),
+                None => shelf.read_in(id, weights_spec(spec.len_bytes)),
+            }
+        })?;
         self.prefetch_behind(id.index, now);
         Ok(Box::new(LeasedGroup { spec, lease }))
     }

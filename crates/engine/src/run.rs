@@ -1,9 +1,13 @@
 //! One job from admission to its video, one unit at a time.
 
-use evanesce_cache::{Job, JobId};
+use std::collections::BTreeMap;
+
+use evanesce_cache::{Job, JobId, Key, Uses};
 use evanesce_wan::noise::initial_noise;
 use evanesce_wan::text::TOKENS_MAX;
+use serde::{Deserialize, Serialize};
 
+use crate::adapt::Adapt;
 use crate::admission::Needs;
 use crate::ahead::Ahead;
 use crate::blocks::Block;
@@ -18,6 +22,7 @@ use crate::output::{OpenOutputs, Outputs};
 use crate::progress::{Event, Observer, Stage};
 use crate::report::MemoryReport;
 use crate::request::{JobSpec, Request};
+use crate::snapshot::{Kept, SnapshotError};
 use crate::tensors::read_noise;
 use crate::text::{Prompt, encode};
 use crate::video::VideoSummary;
@@ -41,8 +46,8 @@ impl Progress {
 }
 
 /// The unit of work that comes next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Phase {
     Prompt { at: usize },
     Noise { block: usize },
     Step { block: usize, at: usize },
@@ -50,6 +55,23 @@ enum Phase {
     LatentFrame { at: usize },
     Close,
     Done,
+}
+
+/// Latent frames after which a segment of the video ends, in a video that is made at once. One that is made block by block has
+/// a segment for each block.
+const SEGMENT_LATENT_FRAMES: usize = 8;
+
+/// How far a job is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Blocks of the video.
+    pub n_blocks: usize,
+    /// The block under way.
+    pub block: usize,
+    /// Denoising steps of it that are done.
+    pub steps: usize,
+    /// Latent frames that have been decoded, of all blocks.
+    pub latent_frames: usize,
 }
 
 /// What a job made and used.
@@ -67,16 +89,23 @@ pub struct Outcome {
 /// interleaved with other jobs, or dropped: then everything it owned is returned and no file is left (laws 1 and 10).
 #[derive(Debug)]
 pub struct JobRun<'m> {
-    model: &'m Model,
-    spec: JobSpec,
-    itinerary: Itinerary,
+    pub(crate) model: &'m Model,
+    pub(crate) spec: JobSpec,
+    pub(crate) itinerary: Itinerary,
     cancel: CancelToken,
     phase: Phase,
-    outputs: Option<OpenOutputs>,
+    /// What comes when the prompts are there: a job that goes on needs them again.
+    after_prompts: Phase,
+    pub(crate) adapt: Adapt,
+    pub(crate) outputs: Option<OpenOutputs>,
     video: Option<VideoSummary>,
+    /// What the last snapshot has on disk.
+    pub(crate) kept: Kept,
+    /// Reads of a parked job's entries, which are not announced while it is parked.
+    pub(crate) parked: Option<BTreeMap<Key, Vec<Uses>>>,
     // Leases go before the job that owns what they hold.
     prompts: Vec<Prompt>,
-    job: Job,
+    pub(crate) job: Job,
 }
 
 impl<'m> JobRun<'m> {
@@ -86,21 +115,25 @@ impl<'m> JobRun<'m> {
     /// What is wrong with the request, in one sentence.
     pub fn admit(model: &'m Model, request: Request, outputs: Outputs, cancel: CancelToken) -> Result<Self> {
         let spec = JobSpec::new(request, &model.checkpoint)?;
-        Needs::new(model, &spec)?.check(model)?;
+        Needs::new(&model.blueprint, &spec, model.prompt_tokens(&spec)?).check(model)?;
         let channels = model.checkpoint.vae().z_dim();
         if let Some(path) = &spec.noise_in {
             // Read again when it is needed: noise is not an entry before the job has begun.
             read_noise(path, &spec.noise_shape(channels))?;
         }
         let outputs = OpenOutputs::open(outputs, &spec, channels)?;
-        let itinerary = Itinerary::new(model, &spec);
+        let itinerary = Itinerary::new(&model.blueprint, &spec);
         let job = model.cache.open_job();
-        itinerary.announce(model, &spec, &job);
+        itinerary.announce(&model.blueprint, &spec, &job, 0);
         Ok(Self {
             model,
             itinerary,
             cancel,
             phase: Phase::Prompt { at: 0 },
+            after_prompts: Phase::Noise { block: 0 },
+            adapt: Adapt::new(&spec),
+            kept: Kept::default(),
+            parked: None,
             outputs: Some(outputs),
             video: None,
             prompts: Vec::new(),
@@ -121,6 +154,71 @@ impl<'m> JobRun<'m> {
         self.job.id()
     }
 
+    /// How far it is.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        let (n_blocks, steps) = (self.spec.n_blocks(), self.spec.steps());
+        let of_block = |block, steps| {
+            let latent_frames = self.spec.block(block).frames.start;
+            Position { n_blocks, block, steps, latent_frames }
+        };
+        match self.phase_to_save() {
+            Phase::Prompt { .. } => of_block(0, 0),
+            Phase::Noise { block } => of_block(block, 0),
+            Phase::Step { block, at } => of_block(block, at),
+            Phase::Commit { block, .. } => of_block(block, steps),
+            Phase::LatentFrame { at } => {
+                Position { latent_frames: at, ..of_block(self.spec.block_of(at), steps) }
+            }
+            Phase::Close | Phase::Done => {
+                Position { latent_frames: self.spec.latent_frames(), ..of_block(n_blocks - 1, steps) }
+            }
+        }
+    }
+
+    /// The unit that comes next, prompts that are only read again left out.
+    pub(crate) fn phase_to_save(&self) -> Phase {
+        match (self.phase, self.after_prompts) {
+            (Phase::Prompt { .. }, Phase::Noise { block: 0 }) => self.phase,
+            (Phase::Prompt { .. }, after) => after,
+            (phase, _) => phase,
+        }
+    }
+
+    /// Sets a job that was just admitted to where a saved one stood.
+    pub(crate) fn go_on_at(&mut self, phase: Phase, adapt: Adapt) -> Result<()> {
+        let (n_blocks, frames) = (self.spec.n_blocks(), self.spec.latent_frames());
+        let (block, fits) = match phase {
+            Phase::Noise { block } => (block, true),
+            Phase::Step { block, at } => (block, at < self.spec.steps()),
+            Phase::Commit { block, at } => (block, at < self.itinerary.commits()),
+            Phase::LatentFrame { at } => (self.spec.block_of(at), at < frames),
+            Phase::Close => (n_blocks - 1, true),
+            Phase::Prompt { .. } | Phase::Done => (0, false),
+        };
+        if !fits || block >= n_blocks {
+            let what = format!("{phase:?} is no unit of this job");
+            return Err(SnapshotError::Damaged(what).into());
+        }
+        self.adapt = adapt;
+        self.job.withdraw();
+        self.itinerary.announce(&self.model.blueprint, &self.spec, &self.job, block);
+        self.go_on_with_prompts(phase);
+        Ok(())
+    }
+
+    /// Gives the prompts up, and has them again before the next unit that reads them.
+    pub(crate) fn go_on_with_prompts(&mut self, phase: Phase) {
+        self.prompts.clear();
+        let reads = match phase {
+            Phase::LatentFrame { at } => self.spec.block_of(at) + 1 < self.spec.n_blocks(),
+            Phase::Close | Phase::Done => false,
+            Phase::Prompt { .. } | Phase::Noise { .. } | Phase::Step { .. } | Phase::Commit { .. } => true,
+        };
+        self.phase = if reads { Phase::Prompt { at: 0 } } else { phase };
+        self.after_prompts = if let Phase::Prompt { .. } = phase { Phase::Noise { block: 0 } } else { phase };
+    }
+
     /// Does the next unit of work: a prompt, a block's noise, a denoising step, a commit, a latent frame, or closing the
     /// video.
     ///
@@ -130,6 +228,7 @@ impl<'m> JobRun<'m> {
         if self.cancel.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
+        self.unpark();
         self.phase = match self.phase {
             Phase::Prompt { at } => self.encode_prompt(at, observer)?,
             Phase::Noise { block } => self.draw_noise(&self.spec.block(block), observer)?,
@@ -176,17 +275,23 @@ impl<'m> JobRun<'m> {
             return Ok(Phase::Prompt { at: at + 1 });
         }
         observer.on_event(Event::Finished { stage: Stage::Text });
-        Ok(Phase::Noise { block: 0 })
+        if let Phase::Step { .. } | Phase::Commit { .. } = self.after_prompts {
+            let n_units = self.spec.steps() + self.itinerary.commits();
+            observer.on_event(Event::Started { stage: Stage::Denoise, n_units });
+        }
+        Ok(self.after_prompts)
     }
 
     fn draw_noise(&mut self, block: &Block, observer: &mut dyn Observer) -> Result<Phase> {
+        self.adapt.begin_block(block.at, block.frames.len());
         if self.spec.rollout.is_some() {
             observer.on_event(Event::Block { at: block.at, n_blocks: self.spec.n_blocks() });
         }
         if block.at > 0 {
-            self.itinerary.announce_block(self.model, &self.spec, &self.job, block.at + 1);
-            let (model, spec, job, itinerary) = (self.model, &self.spec, &self.job, &self.itinerary);
-            Ahead { model, spec, job, itinerary, block: block.at, pass: 0 }.request_first();
+            self.itinerary.announce_block(&self.model.blueprint, &self.spec, &self.job, block.at + 1);
+            let Self { model, spec, job, itinerary, adapt, .. } = &*self;
+            let (block, is_next_block) = (block.at, false);
+            Ahead { model, spec, job, itinerary, adapt, is_next_block, block, pass: 0 }.request_first();
         }
         let n_units = self.spec.steps() + self.itinerary.commits();
         observer.on_event(Event::Started { stage: Stage::Denoise, n_units });
@@ -239,13 +344,13 @@ impl<'m> JobRun<'m> {
     fn denoising<'a>(&'a self, block: &'a Block) -> Result<Denoise<'a>> {
         let [cond, uncond] = [0, 1].map(|at| self.prompts.get(at));
         let cond = cond.ok_or_else(|| EngineError::Cache("the prompt's embedding is gone".to_owned()))?;
-        let (model, spec, job, itinerary) = (self.model, &self.spec, &self.job, &self.itinerary);
-        Ok(Denoise { model, spec, job, itinerary, block, cond, uncond })
+        let Self { model, spec, job, itinerary, adapt, .. } = self;
+        Ok(Denoise { model, spec, job, itinerary, adapt, block, cond, uncond })
     }
 
     fn begin_decoding(&self, block: &Block, observer: &mut dyn Observer) -> Phase {
         observer.on_event(Event::Finished { stage: Stage::Denoise });
-        let n_units = block.frames.end.min(self.spec.latent_frames()) - block.frames.start;
+        let n_units = self.spec.blocks().decoded(block.at).len();
         observer.on_event(Event::Started { stage: Stage::Decode, n_units });
         Phase::LatentFrame { at: block.frames.start }
     }
@@ -277,6 +382,10 @@ impl<'m> JobRun<'m> {
         let done_units = at + 1 - block.frames.start;
         observer.on_event(Event::Advanced { stage: Stage::Decode, done_units });
         let is_last = at + 1 == self.spec.latent_frames();
+        let in_block = at + 1 - block.frames.start;
+        if is_last || at + 1 == block.frames.end || in_block.is_multiple_of(SEGMENT_LATENT_FRAMES) {
+            self.outputs.as_mut().ok_or_else(closed)?.end_segment()?;
+        }
         if !is_last && at + 1 < block.frames.end {
             return Ok(Phase::LatentFrame { at: at + 1 });
         }

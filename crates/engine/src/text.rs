@@ -6,7 +6,7 @@ use evanesce_wan::text::{TOKENS_MAX, Umt5Config};
 use evanesce_wan::transformer::TextRows;
 use evanesce_wan::weights::Component;
 
-use crate::bytes::{as_f32, write_f32};
+use crate::bytes::as_f32;
 use crate::error::{EngineError, Result};
 use crate::keys;
 use crate::model::Model;
@@ -34,22 +34,34 @@ impl Prompt {
 /// Tokenizes and encodes `text`, or finds it encoded.
 pub(crate) fn encode(model: &Model, job: &Job, position: Position, text: &str) -> Result<Prompt> {
     let ids = model.tokenizer.prompt_ids(text)?;
-    let key = keys::embedding(&model.weights.fingerprint(Component::TextEncoder), &ids);
-    let lease = match job.shared_get(&key) {
-        Some(lease) => lease,
+    let key = keys::embedding(&model.blueprint.fingerprint(Component::TextEncoder), &ids);
+    if let Some(lease) = job.shared_get(&key) {
+        return Ok(Prompt { lease, n_tokens: ids.len() });
+    }
+    let kept = model.shelf.as_ref().and_then(|shelf| shelf.load(&key));
+    let rows = match kept {
+        Some(bytes) => bytes,
         None => {
-            let workspace = workspace_bytes(model.text.config(), ids.len()) as u64;
-            let _scratch = job.reserve(&[(Tier::Device, workspace)]).map_err(EngineError::cache)?;
-            let rows = model.text.encode(&model.weights.for_job(job, position), &ids)?;
-            let rows = rows.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(WanError::from)?;
-            let len_bytes = size_of_val(&rows[..]);
-            let mut writer =
-                model.cache.shared_put(key, Tier::Device, len_bytes).map_err(EngineError::cache)?;
-            write_f32(writer.bytes_mut(), &rows);
-            writer.commit().map_err(EngineError::cache)?
+            let rows = compute(model, job, position, &ids)?;
+            let bytes: &[u8] = bytemuck::cast_slice(&rows);
+            if let Some(shelf) = &model.shelf {
+                shelf.keep(&key, bytes);
+            }
+            bytes.to_vec()
         }
     };
+    let mut writer = model.cache.shared_put(key, Tier::Device, rows.len()).map_err(EngineError::cache)?;
+    writer.bytes_mut().copy_from_slice(&rows);
+    let lease = writer.commit().map_err(EngineError::cache)?;
     Ok(Prompt { lease, n_tokens: ids.len() })
+}
+
+/// Rows of the tokens' embedding.
+fn compute(model: &Model, job: &Job, position: Position, ids: &[u32]) -> Result<Vec<f32>> {
+    let workspace = workspace_bytes(model.text.config(), ids.len()) as u64;
+    let _scratch = job.reserve(&[(Tier::Device, workspace)]).map_err(EngineError::cache)?;
+    let rows = model.text.encode(&model.weights.for_job(job, position, &model.waits), ids)?;
+    Ok(rows.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(WanError::from)?)
 }
 
 /// Bytes that encoding `n_tokens` tokens takes beyond weights, at most: the residual stream, its normed copy, queries, keys,

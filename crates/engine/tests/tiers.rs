@@ -16,13 +16,15 @@ use evanesce_engine::{
     Budgets, CancelToken, Disk, EngineError, Fault, JobRun, KvCodec, Model, Outcome, Request,
     RequestedLength, Silent,
 };
-use support::rollout::{causal_checkpoint, golden_request};
+use support::rollout::{causal_checkpoint_that_sees, golden_request};
 use support::{Kept, interleaved, pictures, run};
 
 const FRAMES: usize = 61;
 const DISK_BYTES: u64 = 8 << 20;
-/// 2 experts, 2 branches, 2 layers; sink 2 and recent 3; keys and values of 6 tokens of 32 numbers in f32.
-const KV_BYTES: u64 = 2 * 2 * 2 * (2 + 3) * PAGE_BYTES;
+/// Latent frames right before a block that it sees: enough for pages to outweigh what else admission keeps room for.
+const RECENT: usize = 12;
+/// 2 experts, 2 branches, 2 layers; sink 2; keys and values of 6 tokens of 32 numbers in f32.
+const KV_BYTES: u64 = 2 * 2 * 2 * (2 + RECENT as u64) * PAGE_BYTES;
 const PAGE_BYTES: u64 = 2 * 6 * 32 * 4;
 
 fn request() -> Request {
@@ -64,7 +66,7 @@ fn files(directory: &Path) -> usize {
 
 #[test]
 fn pages_in_host_or_on_disk_give_the_same_video_as_pages_in_the_device() {
-    let checkpoint = causal_checkpoint("window");
+    let checkpoint = causal_checkpoint_that_sees("window", RECENT);
     let checkpoint = checkpoint.path();
     let all = least_device_bytes(checkpoint, 0, None);
     let (expected, in_device) =
@@ -77,7 +79,7 @@ fn pages_in_host_or_on_disk_give_the_same_video_as_pages_in_the_device() {
     assert_eq!(pictures, expected, "a quarter of the pages in the device");
     let [device, host, _] = &outcome.memory.tiers[..] else { panic!("three tiers") };
     assert!(device.peak_bytes <= device_bytes && host.peak_bytes > KV_BYTES / 4, "{host:?}");
-    assert!(host.traffic.demoted > 100 && host.traffic.promoted > 100, "{host:?}");
+    assert!(host.traffic.demoted > 100 && host.traffic.promoted > 40, "{host:?}");
 
     let directory = tempfile::tempdir().unwrap();
     let disk = Disk::open(directory.path(), DISK_BYTES).unwrap();
@@ -97,14 +99,14 @@ fn pages_in_host_or_on_disk_give_the_same_video_as_pages_in_the_device() {
 
 #[test]
 fn what_fits_nowhere_is_refused_in_one_sentence_and_the_least_that_fits_runs() {
-    let checkpoint = causal_checkpoint("window");
+    let checkpoint = causal_checkpoint_that_sees("window", RECENT);
     let checkpoint = checkpoint.path();
     let all = least_device_bytes(checkpoint, 0, None);
     // Without room for two groups of a block the host takes no pages.
     assert_eq!(least_device_bytes(checkpoint, 6 * PAGE_BYTES - 1, None), all);
     assert_eq!(least_device_bytes(checkpoint, 16 * PAGE_BYTES, None), all - 10 * PAGE_BYTES);
     // What is read, what arrives and three pages of a new block stay, whatever there is below.
-    let staged = 2 * (2 + 3) * PAGE_BYTES + 3 * PAGE_BYTES;
+    let staged = 2 * (2 + RECENT as u64) * PAGE_BYTES + 3 * PAGE_BYTES;
     let least = all - (KV_BYTES + 3 * PAGE_BYTES) + staged;
     assert_eq!(least_device_bytes(checkpoint, 1 << 20, None), least);
     let directory = tempfile::tempdir().unwrap();
@@ -124,7 +126,7 @@ fn what_fits_nowhere_is_refused_in_one_sentence_and_the_least_that_fits_runs() {
 
 #[test]
 fn two_jobs_whose_pages_move_equal_each_alone_and_give_everything_back() {
-    let checkpoint = causal_checkpoint("window");
+    let checkpoint = causal_checkpoint_that_sees("window", RECENT);
     let other = || Request { seed: 5, prompt: "a blue ball".to_owned(), ..request() };
     let ample = || Model::open(checkpoint.path(), support::AMPLE).unwrap();
     let alone = [pictures(&ample(), request()), pictures(&ample(), other())];
@@ -175,7 +177,7 @@ impl BlockFile for FailsFrom {
 
 #[test]
 fn a_disk_that_fails_anywhere_ends_in_a_clear_error_or_the_same_video_and_returns_every_byte() {
-    let checkpoint = causal_checkpoint("window");
+    let checkpoint = causal_checkpoint_that_sees("window", RECENT);
     let expected = pictures(&Model::open(checkpoint.path(), support::AMPLE).unwrap(), request());
     let budgets = Budgets { device_bytes: quarter(checkpoint.path()), host_bytes: 8 * PAGE_BYTES };
     let mut failed = 0;
@@ -212,7 +214,7 @@ fn a_disk_that_fails_anywhere_ends_in_a_clear_error_or_the_same_video_and_return
 
 #[test]
 fn a_job_cancelled_or_panicking_anywhere_returns_every_byte_of_every_tier_and_leaves_no_file() {
-    let checkpoint = causal_checkpoint("window");
+    let checkpoint = causal_checkpoint_that_sees("window", RECENT);
     let directory = tempfile::tempdir().unwrap();
     let disk = Disk::open(directory.path(), DISK_BYTES).unwrap();
     let budgets = Budgets { device_bytes: quarter(checkpoint.path()), host_bytes: 8 * PAGE_BYTES };

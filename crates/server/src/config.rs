@@ -46,6 +46,12 @@ pub struct Config {
     pub queue: QueueConfig,
     /// What a request may ask for.
     pub limits: Limits,
+    /// What each class may count on.
+    pub classes: ClassesConfig,
+    /// Snapshots of jobs under way.
+    pub snapshots: SnapshotConfig,
+    /// When memory counts as short.
+    pub pressure: PressureConfig,
     /// Telling others that a video is there.
     pub webhooks: WebhookConfig,
     /// Telling a collector where time went.
@@ -70,6 +76,9 @@ impl Default for Config {
             log_format: LogFormat::default(),
             queue: QueueConfig::default(),
             limits: Limits::default(),
+            classes: ClassesConfig::default(),
+            snapshots: SnapshotConfig::default(),
+            pressure: PressureConfig::default(),
             webhooks: WebhookConfig::default(),
             traces: TraceConfig::default(),
             encoder: EncoderConfig::default(),
@@ -149,6 +158,109 @@ pub struct WebhookConfig {
 impl Default for WebhookConfig {
     fn default() -> Self {
         Self { secret: None, private_addresses: false, attempts_max: 10 }
+    }
+}
+
+/// Quotas of the three classes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClassesConfig {
+    /// Of `interactive`.
+    pub interactive: ClassConfig,
+    /// Of `standard`.
+    pub standard: ClassConfig,
+    /// Of `background`.
+    pub background: ClassConfig,
+}
+
+impl ClassesConfig {
+    /// By class, in the order of [`Class::ALL`].
+    #[must_use]
+    pub fn all(&self) -> [ClassConfig; 3] {
+        [self.interactive, self.standard, self.background]
+    }
+}
+
+/// What one class may count on, and what it may not pass: shares of a tier's budget.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClassConfig {
+    /// Of the device, never taken away for other classes.
+    pub device_guarantee: f64,
+    /// Of the device, never passed.
+    pub device_limit: f64,
+    /// Of the host.
+    pub host_guarantee: f64,
+    /// Of the host.
+    pub host_limit: f64,
+}
+
+impl Default for ClassConfig {
+    fn default() -> Self {
+        Self { device_guarantee: 0.0, device_limit: 1.0, host_guarantee: 0.0, host_limit: 1.0 }
+    }
+}
+
+/// How much a snapshot keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotKeeps {
+    /// Everything that saves time when a job goes on.
+    #[default]
+    Full,
+    /// Only what cannot be computed again.
+    Compact,
+    /// There are none: a restart begins anew.
+    Off,
+}
+
+/// When a job under way is kept on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotConfig {
+    /// How much.
+    pub mode: SnapshotKeeps,
+    /// After so many units of work.
+    pub every_units: u32,
+    /// After so many seconds.
+    pub every_seconds: f64,
+    /// The largest share of the time that snapshots may take.
+    pub share_max: f64,
+    /// Bytes of prompts' embeddings that are kept over restarts.
+    pub embeddings_bytes_max: u64,
+}
+
+impl Default for SnapshotConfig {
+    fn default() -> Self {
+        Self {
+            mode: SnapshotKeeps::Full,
+            every_units: 10,
+            every_seconds: 60.0,
+            share_max: 0.1,
+            embeddings_bytes_max: 256 << 20,
+        }
+    }
+}
+
+/// When memory counts as short: shares of a budget, or of what the process may have.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PressureConfig {
+    /// From here on what can be computed again and what is read last make room.
+    pub watch: f64,
+    /// From here on new pages are smaller and windows shorter, where a job's quality allows it.
+    pub high: f64,
+    /// From here on background jobs are parked, and drafts begin smaller.
+    pub critical: f64,
+    /// How far below a mark it must fall for that to end.
+    pub hysteresis: f64,
+    /// Bytes that the process may have; left out: what its control group or the machine has.
+    pub process_bytes_max: Option<u64>,
+}
+
+impl Default for PressureConfig {
+    fn default() -> Self {
+        Self { watch: 0.70, high: 0.85, critical: 0.95, hysteresis: 0.05, process_bytes_max: None }
     }
 }
 
@@ -289,11 +401,18 @@ const TOP: &[&str] = &[
     "log_format",
     "queue",
     "limits",
+    "classes",
+    "snapshots",
+    "pressure",
     "webhooks",
     "traces",
     "encoder",
     "keys",
 ];
+const CLASSES: &[&str] = &["interactive", "standard", "background"];
+const CLASS: &[&str] = &["device_guarantee", "device_limit", "host_guarantee", "host_limit"];
+const SNAPSHOTS: &[&str] = &["mode", "every_units", "every_seconds", "share_max", "embeddings_bytes_max"];
+const PRESSURE: &[&str] = &["watch", "high", "critical", "hysteresis", "process_bytes_max"];
 const QUEUE: &[&str] = &["jobs_max", "jobs_per_tenant_max", "under_way_max", "ageing_units", "starts_max"];
 const LIMITS: &[&str] = &[
     "body_bytes_max",
@@ -320,15 +439,24 @@ impl Config {
         let table: toml::Table =
             text.parse().map_err(|error: toml::de::Error| ConfigError(one_line(&error)))?;
         refuse_unknown("", &table, TOP)?;
-        for (section, known) in [
+        let sections = [
             ("queue", QUEUE),
             ("limits", LIMITS),
+            ("classes", CLASSES),
+            ("snapshots", SNAPSHOTS),
+            ("pressure", PRESSURE),
             ("webhooks", WEBHOOKS),
             ("traces", TRACES),
             ("encoder", ENCODER),
-        ] {
+        ];
+        for (section, known) in sections {
             if let Some(toml::Value::Table(inner)) = table.get(section) {
                 refuse_unknown(&format!("{section}."), inner, known)?;
+            }
+        }
+        for (class, inner) in table.get("classes").and_then(toml::Value::as_table).into_iter().flatten() {
+            if let Some(inner) = inner.as_table() {
+                refuse_unknown(&format!("classes.{class}."), inner, CLASS)?;
             }
         }
         if let Some(toml::Value::Array(keys)) = table.get("keys") {
@@ -367,6 +495,7 @@ impl Config {
         if self.limits.header_bytes_max < 8192 || self.limits.connections_max < 1 {
             return refuse("header_bytes_max is at least 8192, and connections_max at least 1".to_owned());
         }
+        self.check_memory()?;
         if !(1..=20).contains(&self.webhooks.attempts_max) {
             let n = self.webhooks.attempts_max;
             return refuse(format!("attempts_max of [webhooks] is {n}; it lies between 1 and 20"));
@@ -416,6 +545,44 @@ fn check_key(key: &KeyConfig) -> Result<(), ConfigError> {
     check_secret(&format!("webhook_secret of tenant {name:?}"), key.webhook_secret.as_ref())
 }
 
+impl Config {
+    /// Checks shares and marks.
+    fn check_memory(&self) -> Result<(), ConfigError> {
+        let refuse = |sentence: String| Err(ConfigError(sentence));
+        let classes = self.classes.all();
+        let shares = classes.iter().flat_map(|class| {
+            [class.device_guarantee, class.device_limit, class.host_guarantee, class.host_limit]
+        });
+        if let Some(share) = shares.into_iter().find(|share| !(0.0..=1.0).contains(share)) {
+            return refuse(format!("a share of [classes] is {share}; it lies between 0 and 1"));
+        }
+        let sum = |share: fn(&ClassConfig) -> f64| classes.iter().map(share).sum::<f64>() > 1.0;
+        if sum(|class| class.device_guarantee) || sum(|class| class.host_guarantee) {
+            return refuse("the guarantees of [classes] add up to more than 1 in one tier".to_owned());
+        }
+        let SnapshotConfig { every_units, every_seconds, share_max, .. } = self.snapshots;
+        if every_units < 1 || every_seconds <= 0.0 || !(0.001..=1.0).contains(&share_max) {
+            return refuse(
+                "every_units of [snapshots] is at least 1, every_seconds above 0, share_max between 0.001 and 1"
+                    .to_owned(),
+            );
+        }
+        let PressureConfig { watch, high, critical, hysteresis, .. } = self.pressure;
+        if !(0.0 < watch
+            && watch < high
+            && high < critical
+            && critical <= 1.0
+            && (0.0..watch).contains(&hysteresis))
+        {
+            return refuse(
+                "the marks of [pressure] rise: 0 < watch < high < critical <= 1, and hysteresis is below watch"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+}
+
 fn refuse_unknown(section: &str, table: &toml::Table, known: &[&str]) -> Result<(), ConfigError> {
     match table.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(()),
@@ -438,8 +605,13 @@ mod tests {
     fn the_printed_configuration_is_the_default_one_and_names_every_key() {
         assert_eq!(Config::parse(TEMPLATE).unwrap(), Config::default());
         assert_eq!(Config::parse("").unwrap(), Config::default());
-        for key in [TOP, QUEUE, LIMITS, WEBHOOKS, TRACES, ENCODER, KEYS].concat() {
-            let line = |line: &str| line.trim_start_matches(['#', ' ', '[']).starts_with(key);
+        for key in [TOP, QUEUE, LIMITS, CLASSES, CLASS, SNAPSHOTS, PRESSURE, WEBHOOKS, TRACES, ENCODER, KEYS]
+            .concat()
+        {
+            let line = |line: &str| {
+                let name = line.trim_start_matches(['#', ' ', '[']);
+                name.trim_start_matches("classes.").starts_with(key) || name.starts_with(key)
+            };
             assert!(TEMPLATE.lines().any(line), "{key} is not in the printed configuration");
         }
     }
@@ -461,6 +633,11 @@ mod tests {
         assert!(refused("[traces]\nendpoint = 'x'").contains("127.0.0.1:4318"));
         assert!(refused("[webhooks]\nattempts = 3").contains("webhooks.attempts_max"));
         assert!(!refused("listen = 7").contains('\n'));
+        assert!(refused("[classes.standart]").contains("the nearest is classes.standard"));
+        assert!(refused("[classes.standard]\ndevice = 1").contains("classes.standard.device_"));
+        assert!(refused("[classes.standard]\ndevice_limit = 2.0").contains("between 0 and 1"));
+        assert!(refused("[snapshots]\nevery_units = 0").contains("at least 1"));
+        assert!(refused("[pressure]\nwatch = 0.9").contains("rise"));
         let key = blake3::hash(b"k").to_hex();
         let open = format!("listen = '0.0.0.0:80'\n[[keys]]\ntenant = 'a'\nblake3 = '{key}'");
         assert_eq!(Config::parse(&open).unwrap().keys[0].class, Class::Interactive);

@@ -5,7 +5,9 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use evanesce_engine::video::{FrameSink, Mp4Writer, Result, VideoError, VideoSettings, VideoSummary};
+use evanesce_engine::video::{
+    FrameSink, Mp4Writer, Result, SinkState, VideoError, VideoSettings, VideoSummary,
+};
 
 /// What makes the files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -126,6 +128,18 @@ impl FrameSink for Piped {
                 Err(failed(self.frames, &reason))
             }
         }
+    }
+
+    /// Before its first frame there is nothing to save; what the program keeps after that cannot be.
+    fn save(&mut self) -> Result<Option<SinkState>> {
+        Ok((self.frames == 0).then(|| SinkState { facts: Vec::new(), stream_bytes: 0 }))
+    }
+
+    fn restore(&mut self, facts: &[u8], _stream: &mut dyn Read) -> Result<()> {
+        if facts.is_empty() {
+            return Ok(());
+        }
+        Err(VideoError::State("what was saved was made by another encoder"))
     }
 
     fn finish(mut self: Box<Self>) -> Result<VideoSummary> {

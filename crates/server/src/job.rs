@@ -252,6 +252,8 @@ pub struct Job {
     pub failure: Option<Failure>,
     /// What it held, once it has ended.
     pub memory: Option<JobMemory>,
+    /// What gave way for lack of memory, in the order in which it did.
+    pub degradations: Vec<String>,
     /// Who is told when it ends.
     pub webhook: Option<Webhook>,
 }

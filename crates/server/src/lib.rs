@@ -13,9 +13,11 @@ mod http;
 pub mod id;
 pub mod job;
 mod journal;
+mod machine;
 mod metrics;
 mod nearest;
 mod pictures;
+pub mod pressure;
 pub mod schedule;
 pub mod service;
 pub mod store;
@@ -27,7 +29,7 @@ mod worker;
 
 pub use api::openapi_json;
 pub use config::Config;
-pub use service::{ServeError, Service, serve_until_signalled};
+pub use service::{BudgetSetter, ServeError, Service, serve_until_signalled};
 
 /// The digest of an API key, as the configuration keeps it.
 #[must_use]

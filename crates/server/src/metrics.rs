@@ -15,6 +15,7 @@ use crate::board::Board;
 use crate::clock::UnixMs;
 use crate::id::VideoId;
 use crate::job::{Class, Job, Status};
+use crate::pressure::Level;
 use crate::traces::{StageTime, Tracer};
 
 /// Upper ends in seconds: videos take from seconds to an hour.
@@ -65,6 +66,20 @@ struct Counted {
     webhooks: BTreeMap<&'static str, u64>,
     refused: u64,
     restarted: u64,
+    memory: Memory,
+}
+
+/// Snapshots, parking and pressure.
+#[derive(Debug, Default)]
+struct Memory {
+    snapshots: u64,
+    snapshots_failed: u64,
+    written_bytes: u64,
+    held_bytes: u64,
+    snapshot_time: Histogram,
+    moves: BTreeMap<&'static str, u64>,
+    level: Level,
+    gave_way: BTreeMap<&'static str, u64>,
 }
 
 /// What the service has counted since it started.
@@ -143,6 +158,33 @@ impl Metrics {
         self.counted().stages.remove(job);
     }
 
+    /// A snapshot was taken: bytes that it wrote, and that it holds.
+    pub(crate) fn kept(&self, written_bytes: u64, held_bytes: u64, took: Duration) {
+        let memory = &mut self.counted().memory;
+        memory.snapshots += 1;
+        memory.written_bytes += written_bytes;
+        memory.held_bytes = held_bytes;
+        memory.snapshot_time.observe(took);
+    }
+
+    pub(crate) fn not_kept(&self) {
+        self.counted().memory.snapshots_failed += 1;
+    }
+
+    /// A job was parked or resumed.
+    pub(crate) fn moved(&self, how: &'static str) {
+        *self.counted().memory.moves.entry(how).or_default() += 1;
+    }
+
+    pub(crate) fn pressure(&self, level: Level) {
+        self.counted().memory.level = level;
+    }
+
+    /// Something gave way for lack of memory.
+    pub(crate) fn gave_way(&self, what: &'static str) {
+        *self.counted().memory.gave_way.entry(what).or_default() += 1;
+    }
+
     /// All of it as Prometheus reads it; `ledger`: what the cache holds, taken in one moment.
     pub(crate) fn text(&self, ledger: &(Counters, Vec<(JobId, Usage)>), board: &Board) -> String {
         let mut out = Text(String::new());
@@ -154,6 +196,7 @@ impl Metrics {
         out.line("evanesce_event_listeners", board.listeners());
         write_jobs(&mut out, &counted, board);
         write_times(&mut out, &counted);
+        counted.memory.write(&mut out);
         out.0
     }
 }
@@ -212,6 +255,41 @@ fn write_times(out: &mut Text, counted: &Counted) {
         out.head(name, "histogram", help);
         for (stage, histogram) in histograms {
             histogram.write(out, name, &format!("stage=\"{stage}\""));
+        }
+    }
+}
+
+impl Memory {
+    fn write(&self, out: &mut Text) {
+        out.head(
+            "evanesce_snapshots_total",
+            "counter",
+            "Snapshots of jobs under way, and those that failed.",
+        );
+        out.line("evanesce_snapshots_total{how=\"taken\"}", self.snapshots);
+        out.line("evanesce_snapshots_total{how=\"failed\"}", self.snapshots_failed);
+        out.head("evanesce_snapshot_written_bytes_total", "counter", "Bytes that snapshots wrote.");
+        out.line("evanesce_snapshot_written_bytes_total", self.written_bytes);
+        out.head("evanesce_snapshot_held_bytes", "gauge", "Bytes that the last snapshot holds.");
+        out.line("evanesce_snapshot_held_bytes", self.held_bytes);
+        out.head("evanesce_snapshot_seconds", "histogram", "Taking a snapshot.");
+        self.snapshot_time.write(out, "evanesce_snapshot_seconds", "how=\"taken\"");
+        out.head("evanesce_job_moves_total", "counter", "Jobs that were parked or resumed.");
+        for (how, count) in &self.moves {
+            out.line(&format!("evanesce_job_moves_total{{how=\"{how}\"}}"), count);
+        }
+        out.head("evanesce_pressure", "gauge", "How short memory is: 1 for the level that holds.");
+        for level in [Level::Calm, Level::Watch, Level::High, Level::Critical] {
+            let name = level.as_str();
+            out.line(&format!("evanesce_pressure{{level=\"{name}\"}}"), u8::from(level == self.level));
+        }
+        out.head(
+            "evanesce_degradations_total",
+            "counter",
+            "What gave way for lack of memory, and what was undone.",
+        );
+        for (what, count) in &self.gave_way {
+            out.line(&format!("evanesce_degradations_total{{what=\"{what}\"}}"), count);
         }
     }
 }

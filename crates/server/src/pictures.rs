@@ -1,9 +1,10 @@
 //! Thumbnail and spritesheet, kept small while the frames of a video pass by, and written as JPEG when it ends.
 
+use std::io::{Read, Write};
 use std::path::Path;
 
-use evanesce_engine::video::{FrameSink, Result, VideoError, VideoSettings, VideoSummary};
-use jpeg_encoder::{ColorType, Encoder};
+use evanesce_engine::video::{FrameSink, Result, SinkState, VideoError, VideoSettings, VideoSummary};
+use jpeg_encoder::{ColorType, Encoder, EncodingError};
 
 use crate::videos::{Draft, Variant};
 
@@ -26,6 +27,13 @@ struct Picture {
 impl Picture {
     fn black(width: usize, height: usize) -> Self {
         Self { width, height, rgb: vec![0; width * height * 3] }
+    }
+
+    /// A picture as a saved state holds it.
+    fn read(from: &mut &[u8]) -> Option<Self> {
+        let (width, height) = (number(from)?, number(from)?);
+        let rgb = take(from)?.to_vec();
+        (Some(rgb.len()) == width.checked_mul(height)?.checked_mul(3)).then_some(Self { width, height, rgb })
     }
 
     /// A frame `[height, width, 3]` in 0..1, made smaller by whole numbers until its longer edge is at most `edge_px`.
@@ -61,11 +69,32 @@ impl Picture {
         let failed = |reason: String| VideoError::Output { path: path.to_path_buf(), reason };
         let edge =
             |edge: usize| u16::try_from(edge).map_err(|_| failed("it is too large for JPEG".to_owned()));
-        let encoder = Encoder::new_file(path, JPEG_QUALITY).map_err(|error| failed(error.to_string()))?;
-        encoder
-            .encode(&self.rgb, edge(self.width)?, edge(self.height)?, ColorType::Rgb)
-            .map_err(|error| failed(error.to_string()))
+        let refused = |error: EncodingError| match error {
+            EncodingError::IoError(source) => VideoError::Io { path: path.to_path_buf(), source },
+            other => failed(other.to_string()),
+        };
+        let encoder = Encoder::new_file(path, JPEG_QUALITY).map_err(refused)?;
+        encoder.encode(&self.rgb, edge(self.width)?, edge(self.height)?, ColorType::Rgb).map_err(refused)
     }
+}
+
+/// Appends bytes behind their length.
+fn put(to: &mut Vec<u8>, bytes: &[u8]) {
+    to.extend((bytes.len() as u64).to_le_bytes());
+    to.extend_from_slice(bytes);
+}
+
+fn number(from: &mut &[u8]) -> Option<usize> {
+    let (number, rest) = from.split_first_chunk()?;
+    *from = rest;
+    usize::try_from(u64::from_le_bytes(*number)).ok()
+}
+
+fn take<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let len = number(from)?;
+    let (bytes, rest) = from.split_at_checked(len)?;
+    *from = rest;
+    Some(bytes)
 }
 
 /// Frames into a video and its two pictures, all in one draft.
@@ -135,6 +164,48 @@ impl FrameSink for IllustratedVideo {
         self.video.push(rgb)?;
         self.sketch(rgb);
         self.at += 1;
+        Ok(())
+    }
+
+    fn end_segment(&mut self) -> Result<()> {
+        self.video.end_segment()
+    }
+
+    fn save(&mut self) -> Result<Option<SinkState>> {
+        let Some(video) = self.video.save()? else { return Ok(None) };
+        let mut facts = Vec::new();
+        put(&mut facts, &video.facts);
+        facts.extend((self.at as u64).to_le_bytes());
+        for picture in self.thumbnail.iter().chain(&self.sheet) {
+            facts.extend(
+                [picture.width, picture.height].map(|edge| edge as u64).map(u64::to_le_bytes).concat(),
+            );
+            put(&mut facts, &picture.rgb);
+        }
+        Ok(Some(SinkState { facts, ..video }))
+    }
+
+    fn copy_stream(&mut self, from_bytes: u64, to: &mut dyn Write) -> Result<()> {
+        self.video.copy_stream(from_bytes, to)
+    }
+
+    fn restore(&mut self, facts: &[u8], stream: &mut dyn Read) -> Result<()> {
+        const FOREIGN: VideoError = VideoError::State("what was saved are no pictures of a video");
+        let mut left = facts;
+        self.video.restore(take(&mut left).ok_or(FOREIGN)?, stream)?;
+        self.at = number(&mut left).ok_or(FOREIGN)?;
+        let mut pictures = Vec::new();
+        while !left.is_empty() {
+            pictures.push(Picture::read(&mut left).ok_or(FOREIGN)?);
+        }
+        let has_thumbnail = self.at > self.n_frames / 2;
+        if pictures.len()
+            != usize::from(has_thumbnail) + sheet_frames(self.n_frames).filter(|at| *at < self.at).count()
+        {
+            return Err(FOREIGN);
+        }
+        self.sheet = pictures.split_off(usize::from(has_thumbnail));
+        self.thumbnail = pictures.pop();
         Ok(())
     }
 

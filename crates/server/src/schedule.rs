@@ -1,14 +1,21 @@
-//! Which job does the next unit of work. Pure: what is chosen depends on what is in the table, and on nothing else.
+//! Which job does the next unit of work. Pure: what is chosen depends on what is in the table and on the moment that is handed in,
+//! and on nothing else.
 //!
 //! The rules, in order:
 //!
-//! 1. A class that has gone without for [`Rules::ageing_units`] units, though it has jobs, gets this one.
-//! 2. Otherwise the first class with jobs: interactive, standard, background.
-//! 3. Within a class the earliest deadline, then the earliest arrival. So at most one job of a class is normally under way.
-//! 4. A job that is not under way starts if the bytes planned for it and for all that are under way fit the budget, and a
-//!    place is free; one place is kept for interactive jobs. If not, what is under way goes on, best class first, and nothing
-//!    else starts: the room that comes free is this job's.
+//! 1. What is on the device beyond a budget that was cut leaves it: the last in order first.
+//! 2. A class that has gone without for [`Rules::ageing_units`] units, though it has jobs, gets this one; if another job must be
+//!    parked for that, only once the moves are small beside the time it has gone without.
+//! 3. Otherwise the first class with jobs that the budget can hold: interactive, standard, background.
+//! 4. Within a class the earliest deadline, then the earliest arrival.
+//! 5. A job that is not on the device goes there if a place and the bytes that are planned for it are free, within its class's
+//!    limit and beside what is guaranteed to other classes; one place is kept for interactive jobs.
+//! 6. If they are not, jobs of lower classes are parked for it, those that are cheapest to move first, but none that its
+//!    class's guarantee covers. A job of its own class is parked only when it would miss its deadline otherwise, and meets it so.
+//! 7. If that makes no room either, what is on the device goes on, best class first, and nothing else starts: the room
+//!    that comes free is this job's.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use crate::job::Class;
@@ -16,28 +23,118 @@ use crate::job::Class;
 /// A job's place in the order of arrival.
 pub type Seq = i64;
 
-/// What the scheduler goes by.
+/// Ageing parks others only after so many times the time that the moves take.
+const SWAPS_PER_TURN: i64 = 20;
+
+/// What a class may count on, and what it may not pass, in one tier: shares of the tier's budget.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quota {
+    /// Never taken away for other classes.
+    pub guarantee: f64,
+    /// Never passed.
+    pub limit: f64,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self { guarantee: 0.0, limit: 1.0 }
+    }
+}
+
+/// One class's quotas.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Quotas {
+    /// Of the device.
+    pub device: Quota,
+    /// Of the host, where jobs are parked.
+    pub host: Quota,
+}
+
+/// Bytes of the tiers that are shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// For jobs on the device together.
+    pub device_bytes: u64,
+    /// For what parked jobs hold in the host.
+    pub host_bytes: u64,
+}
+
+/// What the scheduler goes by.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rules {
-    /// Bytes that all jobs under way may need together.
-    pub budget_bytes: u64,
-    /// Jobs that may be under way at once; at least 1.
+    /// What there is.
+    pub room: Room,
+    /// Jobs that may be on the device at once; at least 1.
     pub under_way_max: usize,
     /// Units that a class with jobs goes without before it gets one.
     pub ageing_units: u32,
+    /// By class, in the order of [`Class::ALL`].
+    pub quotas: [Quotas; Class::ALL.len()],
 }
 
-/// What the scheduler knows of a job.
+impl Rules {
+    /// What jobs of a class may have of the device together, at most; anything where there is no limit: what the device cannot
+    /// hold is refused elsewhere.
+    #[must_use]
+    pub fn most_device_bytes(&self, class: Class) -> u64 {
+        let limit = self.quotas[class as usize].device.limit;
+        if limit < 1.0 { share(limit, self.room.device_bytes) } else { u64::MAX }
+    }
+}
+
+/// Where a job is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// It has not begun.
+    #[default]
+    Queue,
+    /// On the device: it may do the next unit.
+    Device,
+    /// Parked, in memory below the device.
+    Host,
+    /// Parked, in its snapshot.
+    Snapshot,
+}
+
+/// What the scheduler knows of a job. Moments and spans are in one unit, milliseconds in the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Its class.
     pub class: Class,
-    /// When it should be done; any unit will do, as long as all use the same.
+    /// When it should be done.
     pub deadline: Option<i64>,
-    /// Bytes that are planned for it.
+    /// Bytes of the device that are planned for it.
     pub needed_bytes: u64,
-    /// Whether it has been started.
-    pub is_under_way: bool,
+    /// With fewer than these it cannot do a unit, whatever the tiers below take.
+    pub least_bytes: u64,
+    /// Bytes that it holds between two units, and so while it is parked.
+    pub held_bytes: u64,
+    /// Time on the machine that it still needs, where that is known.
+    pub left: Option<i64>,
+    /// Time that parking it and bringing it back takes.
+    pub swap: i64,
+    /// Where it is.
+    pub place: Place,
+    /// It can be parked in its snapshot: it stands where one can be taken.
+    pub can_be_saved: bool,
+}
+
+impl Entry {
+    /// A job that has just arrived and needs so much.
+    #[must_use]
+    pub fn new(class: Class, needed_bytes: u64) -> Self {
+        Self {
+            class,
+            deadline: None,
+            needed_bytes,
+            least_bytes: needed_bytes,
+            held_bytes: 0,
+            left: None,
+            swap: 0,
+            place: Place::Queue,
+            can_be_saved: true,
+        }
+    }
 }
 
 /// What to do next.
@@ -45,25 +142,40 @@ pub struct Entry {
 pub enum Choice {
     /// Start this job.
     Start(Seq),
+    /// Bring this job back to the device.
+    Resume(Seq),
+    /// Take this job off the device: to the host, or into its snapshot.
+    Park(Seq, Place),
     /// Do this job's next unit.
     Advance(Seq),
     /// There is nothing to do.
     Idle,
 }
 
+/// How long a class has gone without.
+#[derive(Clone, Copy, Debug, Default)]
+struct Without {
+    units: u32,
+    time: i64,
+}
+
 /// Jobs that wait or are under way, and how long each class has gone without.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     rules: Rules,
+    /// What there is now, which may be less than the rules say.
+    room: Room,
     jobs: BTreeMap<Seq, Entry>,
-    without_units: [u32; Class::ALL.len()],
+    without: [Without; Class::ALL.len()],
+    /// A class that stands back while others have jobs: memory is critically short.
+    held_back: Option<Class>,
 }
 
 impl Schedule {
     /// An empty table.
     #[must_use]
     pub fn new(rules: Rules) -> Self {
-        Self { rules, jobs: BTreeMap::new(), without_units: [0; Class::ALL.len()] }
+        Self { rules, room: rules.room, jobs: BTreeMap::new(), without: Default::default(), held_back: None }
     }
 
     /// Adds a job.
@@ -71,20 +183,51 @@ impl Schedule {
         self.jobs.insert(seq, entry);
     }
 
-    /// Notes that a job is under way.
-    pub fn started(&mut self, seq: Seq) {
+    /// Changes what there is.
+    pub fn set_room(&mut self, room: Room) {
+        self.room = room;
+    }
+
+    /// Holds a class back, or none: its jobs leave the device, and do nothing while others have jobs.
+    pub fn hold_back(&mut self, class: Option<Class>) {
+        self.held_back = class;
+    }
+
+    /// What there is now.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
+    /// What is known of a job.
+    #[must_use]
+    pub fn entry(&self, seq: Seq) -> Option<&Entry> {
+        self.jobs.get(&seq)
+    }
+
+    /// The same, to be changed.
+    pub fn entry_mut(&mut self, seq: Seq) -> Option<&mut Entry> {
+        self.jobs.get_mut(&seq)
+    }
+
+    /// Notes where a job is now.
+    pub fn moved(&mut self, seq: Seq, place: Place) {
         if let Some(entry) = self.jobs.get_mut(&seq) {
-            entry.is_under_way = true;
+            entry.place = place;
         }
     }
 
-    /// Notes that a job had a unit: its class has been served, the others have gone without.
-    pub fn served(&mut self, seq: Seq) {
+    /// Notes that a job had a unit that took so long: its class has been served, the others have gone without.
+    pub fn served(&mut self, seq: Seq, took: i64) {
         let Some(served) = self.jobs.get(&seq).map(|entry| entry.class) else { return };
         for class in Class::ALL {
             let waits = class != served && self.jobs.values().any(|entry| entry.class == class);
-            let without = &mut self.without_units[class as usize];
-            *without = if waits { without.saturating_add(1) } else { 0 };
+            let without = &mut self.without[class as usize];
+            *without = if waits {
+                Without { units: without.units.saturating_add(1), time: without.time.saturating_add(took) }
+            } else {
+                Without::default()
+            };
         }
     }
 
@@ -99,54 +242,217 @@ impl Schedule {
         self.jobs.contains_key(&seq)
     }
 
-    /// The jobs that are not under way, in the order in which they would start if nothing else came.
+    /// The jobs that have not begun, in the order in which they would start if nothing else came.
     #[must_use]
     pub fn waiting(&self) -> Vec<Seq> {
-        let mut waiting: Vec<_> = self.jobs.iter().filter(|(_, entry)| !entry.is_under_way).collect();
-        waiting.sort_by_key(|(seq, entry)| (entry.class, rank(**seq, entry)));
+        let mut waiting: Vec<_> = self.jobs.iter().filter(|(_, entry)| entry.place == Place::Queue).collect();
+        waiting.sort_by_key(|(seq, entry)| order(**seq, entry));
         waiting.into_iter().map(|(seq, _)| *seq).collect()
     }
 
-    /// What to do next.
+    /// What to do next, at this moment.
     #[must_use]
-    pub fn choose(&self) -> Choice {
-        let Some(class) = self.class_to_serve() else { return Choice::Idle };
-        let of_class = self.jobs.iter().filter(|(_, entry)| entry.class == class);
-        let Some((seq, entry)) = of_class.min_by_key(|(seq, entry)| rank(**seq, entry)) else {
+    pub fn choose(&self, now: i64) -> Choice {
+        if let Some(choice) = self.relieve() {
+            return choice;
+        }
+        let aged = self.neglected().and_then(|class| Some((class, self.best_of(class)?)));
+        if let Some((class, (seq, entry))) = aged {
+            let parked = self.parks_for(seq, entry, now, true);
+            let is_worth_it = parked.is_none_or(|(victim, _)| {
+                let moves = entry.swap.saturating_add(self.jobs.get(&victim).map_or(0, |victim| victim.swap));
+                self.without[class as usize].time >= moves.saturating_mul(SWAPS_PER_TURN)
+            });
+            if is_worth_it {
+                return self.serve(seq, entry, parked);
+            }
+        }
+        let Some((seq, entry)) = Class::ALL.into_iter().find_map(|class| self.best_of(class)) else {
             return Choice::Idle;
         };
-        if entry.is_under_way {
-            return Choice::Advance(*seq);
-        }
-        if self.has_room_for(entry) {
-            return Choice::Start(*seq);
-        }
-        let under_way = self.jobs.iter().filter(|(_, entry)| entry.is_under_way);
-        let best = under_way.min_by_key(|(seq, entry)| (entry.class, rank(**seq, entry)));
-        // With nothing under way there is no room to wait for: starting it will say what is wrong.
-        best.map_or(Choice::Start(*seq), |(seq, _)| Choice::Advance(*seq))
+        self.serve(seq, entry, self.parks_for(seq, entry, now, false))
     }
 
-    fn class_to_serve(&self) -> Option<Class> {
-        let present = |class: &Class| self.jobs.values().any(|entry| entry.class == *class);
-        let aged = |class: &Class| self.without_units[*class as usize] >= self.rules.ageing_units;
-        let neglected = Class::ALL.into_iter().filter(|class| aged(class) && present(class));
-        neglected
-            .max_by_key(|class| self.without_units[*class as usize])
-            .or_else(|| Class::ALL.into_iter().find(present))
+    /// Serves a job, parking another one for it if that is named.
+    fn serve(&self, seq: Seq, entry: &Entry, parked: Option<(Seq, Place)>) -> Choice {
+        if entry.place == Place::Device {
+            return Choice::Advance(seq);
+        }
+        let admit = if entry.place == Place::Queue { Choice::Start(seq) } else { Choice::Resume(seq) };
+        if self.has_room_for(entry, &[]) {
+            return admit;
+        }
+        if let Some((victim, to)) = parked {
+            return Choice::Park(victim, to);
+        }
+        // With nothing on the device there is no room to wait for: starting it will say what is wrong.
+        self.on_device()
+            .min_by_key(|(seq, entry)| order(*seq, entry))
+            .map_or(admit, |(seq, _)| Choice::Advance(seq))
     }
 
-    fn has_room_for(&self, wanted: &Entry) -> bool {
-        let under_way = || self.jobs.values().filter(|entry| entry.is_under_way);
-        let bytes: u64 = under_way().map(|entry| entry.needed_bytes).sum();
+    /// What must leave the device because its budget was cut.
+    fn relieve(&self) -> Option<Choice> {
+        let claimed: u64 = self.on_device().map(|(_, entry)| self.claim(entry)).sum();
+        let fits = |entry: &Entry| self.can_run(entry);
+        if claimed <= self.room.device_bytes && self.on_device().all(|(_, entry)| fits(entry)) {
+            return None;
+        }
+        // A job that can run stays if it is alone.
+        let one_stays = usize::from(self.on_device().any(|(_, entry)| fits(entry)));
+        let leaves = |entry: &Entry| !fits(entry) || self.on_device().count() > one_stays;
+        let last = self.on_device().filter(|(_, entry)| leaves(entry)).filter_map(|(seq, entry)| {
+            Some(((!fits(entry), order(seq, entry)), Choice::Park(seq, self.berth(entry)?)))
+        });
+        last.max_by_key(|(rank, _)| *rank).map(|(_, choice)| choice)
+    }
+
+    /// The best job of a class that the device can hold now.
+    fn best_of(&self, class: Class) -> Option<(Seq, &Entry)> {
+        let of_class = self.jobs.iter().filter(|(_, entry)| entry.class == class && self.can_run(entry));
+        of_class.map(|(seq, entry)| (*seq, entry)).min_by_key(|(seq, entry)| rank(*seq, entry))
+    }
+
+    /// The class that has gone without for longest, if for too long.
+    fn neglected(&self) -> Option<Class> {
+        let aged = |class: &Class| self.without[*class as usize].units >= self.rules.ageing_units;
+        let neglected = Class::ALL.into_iter().filter(|class| aged(class) && self.best_of(*class).is_some());
+        neglected.max_by_key(|class| self.without[*class as usize].units)
+    }
+
+    fn on_device(&self) -> impl Iterator<Item = (Seq, &Entry)> {
+        let there = self.jobs.iter().filter(|(_, entry)| entry.place == Place::Device);
+        there.map(|(seq, entry)| (*seq, entry))
+    }
+
+    /// Whether a job stands back for others.
+    fn stands_back(&self, entry: &Entry) -> bool {
+        let others = || self.jobs.values().any(|other| other.class != entry.class && self.fits_at_all(other));
+        self.held_back == Some(entry.class) && others()
+    }
+
+    fn can_run(&self, entry: &Entry) -> bool {
+        self.fits_at_all(entry) && !self.stands_back(entry)
+    }
+
+    /// Whether the device can hold it at all. What never could, with all that the rules give, is let through to be told so.
+    fn fits_at_all(&self, entry: &Entry) -> bool {
+        entry.least_bytes <= self.room.device_bytes || entry.least_bytes > self.rules.room.device_bytes
+    }
+
+    /// What it takes of the device: one that could use more than there is takes all of it.
+    fn claim(&self, entry: &Entry) -> u64 {
+        entry.needed_bytes.min(self.room.device_bytes)
+    }
+
+    fn quota(&self, class: Class, host: bool) -> (u64, u64) {
+        let quotas = self.rules.quotas[class as usize];
+        let (quota, bytes) =
+            if host { (quotas.host, self.room.host_bytes) } else { (quotas.device, self.room.device_bytes) };
+        (share(quota.guarantee, bytes), share(quota.limit, bytes))
+    }
+
+    /// Bytes that a class has on the device, jobs in `without` left out.
+    fn claimed_by(&self, class: Class, without: &[Seq]) -> u64 {
+        let of_class = self.on_device().filter(|(seq, entry)| entry.class == class && !without.contains(seq));
+        of_class.map(|(_, entry)| self.claim(entry)).sum()
+    }
+
+    /// Whether a job may go to the device if those in `without` were not there.
+    fn has_room_for(&self, wanted: &Entry, without: &[Seq]) -> bool {
+        let claim = self.claim(wanted);
+        let by_class = Class::ALL.map(|class| self.claimed_by(class, without));
+        let guaranteed = Class::ALL.into_iter().filter(|class| *class != wanted.class).map(|class| {
+            // A job's guarantee holds only for a class that has jobs: it is room that nobody else would use.
+            let present = self.jobs.values().any(|entry| entry.class == class);
+            let guarantee = if present { self.quota(class, false).0 } else { 0 };
+            guarantee.saturating_sub(by_class[class as usize])
+        });
+        let taken = by_class.iter().sum::<u64>().saturating_add(guaranteed.sum());
+        let within_limit =
+            by_class[wanted.class as usize].saturating_add(claim) <= self.quota(wanted.class, false).1;
         let kept_for_interactive =
             usize::from(wanted.class != Class::Interactive && self.rules.under_way_max > 1);
-        let fits = bytes.saturating_add(wanted.needed_bytes) <= self.rules.budget_bytes;
-        fits && under_way().count() + kept_for_interactive < self.rules.under_way_max
+        let places =
+            self.on_device().filter(|(seq, _)| !without.contains(seq)).count() + kept_for_interactive;
+        within_limit
+            && taken.saturating_add(claim) <= self.room.device_bytes
+            && places < self.rules.under_way_max
+    }
+
+    /// The first job to park so that `wanted` finds room, if parking makes that room.
+    fn parks_for(&self, seq: Seq, wanted: &Entry, now: i64, is_aged: bool) -> Option<(Seq, Place)> {
+        if wanted.place == Place::Device || self.has_room_for(wanted, &[]) {
+            return None;
+        }
+        let mut victims: Vec<_> = self
+            .on_device()
+            .filter(|(other, entry)| *other != seq && self.gives_way(entry, wanted, now, is_aged))
+            .filter_map(|(other, entry)| Some((other, entry, self.berth(entry)?)))
+            .collect();
+        victims.sort_by_key(|(other, entry, _)| (Reverse(entry.class), entry.held_bytes, Reverse(*other)));
+        let mut parked = Vec::new();
+        let mut first = None;
+        for (other, entry, to) in victims {
+            let (guarantee, _) = self.quota(entry.class, false);
+            let left = self.claimed_by(entry.class, &parked).saturating_sub(self.claim(entry));
+            if entry.class != wanted.class && left < guarantee {
+                continue;
+            }
+            parked.push(other);
+            first = first.or(Some((other, to)));
+            if self.has_room_for(wanted, &parked) {
+                return first;
+            }
+        }
+        None
+    }
+
+    /// Whether a job on the device may be parked for another one.
+    fn gives_way(&self, entry: &Entry, wanted: &Entry, now: i64, is_aged: bool) -> bool {
+        if entry.class != wanted.class {
+            return is_aged || entry.class > wanted.class;
+        }
+        // Neither is parked again for the other: the deadline that comes first stays first.
+        let (Some(deadline), Some(left), Some(waits)) = (wanted.deadline, wanted.left, entry.left) else {
+            return false;
+        };
+        let sooner = entry.deadline.is_none_or(|other| deadline < other);
+        let missed = now.saturating_add(waits).saturating_add(left) > deadline;
+        let met = now.saturating_add(entry.swap).saturating_add(left) <= deadline;
+        sooner && missed && met
+    }
+
+    /// Where a job can be parked.
+    fn berth(&self, entry: &Entry) -> Option<Place> {
+        let parked = |class: Class| -> u64 {
+            let there = self.jobs.values().filter(|entry| entry.place == Place::Host && entry.class == class);
+            there.map(|entry| entry.held_bytes).sum()
+        };
+        let own = parked(entry.class).saturating_add(entry.held_bytes);
+        let others = Class::ALL.into_iter().filter(|class| *class != entry.class);
+        let others: u64 = others.map(|class| parked(class).max(self.quota(class, true).0)).sum();
+        let in_host =
+            own <= self.quota(entry.class, true).1 && own.saturating_add(others) <= self.room.host_bytes;
+        if in_host { Some(Place::Host) } else { entry.can_be_saved.then_some(Place::Snapshot) }
     }
 }
 
 /// Smaller goes first within a class.
 fn rank(seq: Seq, entry: &Entry) -> (i64, Seq) {
     (entry.deadline.unwrap_or(i64::MAX), seq)
+}
+
+/// Smaller goes first among all.
+fn order(seq: Seq, entry: &Entry) -> (Class, (i64, Seq)) {
+    (entry.class, rank(seq, entry))
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a share between 0 and 1 of some bytes; nobody misses the last bits"
+)]
+fn share(share: f64, bytes: u64) -> u64 {
+    (share * bytes as f64) as u64
 }

@@ -1,5 +1,6 @@
 //! The service as a whole: what is opened, in which order, and how it ends.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use evanesce_engine::{Budgets, EngineError, Model, Tier};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::Sender;
 use tokio::sync::{oneshot, watch};
 
 use crate::api::access::{Access, LOCAL};
@@ -20,12 +22,12 @@ use crate::http;
 use crate::id::random_hex;
 use crate::journal::{note, set_format};
 use crate::metrics::Metrics;
-use crate::schedule::Rules;
+use crate::schedule::{Quota, Quotas, Room, Rules};
 use crate::store::{Abandoned, JobStore, QueueLimits, SqliteStore, StoreError};
 use crate::traces;
 use crate::videos::{VideoDirectory, VideoStore};
 use crate::webhooks::{self, Courier, Secret};
-use crate::worker::{self, Means, Report, Terms};
+use crate::worker::{self, Keeper, Means, Report, Terms};
 
 /// A claim that is not renewed for this long is another worker's to take.
 const LEASE: Duration = Duration::from_secs(60);
@@ -97,6 +99,19 @@ impl Stopper {
     }
 }
 
+/// Changes what the tiers of a running service may hold.
+#[derive(Clone, Debug)]
+pub struct BudgetSetter(Sender<Report>);
+
+impl BudgetSetter {
+    /// Sets both budgets from the next unit on. Jobs that no longer fit wait, parked, until they do; those whose quality allows it
+    /// give something up; none fails.
+    pub async fn set(&self, budgets: Budgets) {
+        // A service that has stopped needs no budgets.
+        drop(self.0.send(Report::Budgets(budgets)).await);
+    }
+}
+
 impl Service {
     /// Opens everything and listens. Jobs that were under way when the last service ended wait again.
     ///
@@ -114,7 +129,10 @@ impl Service {
         let address = listener.local_addr().map_err(io_error("the address is gone"))?;
         let model_path = model_dir.to_path_buf();
         let opened = tokio::task::spawn_blocking(move || Model::open(&model_path, budgets));
-        let model = Arc::new(opened.await.map_err(|e| io_error("the model")(io::Error::other(e)))??);
+        let model = opened.await.map_err(|e| io_error("the model")(io::Error::other(e)))??;
+        let limit_bytes = config.snapshots.embeddings_bytes_max;
+        let model = model.keep_embeddings(&config.data.join("embeddings"), limit_bytes);
+        let model = Arc::new(model.map_err(io_error(format!("cannot use {directory}")))?);
         let store = SqliteStore::open(&config.data.join("jobs.sqlite")).await?;
         let encoder = config.encoder.encoder();
         encoder.check().map_err(ConfigError)?;
@@ -134,6 +152,9 @@ impl Service {
         }
         remove_orphans(&*shared, &*videos).await?;
         let waiting = shared.queued().await?;
+        let active: BTreeSet<_> = waiting.iter().map(|job| job.id.to_string()).collect();
+        let retained = terms.keeper.retain(|id| active.contains(id));
+        retained.map_err(io_error("cannot remove a leftover snapshot"))?;
         let means = Means {
             model: Arc::clone(&model),
             store: Arc::clone(&shared),
@@ -178,6 +199,12 @@ impl Service {
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         Stopper(self.stop.clone())
+    }
+
+    /// A handle that changes its budgets.
+    #[must_use]
+    pub fn budgets(&self) -> BudgetSetter {
+        BudgetSetter(self.app.reports.clone())
     }
 
     /// Serves until somebody stops it.
@@ -238,7 +265,14 @@ fn terms(config: &Config, model: &Model, model_dir: &Path) -> Result<Terms, Serv
         resolved.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
     Ok(Terms {
         rules: Rules {
-            budget_bytes: model.counters().tier(Tier::Device).budget_bytes,
+            room: Room {
+                device_bytes: model.counters().tier(Tier::Device).budget_bytes,
+                host_bytes: model.counters().tier(Tier::Host).budget_bytes,
+            },
+            quotas: config.classes.all().map(|class| Quotas {
+                device: Quota { guarantee: class.device_guarantee, limit: class.device_limit },
+                host: Quota { guarantee: class.host_guarantee, limit: class.host_limit },
+            }),
             under_way_max: config.queue.under_way_max,
             ageing_units: config.queue.ageing_units,
         },
@@ -246,6 +280,8 @@ fn terms(config: &Config, model: &Model, model_dir: &Path) -> Result<Terms, Serv
         lease: LEASE,
         retention: Duration::from_secs_f64(config.retention_hours * 3600.0),
         model_name: name,
+        keeper: Keeper::new(&config.data, config.snapshots),
+        pressure: config.pressure,
     })
 }
 

@@ -153,7 +153,7 @@ pub struct Video {
     pub eta_s: Option<f64>,
     /// Its place among the jobs that wait, from 1.
     pub queue_position: Option<usize>,
-    /// What gave way for lack of memory: nothing, in this version.
+    /// What gave way for lack of memory, in the order in which it did.
     pub degradations: Vec<String>,
     /// What it holds in memory; once it has ended, what it held.
     pub memory: Option<JobMemory>,
@@ -252,7 +252,7 @@ impl Video {
             total_steps: order.steps,
             eta_s: now.eta_s,
             queue_position: now.queue_position,
-            degradations: Vec::new(),
+            degradations: job.degradations.clone(),
             memory: now.memory.or(job.memory),
             webhook: job.webhook.as_ref().map(|webhook| WebhookState::new(webhook, job.status.is_over())),
         }

@@ -6,83 +6,118 @@ use std::fmt::Write;
 use std::path::Path;
 
 use evanesce_server::job::Class;
-use evanesce_server::schedule::{Choice, Entry, Rules, Schedule, Seq};
+use evanesce_server::schedule::{Choice, Entry, Place, Quota, Quotas, Room, Rules, Schedule, Seq};
 use proptest::prelude::*;
 
-/// Runs a script of `rules`, `arrive` and `run` lines; gives what was chosen, runs of the same choice on one line.
+/// Runs a script of `rules`, `quota`, `room`, `arrive` and `run` lines; gives what was chosen, runs of the same choice on one
+/// line. A unit takes one tick; a job holds as many bytes as it needs.
 fn trace(script: &str) -> String {
     let number = |word: &str| word.parse::<u64>().unwrap();
-    let (mut schedule, mut names, mut left) = (None, BTreeMap::new(), BTreeMap::new());
-    let mut out = String::new();
+    let mut rules = Rules {
+        room: Room { device_bytes: 0, host_bytes: 0 },
+        under_way_max: 1,
+        ageing_units: 1,
+        quotas: [Quotas::default(); 3],
+    };
+    let mut stage = Stage::default();
     for line in script.lines().filter(|line| !line.is_empty()) {
         let words: Vec<_> = line.split_whitespace().collect();
-        writeln!(out, "{line}").unwrap();
+        writeln!(stage.out, "{line}").unwrap();
         match words[..] {
-            ["rules", "bytes", bytes, "under-way", under_way, "ageing", units] => {
-                schedule = Some(Schedule::new(Rules {
-                    budget_bytes: number(bytes),
-                    under_way_max: usize::try_from(number(under_way)).unwrap(),
-                    ageing_units: u32::try_from(number(units)).unwrap(),
-                }));
+            ["rules", "bytes", bytes, "under-way", under_way, "ageing", units, "host", host] => {
+                rules.room = Room { device_bytes: number(bytes), host_bytes: number(host) };
+                rules.under_way_max = usize::try_from(number(under_way)).unwrap();
+                rules.ageing_units = u32::try_from(number(units)).unwrap();
             }
-            ["arrive", name, class, "units", units, "bytes", bytes, "deadline", deadline] => {
-                let seq = Seq::try_from(names.len()).unwrap();
-                let entry = Entry {
-                    class: Class::from_name(class).unwrap(),
-                    deadline: deadline.parse().ok(),
-                    needed_bytes: number(bytes),
-                    is_under_way: false,
-                };
-                schedule.as_mut().unwrap().arrive(seq, entry);
-                names.insert(seq, name.to_owned());
-                left.insert(seq, number(units));
+            ["quota", class, "device", guarantee, limit] => {
+                let quota = Quota { guarantee: guarantee.parse().unwrap(), limit: limit.parse().unwrap() };
+                rules.quotas[Class::from_name(class).unwrap() as usize].device = quota;
             }
-            ["run", units] => run(schedule.as_mut().unwrap(), number(units), &names, &mut left, &mut out),
+            ["room", device, host] => {
+                let room = Room { device_bytes: number(device), host_bytes: number(host) };
+                stage.schedule(rules).set_room(room);
+            }
+            ["arrive", name, class, "units", units, "bytes", bytes, "deadline", deadline, ref more @ ..] => {
+                let seq = Seq::try_from(stage.names.len()).unwrap();
+                let mut entry = Entry::new(Class::from_name(class).unwrap(), number(bytes));
+                entry.deadline = deadline.parse().ok();
+                entry.held_bytes = entry.needed_bytes;
+                entry.left = i64::try_from(number(units)).ok();
+                if let ["swap", swap] = more {
+                    entry.swap = swap.parse().unwrap();
+                }
+                stage.schedule(rules).arrive(seq, entry);
+                stage.names.insert(seq, name.to_owned());
+                stage.left.insert(seq, number(units));
+            }
+            ["run", units] => stage.run(rules, number(units)),
             _ => panic!("{line}"),
         }
     }
-    out
+    stage.out
 }
 
-fn run(
-    schedule: &mut Schedule,
-    mut units: u64,
-    names: &BTreeMap<Seq, String>,
-    left: &mut BTreeMap<Seq, u64>,
-    out: &mut String,
-) {
-    let mut same = (None, 0);
-    let flush = |same: (Option<Seq>, u64), out: &mut String| {
-        if let (Some(seq), n) = same {
-            writeln!(out, "    {} x{n}", names[&seq]).unwrap();
+/// What a script is about.
+#[derive(Default)]
+struct Stage {
+    schedule: Option<Schedule>,
+    names: BTreeMap<Seq, String>,
+    left: BTreeMap<Seq, u64>,
+    now: i64,
+    out: String,
+}
+
+impl Stage {
+    fn schedule(&mut self, rules: Rules) -> &mut Schedule {
+        self.schedule.get_or_insert_with(|| Schedule::new(rules))
+    }
+
+    fn run(&mut self, rules: Rules, mut units: u64) {
+        let mut same = (None, 0);
+        while units > 0 {
+            let now = self.now;
+            let choice = self.schedule(rules).choose(now);
+            if !matches!(choice, Choice::Advance(_)) {
+                self.flush(std::mem::take(&mut same));
+            }
+            let (what, seq, place) = match choice {
+                Choice::Idle => break,
+                Choice::Start(seq) => ("start", seq, Place::Device),
+                Choice::Resume(seq) => ("resume", seq, Place::Device),
+                Choice::Park(seq, Place::Host) => ("park", seq, Place::Host),
+                Choice::Park(seq, place) => ("park in its snapshot", seq, place),
+                Choice::Advance(seq) => {
+                    if same.0 != Some(seq) {
+                        self.flush(std::mem::replace(&mut same, (Some(seq), 0)));
+                    }
+                    same.1 += 1;
+                    units -= 1;
+                    self.now += 1;
+                    let schedule = self.schedule(rules);
+                    schedule.served(seq, 1);
+                    let entry = schedule.entry_mut(seq).unwrap();
+                    entry.left = entry.left.map(|left| left - 1);
+                    let left = self.left.get_mut(&seq).unwrap();
+                    *left -= 1;
+                    if *left == 0 {
+                        self.schedule(rules).leave(seq);
+                        self.flush(std::mem::take(&mut same));
+                        writeln!(self.out, "    done {}", self.names[&seq]).unwrap();
+                    }
+                    continue;
+                }
+            };
+            writeln!(self.out, "    {what} {}", self.names[&seq]).unwrap();
+            self.schedule(rules).moved(seq, place);
         }
-    };
-    while units > 0 {
-        match schedule.choose() {
-            Choice::Idle => break,
-            Choice::Start(seq) => {
-                flush(std::mem::take(&mut same), out);
-                writeln!(out, "    start {}", names[&seq]).unwrap();
-                schedule.started(seq);
-            }
-            Choice::Advance(seq) => {
-                if same.0 != Some(seq) {
-                    flush(std::mem::replace(&mut same, (Some(seq), 0)), out);
-                }
-                same.1 += 1;
-                units -= 1;
-                schedule.served(seq);
-                let left = left.get_mut(&seq).unwrap();
-                *left -= 1;
-                if *left == 0 {
-                    schedule.leave(seq);
-                    flush(std::mem::take(&mut same), out);
-                    writeln!(out, "    done {}", names[&seq]).unwrap();
-                }
-            }
+        self.flush(same);
+    }
+
+    fn flush(&mut self, (seq, n): (Option<Seq>, u64)) {
+        if let Some(seq) = seq {
+            writeln!(self.out, "    {} x{n}", self.names[&seq]).unwrap();
         }
     }
-    flush(same, out);
 }
 
 #[test]
@@ -101,50 +136,69 @@ fn choices_are_those_of_the_golden_traces() {
         assert_eq!(made, std::fs::read_to_string(&path).unwrap(), "{}", path.display());
         n_traces += 1;
     }
-    assert!(n_traces >= 5);
+    assert!(n_traces >= 12);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever comes, every job ends, the budget and the places hold, and no unit is wasted while there is a job.
+    /// Whatever comes, every job ends, budgets, quotas and places hold, and no unit is wasted while there is a job.
     #[test]
     fn every_job_ends_within_the_budget(
         jobs in prop::collection::vec((0_usize..3, 1_u64..12, 1_u64..=100, prop::option::of(0_i64..50)), 1..40),
         ageing_units in 1_u32..20,
         under_way_max in 1_usize..5,
+        host_bytes in 0_u64..200,
+        (guarantee, limit, swap) in (0.0..0.4_f64, 0.5..=1.0_f64, 0_i64..3),
     ) {
-        let rules = Rules { budget_bytes: 100, under_way_max, ageing_units };
+        let device = Quota { guarantee, limit };
+        let quotas = [Quotas::default(), Quotas::default(), Quotas { device, host: Quota::default() }];
+        let rules = Rules { room: Room { device_bytes: 100, host_bytes }, under_way_max, ageing_units, quotas };
+        // None is past the limit of its class by itself: such a job is refused.
+        let most = |class: usize| if class == 2 { (limit * 100.0) as u64 } else { 100 };
+        let jobs: Vec<_> = jobs.iter().map(|job| (job.0, job.1, job.2.min(most(job.0)), job.3)).collect();
         let mut schedule = Schedule::new(rules);
         let mut left = BTreeMap::new();
-        for (seq, (class, units, needed_bytes, deadline)) in (0..).zip(&jobs) {
-            let entry = Entry { class: Class::ALL[*class], deadline: *deadline, needed_bytes: *needed_bytes, is_under_way: false };
+        for (seq, (class, units, bytes, deadline)) in (0..).zip(&jobs) {
+            let entry = Entry { deadline: *deadline, held_bytes: *bytes, swap, ..Entry::new(Class::ALL[*class], *bytes) };
             schedule.arrive(seq, entry);
-            left.insert(seq, (*units, *needed_bytes));
+            left.insert(seq, *units);
         }
-        let mut under_way = BTreeMap::new();
         let mut units = jobs.iter().map(|job| job.1).sum::<u64>();
+        let (mut now, mut moves) = (0, 0);
         loop {
-            match schedule.choose() {
+            let on = |place| {
+                let is_there = |entry: &Entry| entry.place == place;
+                let there: Vec<_> =
+                    (0..).zip(&jobs).filter(|(seq, _)| schedule.entry(*seq).is_some_and(is_there)).collect();
+                there.into_iter()
+            };
+            let (device_bytes, n) = on(Place::Device).fold((0, 0), |(bytes, n), (_, job)| (bytes + job.2, n + 1));
+            prop_assert!(device_bytes <= 100 && n <= under_way_max);
+            prop_assert!(on(Place::Host).map(|(_, job)| job.2).sum::<u64>() <= host_bytes);
+            let background: u64 = on(Place::Device).filter(|(_, job)| job.0 == 2).map(|(_, job)| job.2).sum();
+            prop_assert!(background as f64 <= limit * 100.0);
+            let choice = schedule.choose(now);
+            match choice {
                 Choice::Idle => break,
-                Choice::Start(seq) => {
-                    prop_assert!(under_way.insert(seq, left[&seq].1).is_none());
-                    schedule.started(seq);
-                    prop_assert!(under_way.values().sum::<u64>() <= 100);
-                    prop_assert!(under_way.len() <= under_way_max);
-                }
+                Choice::Start(seq) => schedule.moved(seq, Place::Device),
+                Choice::Resume(seq) => schedule.moved(seq, Place::Device),
+                Choice::Park(seq, place) => schedule.moved(seq, place),
                 Choice::Advance(seq) => {
-                    prop_assert!(under_way.contains_key(&seq));
-                    units -= 1;
-                    schedule.served(seq);
-                    let job = left.get_mut(&seq).unwrap();
-                    job.0 -= 1;
-                    if job.0 == 0 {
+                    prop_assert_eq!(schedule.entry(seq).unwrap().place, Place::Device);
+                    (units, now, moves) = (units - 1, now + 1, 0);
+                    schedule.served(seq, 1);
+                    let units_left = left.get_mut(&seq).unwrap();
+                    *units_left -= 1;
+                    if *units_left == 0 {
                         schedule.leave(seq);
-                        under_way.remove(&seq);
                     }
+                    continue;
                 }
             }
+            // What is moved serves the unit that comes next.
+            moves += 1;
+            prop_assert!(moves <= 2 * jobs.len(), "{choice:?}");
         }
         prop_assert_eq!(units, 0);
     }
@@ -181,34 +235,75 @@ fn mixed_jobs(n: usize) -> Vec<Synthetic> {
     jobs.collect()
 }
 
-/// When each job ended.
-fn simulate(jobs: &[Synthetic], ageing_units: u32) -> Vec<u64> {
-    let mut schedule = Schedule::new(Rules { budget_bytes: 4, under_way_max: 4, ageing_units });
+/// What a simulated machine did.
+struct Run {
+    /// When each job ended.
+    ends: Vec<u64>,
+    /// Time that moves between device and host took.
+    moving: u64,
+}
+
+/// The device holds 100: one background job, or one standard one beside an interactive one.
+fn needed_bytes(class: Class) -> u64 {
+    match class {
+        Class::Interactive => 40,
+        Class::Standard => 60,
+        Class::Background => 80,
+    }
+}
+
+/// Runs jobs over the schedule that the service uses; each move to or from the device takes `moved_ticks` of the
+/// `unit_ticks` that a unit takes. Times of the result are in ticks.
+fn simulate(jobs: &[Synthetic], ageing_units: u32, (unit_ticks, moved_ticks): (u64, u64)) -> Run {
+    let ticks = |units: u64| i64::try_from(units * unit_ticks).unwrap();
+    let rules = Rules {
+        room: Room { device_bytes: 100, host_bytes: 1000 },
+        under_way_max: 4,
+        ageing_units,
+        quotas: [Quotas::default(); 3],
+    };
+    let mut schedule = Schedule::new(rules);
     let mut left: Vec<u64> = jobs.iter().map(|job| job.units).collect();
-    let mut ends = vec![0; jobs.len()];
+    let mut run = Run { ends: vec![0; jobs.len()], moving: 0 };
     let (mut now, mut arrived) = (0, 0);
     loop {
-        while arrived < jobs.len() && jobs[arrived].arrival <= now {
-            let Synthetic { class, deadline, .. } = jobs[arrived];
-            let entry = Entry { class, deadline, needed_bytes: 1, is_under_way: false };
+        while arrived < jobs.len() && jobs[arrived].arrival * unit_ticks <= now {
+            let Synthetic { class, deadline, units, .. } = jobs[arrived];
+            let mut entry = Entry::new(class, needed_bytes(class));
+            entry.deadline = deadline.map(|units| units * i64::try_from(unit_ticks).unwrap());
+            (entry.held_bytes, entry.left) = (entry.needed_bytes, Some(ticks(units)));
+            entry.swap = i64::try_from(2 * moved_ticks).unwrap();
             schedule.arrive(Seq::try_from(arrived).unwrap(), entry);
             arrived += 1;
         }
-        match schedule.choose() {
-            Choice::Idle if arrived == jobs.len() => return ends,
-            Choice::Idle => now = jobs[arrived].arrival,
-            Choice::Start(seq) => schedule.started(seq),
+        let moved = match schedule.choose(i64::try_from(now).unwrap()) {
+            Choice::Idle if arrived == jobs.len() => return run,
+            Choice::Idle => {
+                now = jobs[arrived].arrival * unit_ticks;
+                continue;
+            }
+            Choice::Start(seq) => {
+                schedule.moved(seq, Place::Device);
+                continue;
+            }
+            Choice::Resume(seq) => (seq, Place::Device),
+            Choice::Park(seq, place) => (seq, place),
             Choice::Advance(seq) => {
-                now += 1;
-                schedule.served(seq);
+                now += unit_ticks;
+                schedule.served(seq, ticks(1));
                 let at = usize::try_from(seq).unwrap();
                 left[at] -= 1;
+                schedule.entry_mut(seq).unwrap().left = Some(ticks(left[at]));
                 if left[at] == 0 {
                     schedule.leave(seq);
-                    ends[at] = now;
+                    run.ends[at] = now;
                 }
+                continue;
             }
-        }
+        };
+        now += moved_ticks;
+        run.moving += moved_ticks;
+        schedule.moved(moved.0, moved.1);
     }
 }
 
@@ -234,22 +329,34 @@ fn met(jobs: &[Synthetic], ends: &[u64]) -> usize {
     jobs.iter().zip(ends).filter(|(job, end)| i64::try_from(**end).unwrap() <= job.deadline.unwrap()).count()
 }
 
-#[test]
-fn a_hundred_thousand_jobs_all_end_and_interactive_ones_five_times_sooner_than_first_in_first_out() {
-    let jobs = mixed_jobs(100_000);
-    let (ours, fifo) = (simulate(&jobs, 32), first_in_first_out(&jobs));
-    assert!(ours.iter().all(|end| *end > 0));
-    // The same work is done by the same time: choosing costs none of it.
-    assert_eq!(ours.iter().max(), fifo.iter().max());
+/// Against first in, first out with whole jobs, at 80 % load, where a move costs a twentieth of a unit: interactive jobs wait a fifth
+/// at most, 1.4 times as many deadlines are met, and no more than 3 % of the work goes into moves.
+fn assert_better_than_first_in_first_out(n_jobs: usize) {
+    const UNIT: u64 = 20;
+    let jobs = mixed_jobs(n_jobs);
+    let run = simulate(&jobs, 32, (UNIT, 1));
+    assert!(run.ends.iter().all(|end| *end > 0));
+    let ours: Vec<u64> = run.ends.iter().map(|end| end.div_ceil(UNIT)).collect();
+    let fifo = first_in_first_out(&jobs);
     let [ours_p99, fifo_p99] = [&ours, &fifo].map(|ends| p99_wait(&jobs, ends, Class::Interactive));
+    let [ours_met, fifo_met] = [&ours, &fifo].map(|ends| met(&jobs, ends));
+    let work: u64 = jobs.iter().map(|job| job.units * UNIT).sum();
+    let worked = work as f64 / (work + run.moving) as f64;
     println!("interactive p99: {ours_p99} units, first in first out {fifo_p99}");
-    println!("deadlines met: {} and {} of {}", met(&jobs, &ours), met(&jobs, &fifo), jobs.len());
+    println!("deadlines met: {ours_met} and {fifo_met} of {}", jobs.len());
+    println!("share of the time that is work: {worked:.4}");
     for class in [Class::Standard, Class::Background] {
         let [ours, fifo] = [&ours, &fifo].map(|ends| p99_wait(&jobs, ends, class));
         println!("{} p99: {ours} units, first in first out {fifo}", class.as_str());
     }
     assert!(ours_p99 * 5 <= fifo_p99, "{ours_p99} against {fifo_p99}");
-    assert!(met(&jobs, &ours) * 5 >= met(&jobs, &fifo) * 6);
+    assert!(ours_met * 10 >= fifo_met * 14, "{ours_met} against {fifo_met}");
+    assert!(worked >= 0.97, "{worked}");
+}
+
+#[test]
+fn a_hundred_thousand_jobs_do_better_than_first_in_first_out() {
+    assert_better_than_first_in_first_out(100_000);
 }
 
 #[test]
@@ -262,7 +369,23 @@ fn background_ends_even_when_interactive_jobs_never_stop_coming() {
         units: 15,
         deadline: None,
     }));
-    let ends = simulate(&jobs, 32);
-    assert!(ends[0] <= 20 * 33 + 33, "{}", ends[0]);
-    assert!(ends[0] < *ends.iter().max().unwrap());
+    for moved_ticks in [0, 1] {
+        let ends = simulate(&jobs, 32, (20, moved_ticks)).ends;
+        assert!(ends[0] < *ends.iter().max().unwrap(), "{}", ends[0]);
+    }
+    let ends = simulate(&jobs, 32, (20, 0)).ends;
+    assert!(ends[0] <= (20 * 33 + 33) * 20, "{}", ends[0]);
+}
+
+#[test]
+fn an_interactive_job_starts_within_a_unit_and_a_swap_and_is_hardly_slower_than_alone() {
+    let mut jobs: Vec<_> = (0..6)
+        .map(|_| Synthetic { arrival: 0, class: Class::Background, units: 400, deadline: None })
+        .collect();
+    jobs.push(Synthetic { arrival: 100, class: Class::Interactive, units: 60, deadline: None });
+    let run = simulate(&jobs, 32, (20, 1));
+    let took = run.ends[6] - 100 * 20;
+    // One unit that was under way, a move, and what ageing gives to background.
+    assert!(took as f64 <= 60.0 * 20.0 * 1.15, "{took} ticks instead of {}", 60 * 20);
+    assert!(run.ends[..6].iter().all(|end| *end > 0));
 }

@@ -260,15 +260,43 @@ fn a_restart_makes_the_video_that_an_undisturbed_run_makes() {
     let expected = client.video(&undisturbed);
     let disturbed = client.create(&request);
     let waits = client.create(&small(6));
-    until_denoising(&client, &disturbed);
+    let mut events = client.events(&format!("/v1/videos/{disturbed}/events"));
+    let stopped_at = events.find_map(|(_, video)| video["step"].as_u64().filter(|step| *step >= 20)).unwrap();
     running.stop();
+    assert!(dir.path().join("snapshots").join(&disturbed).exists());
 
     let again = start(config(dir.path()));
     let client = again.client();
+    // It goes on where it was.
+    let events = client.events(&format!("/v1/videos/{disturbed}/events"));
+    let first = events.map(|(_, video)| video).find(|video| video["phase"] != "queued").unwrap();
+    assert!(first["step"].as_u64().unwrap() >= stopped_at || first["phase"] == "ended", "{first}");
     assert_eq!(client.wait(&disturbed)["status"], "completed");
     assert_eq!(client.video(&disturbed), expected);
     assert_eq!(client.wait(&waits)["status"], "completed");
     assert_eq!(client.get("/v1/videos").json()["data"].as_array().unwrap().len(), 3);
+    assert_eq!(files_under(&dir.path().join("snapshots")) + files_under(&dir.path().join("drafts")), 0);
+}
+
+#[test]
+fn a_damaged_snapshot_costs_time_and_nothing_else() {
+    let (running, client, dir) = service();
+    let undisturbed = client.create(&long(5));
+    client.wait(&undisturbed);
+    let expected = client.video(&undisturbed);
+    let disturbed = client.create(&long(5));
+    let mut events = client.events(&format!("/v1/videos/{disturbed}/events"));
+    assert!(events.any(|(_, video)| video["step"].as_u64() >= Some(20)));
+    running.stop();
+    let snapshot = dir.path().join("snapshots").join(&disturbed);
+    for part in std::fs::read_dir(&snapshot).unwrap() {
+        let part = part.unwrap().path();
+        let torn = std::fs::read(&part).unwrap();
+        std::fs::write(&part, &torn[..torn.len() / 2]).unwrap();
+    }
+    let again = start(config(dir.path()));
+    assert_eq!(again.client().wait(&disturbed)["status"], "completed");
+    assert!(again.client().video(&disturbed) == expected);
 }
 
 #[test]
@@ -280,14 +308,15 @@ fn what_has_expired_is_gone_with_its_files_and_so_are_leftovers() {
     running.stop();
     assert_eq!(files_under(&dir.path().join("videos")), 3);
     // What a process leaves that dies between publishing a video and saying so, or while it makes one.
-    let leftovers = [format!("videos/video_{}", "0".repeat(32)), "drafts/video_x.1".to_owned()];
+    let leftovers = ["videos", "snapshots"].map(|name| format!("{name}/video_{}", "0".repeat(32)));
+    let leftovers = leftovers.into_iter().chain(["drafts/video_x.1".to_owned()]);
     for leftover in leftovers.map(|name| dir.path().join(name)) {
         std::fs::create_dir_all(&leftover).unwrap();
         std::fs::write(leftover.join("video.mp4"), b"half").unwrap();
     }
     let again = start(config(dir.path()));
     assert_eq!(again.client().get(&format!("/v1/videos/{id}")).status, 404);
-    assert_eq!(files_under(&dir.path().join("videos")) + files_under(&dir.path().join("drafts")), 0);
+    assert_eq!(["videos", "drafts", "snapshots"].map(|name| files_under(&dir.path().join(name))), [0; 3]);
 }
 
 #[test]

@@ -295,7 +295,7 @@ fn settings_that_make_no_sense() {
     with_json(
         scheduler,
         |json| json["_class_name"] = json!("DDIMScheduler"),
-        &["UniPCMultistepScheduler or"],
+        &["expected UniPCMultistepScheduler, FlowMatchEuler"],
     );
     with_json(scheduler, |json| json["prediction_type"] = json!("epsilon"), &["flow_prediction"]);
     with_json(scheduler, |json| json["flow_shift"] = json!(-1), &["flow_shift is -1"]);

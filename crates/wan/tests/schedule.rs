@@ -63,7 +63,7 @@ fn trajectory(schedule: &Schedule, start: &[f32]) -> Vec<Vec<f32>> {
         let mut corrected = (corrected_steps > 0).then(|| vec![0.0; len]);
         let output =
             StepOutput { next: &mut next, x0: x0.as_deref_mut(), corrected: corrected.as_deref_mut() };
-        let input = StepInput { velocity: &velocity, sample, history };
+        let input = StepInput { velocity: &velocity, sample, history, noise: None };
         schedule.step(index, &input, output).expect("a whole history");
         kept.push((x0, corrected));
         samples.push(next);
@@ -132,7 +132,7 @@ fn a_step_without_its_history_is_refused() {
             (0..8).map(|bits| (pieces[bits & 1], pieces[bits >> 1 & 1], pieces[bits >> 2 & 1]))
         {
             let history = History { x0: [first, second], corrected };
-            let input = StepInput { velocity: &numbers, sample: &numbers, history };
+            let input = StepInput { velocity: &numbers, sample: &numbers, history, noise: None };
             let mut next = [f32::NAN; 4];
             let result =
                 schedule.step(index, &input, StepOutput { next: &mut next, x0: None, corrected: None });
@@ -150,10 +150,10 @@ fn lengths_that_do_not_fit_are_refused() {
     let schedule = Schedule::new(Solver::Euler, Grid::Diffusers, 2, 3.0).unwrap();
     let (long, short) = ([0.0; 4], [0.0; 3]);
     let mut next = [0.0; 4];
-    let input = StepInput { velocity: &short, sample: &long, history: History::default() };
+    let input = StepInput { velocity: &short, sample: &long, history: History::default(), noise: None };
     let output = StepOutput { next: &mut next, x0: None, corrected: None };
     assert!(matches!(schedule.step(0, &input, output), Err(WanError::Mismatch { .. })));
-    let input = StepInput { velocity: &long, sample: &long, history: History::default() };
+    let input = StepInput { velocity: &long, sample: &long, history: History::default(), noise: None };
     let output = StepOutput { next: &mut next, x0: None, corrected: None };
     assert!(matches!(schedule.step(2, &input, output), Err(WanError::Mismatch { .. })));
 }
@@ -189,4 +189,82 @@ fn the_boundary_itself_belongs_to_the_high_noise_expert() {
         schedule.timesteps().iter().filter(|&&t| expert_for(t, 0.875) == Component::HighNoise).count()
     };
     assert_eq!((high(Grid::Diffusers), high(Grid::Official)), (26, 26));
+}
+
+#[test]
+fn few_steps_are_warped_and_experts_meet_at_the_nearest_level_of_the_table() {
+    let steps = [1000, 850, 700, 550, 350, 275, 200, 125];
+    let schedule = Schedule::few_step(&steps, 12.0, Some(0.875)).unwrap();
+    let expected = [1000.0, 985.507_3, 965.517_2, 936.170_2, 865.979_4, 819.875_8, 750.0, 631.578_9];
+    for (got, expected) in schedule.timesteps().iter().zip(expected) {
+        assert!((got - expected).abs() < 1e-3, "{got} is not {expected}");
+    }
+    assert_eq!((schedule.high_steps(), schedule.solver()), (Some(4), Solver::FewStep));
+    // No noise at the meeting, where the low-noise expert goes on, and none at the end.
+    let draws: Vec<bool> = (0..8).map(|step| schedule.draws_noise(step)).collect();
+    assert_eq!(draws, [true, true, true, false, true, true, true, false]);
+    let one = Schedule::few_step(&[1000, 750, 500, 250], 5.0, None).unwrap();
+    assert_eq!((one.high_steps(), one.draws_noise(2), one.draws_noise(3)), (None, true, false));
+}
+
+/// A sample `(1 - s) clean + s noise` stays one at every level that a step of either expert arrives at.
+#[test]
+fn few_steps_keep_the_noise_level_that_they_name() {
+    let steps = [1000, 850, 700, 550, 350, 275, 200, 125];
+    let schedule = Schedule::few_step(&steps, 12.0, Some(0.875)).unwrap();
+    let sigmas = schedule.sigmas();
+    let (clean, first) = (2.0_f32, 3.0_f32);
+    let at = |sigma: f64, noise: f32| ((1.0 - sigma) * f64::from(clean) + sigma * f64::from(noise)) as f32;
+    for step in 0..schedule.steps() {
+        // The velocity of a model that knows both: what it leads to lies on the line between them.
+        let (sample, velocity) = ([at(sigmas[step], first)], [first - clean]);
+        let with = |fresh: f32| {
+            let (noise, mut next) = ([fresh], [0.0]);
+            let input = StepInput {
+                velocity: &velocity,
+                sample: &sample,
+                history: History::default(),
+                noise: Some(&noise),
+            };
+            let output = StepOutput { next: &mut next, x0: None, corrected: None };
+            schedule.step(step, &input, output).unwrap();
+            f64::from(next[0])
+        };
+        let (without, unit) = (with(0.0), with(1.0) - with(0.0));
+        if schedule.draws_noise(step) {
+            // Deviations of the noise that is left and of the fresh one add up to the level, in squares.
+            let sigma = sigmas[step + 1];
+            let left = (without - (1.0 - sigma) * f64::from(clean)) / f64::from(first);
+            assert!((left.hypot(unit) - sigma).abs() < 1e-5, "step {step}: {left} and {unit}, not {sigma}");
+        } else {
+            assert_eq!(unit, 0.0, "step {step} draws nothing");
+        }
+    }
+    // The boundary, 875, lies nearest to entry 632 of the table.
+    let met = 12.0 * 0.368 / (1.0 + 11.0 * 0.368);
+    let (sample, velocity, mut next) = ([at(sigmas[3], first)], [first - clean], [0.0]);
+    let input = StepInput { velocity: &velocity, sample: &sample, history: History::default(), noise: None };
+    schedule.step(3, &input, StepOutput { next: &mut next, x0: None, corrected: None }).unwrap();
+    assert!((f64::from(next[0]) - f64::from(at(met, first))).abs() < 1e-6);
+}
+
+#[test]
+fn few_steps_that_make_no_sense_are_refused() {
+    let refuses = |steps: &[usize], shift, boundary, says: &str| {
+        let error = Schedule::few_step(steps, shift, boundary).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    refuses(&[], 5.0, None, "falling whole numbers");
+    refuses(&[500, 750], 5.0, None, "falling whole numbers");
+    refuses(&[1001, 750], 5.0, None, "falling whole numbers");
+    refuses(&[750, 0], 5.0, None, "falling whole numbers");
+    refuses(&[1000, 750], 0.0, None, "positive number");
+    refuses(&[1000, 990], 12.0, Some(0.875), "belongs to the high-noise expert");
+    let schedule = Schedule::few_step(&[1000, 500], 5.0, None).unwrap();
+    let (numbers, mut next) = ([1.0], [0.0]);
+    let input = StepInput { velocity: &numbers, sample: &numbers, history: History::default(), noise: None };
+    let output = StepOutput { next: &mut next, x0: None, corrected: None };
+    let error = schedule.step(0, &input, output).unwrap_err().to_string();
+    assert_eq!(error, "noise of step 0: got none, expected 1");
+    assert!(Schedule::new(Solver::FewStep, Grid::Diffusers, 4, 5.0).is_err());
 }

@@ -334,6 +334,34 @@ fn pages_are_read_at_the_positions_they_are_listed_at_and_do_not_know_any() {
     assert!(relative_error(&alone[0], &near[0]) > 1e-2, "what came before matters");
 }
 
+/// Two blocks of three frames, one after the other over what the first left, are one pass over all six under a mask that
+/// hides later blocks: keys turned in time by their own place there, the query turned for each page here.
+#[test]
+fn cached_passes_block_by_block_are_one_pass_under_a_block_causal_mask() {
+    let case = Case::load("head32");
+    let expected = read_golden("transformer", "block_causal.safetensors").remove("velocity").unwrap();
+    let [channels, blocks, plane] = [case.model.config().channels, 2, 6 * 10];
+    let clip = draw("clip", channels * blocks * 3 * plane, 3.0, 0.0);
+    let block_of = |numbers: &[f32], block: usize| -> Vec<f32> {
+        numbers
+            .chunks_exact(blocks * 3 * plane)
+            .flat_map(|c| &c[block * 3 * plane..][..3 * plane])
+            .copied()
+            .collect()
+    };
+    let text = case.text(0);
+    let mut past = Frames { commits: true, ..Frames::at(0, &[]) };
+    for block in 0..blocks {
+        (past.block_position, past.positions) = (block * 3, (0..block * 3).collect());
+        let latents = Tensor::from_vec(block_of(&clip, block), (channels, 3, 6, 10), &Device::Cpu).unwrap();
+        let branch = Branch { past: Some(&past), ..case.branch(0, &text, &NoCrossKv) };
+        let velocity = case.model.forward(&latents, 0.0, &[branch], &case.weights).unwrap();
+        let got: Vec<f32> = velocity[0].flatten_all().unwrap().to_vec1().unwrap();
+        let error = relative_error(&got, &block_of(&expected, block));
+        assert!(error <= TOLERANCE, "block {block} differs by {error:.2e}");
+    }
+}
+
 #[test]
 fn pages_that_do_not_fit_are_refused_in_a_sentence() {
     let case = Case::load("head12");

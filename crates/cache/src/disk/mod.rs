@@ -82,6 +82,13 @@ impl Disk {
         Ok(Self { file: Box::new(file), extent_bytes, extents, staging: Mutex::default() })
     }
 
+    /// A tier of `bytes` bytes, rounded down to whole extents, without a file: for entries that have no bytes.
+    pub(crate) fn counting(bytes: u64) -> Self {
+        let extent_bytes = extent_bytes(bytes);
+        let extents = u32::try_from(bytes / extent_bytes).unwrap_or(u32::MAX);
+        Self { file: Box::new(NoFile), extent_bytes, extents, staging: Mutex::default() }
+    }
+
     /// The same tier over another file, made of its own: a decorator that counts, delays, or fails.
     #[must_use]
     pub fn decorated(self, decorate: impl FnOnce(Box<dyn BlockFile>) -> Box<dyn BlockFile>) -> Self {
@@ -104,6 +111,10 @@ impl Disk {
 
     /// Writes a record. Its extents belong to the caller until this returns.
     pub(crate) fn store(&self, record: &Record, payload: &[u8]) -> io::Result<()> {
+        if payload.is_empty() {
+            // An entry of a cache that only counts: any other has a line at least.
+            return Ok(());
+        }
         let header = record::header(record.sequence, payload);
         let mut staging = self.take_staging();
         let mut done = 0;
@@ -124,6 +135,9 @@ impl Disk {
 
     /// Reads a record back and verifies it. After an error `into` holds no bytes that may be shown.
     pub(crate) fn load(&self, record: &Record, into: &mut [u8]) -> Result<(), DiskFault> {
+        if into.is_empty() {
+            return Ok(());
+        }
         let mut staging = self.take_staging();
         let mut header = record::EMPTY;
         let mut done = 0;
@@ -163,6 +177,20 @@ impl fmt::Debug for Disk {
             .field("extent_bytes", &self.extent_bytes)
             .field("extents", &self.extents)
             .finish_non_exhaustive()
+    }
+}
+
+/// Under a tier that only counts.
+#[derive(Debug)]
+struct NoFile;
+
+impl BlockFile for NoFile {
+    fn read_at(&self, _bytes: &mut [u8], _offset: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn write_at(&self, _bytes: &[u8], _offset: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the cache should hold, from a list of all entries that ever were.
 
-use evanesce_cache::{EntryKey, Kind, Lifetime, PerTier, Recover, Tier};
+use evanesce_cache::{EntryKey, Key, Kind, Lifetime, PerTier, Recover, Tier};
 
 use crate::{KINDS, Spec};
 
@@ -161,7 +161,17 @@ impl Reference {
         else {
             return;
         };
-        let job = self.entries[at].job;
+        self.end_old(self.entries[at].job, key, recent);
+    }
+
+    /// Ends all but the `keep` highest frames of a series. How many, and the bytes that came back.
+    pub(crate) fn prune_old(&mut self, job: JobSerial, key: Key, keep: u32) -> (u64, u64) {
+        let ended = self.end_old(Some(job), key, keep);
+        let gone = ended.iter().filter(|at| self.entries[**at].phase == Phase::Gone);
+        (ended.len() as u64, gone.map(|at| self.entries[*at].charge()).sum())
+    }
+
+    fn end_old(&mut self, job: Option<JobSerial>, key: Key, keep: u32) -> Vec<usize> {
         let mut members: Vec<(u32, usize)> = Vec::new();
         for (i, e) in self.entries.iter().enumerate() {
             if let (Death::InWindow { sink, .. }, EntryKey::Own(k)) = (e.death, e.key)
@@ -174,10 +184,13 @@ impl Reference {
             }
         }
         members.sort_unstable_by(|a, b| b.cmp(a));
-        for (_, i) in members.into_iter().skip(recent as usize) {
-            self.end(i);
-            self.tally(key.kind).expired += 1;
+        let old: Vec<usize> = members.into_iter().skip(keep as usize).map(|(_, at)| at).collect();
+        for &at in &old {
+            self.end(at);
+            let kind = self.entries[at].key.kind();
+            self.tally(kind).expired += 1;
         }
+        old
     }
 
     /// Out of sight, and gone if nothing holds it.

@@ -142,6 +142,14 @@ impl World {
                 let removed = self.cache.shared_remove(&content(*k));
                 self.removed(removed, None, content(*k).into());
             }
+            Op::PruneOld { job, key: k, keep } => {
+                let (job, serial) = &self.jobs[job % OPEN_JOBS];
+                let (expired, serial) = (job.prune_old(&key(*k), *keep), *serial);
+                let model = self.model.prune_old(serial, key(*k), *keep);
+                if (expired.entries, expired.returned_bytes) != model {
+                    self.fault(format!("pruning said {expired:?}, not {model:?}"));
+                }
+            }
             Op::Step(n) => {
                 let (job, serial) = &self.jobs[n % OPEN_JOBS];
                 let (expired, serial) = (job.step(), *serial);

@@ -126,6 +126,15 @@ struct Line {
     copy_gb_per_s: Option<f64>,
 }
 
+/// Bytes that copying moves a second, each counted once, and multiplications and additions that a linear layer in bfloat16
+/// does: what a plan reckons with.
+pub(crate) fn machine_rates() -> anyhow::Result<(f64, f64)> {
+    let timing = Timing { seconds: 0.3 };
+    let shape = LinearShape { rows: 256, inputs: 2048, outputs: 2048 };
+    let (_, linear) = operations::run(&What::Linear { shape, weights: WeightType::Bf16 }, timing)?;
+    Ok((operations::copy_gb_per_s(timing)? * 1e9 / 2.0, linear.gflops() * 1e9))
+}
+
 /// Runs the command; a mistake in its flags was refused before.
 pub(crate) fn run(args: &Bench) -> ExitCode {
     crate::exit_code(bench(args))

@@ -3,17 +3,20 @@
 mod chart;
 mod recorder;
 mod sheet;
+mod waits;
 
 use std::path::Path;
 
 use anyhow::Context;
-use evanesce_engine::Outcome;
+use evanesce_engine::fidelity::Part;
 use evanesce_engine::progress::Stage;
 use evanesce_engine::report::KindReport;
 use evanesce_engine::video::thumbnails;
+use evanesce_engine::{Outcome, Wait};
 use html_escape::encode_text;
 
-pub(crate) use recorder::Recorder;
+pub(crate) use recorder::{Recorder, Sample};
+pub(crate) use waits::Waits;
 
 use crate::progress::StageTimes;
 use crate::quantity::show_bytes;
@@ -29,6 +32,9 @@ pub(crate) struct Page<'a> {
     pub(crate) outcome: &'a Outcome,
     pub(crate) recorder: &'a Recorder,
     pub(crate) times: &'a StageTimes,
+    pub(crate) waits: &'a Waits,
+    /// A run to compare with, and how far this one is from it.
+    pub(crate) fidelity: Option<(&'a Path, Vec<Part>)>,
     pub(crate) total_s: f64,
     pub(crate) process_peak_bytes: usize,
 }
@@ -39,18 +45,7 @@ impl Page<'_> {
     /// # Errors
     /// When the video cannot be read back or the page cannot be written.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let page = self.html()?;
-        let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let cannot = || format!("cannot write the report {}", path.display());
-        let mut file = tempfile::Builder::new()
-            .prefix(".evanesce-")
-            .suffix(".part")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            .tempfile_in(directory)
-            .with_context(cannot)?;
-        std::io::Write::write_all(&mut file, page.as_bytes()).with_context(cannot)?;
-        file.persist(path).with_context(cannot)?;
-        Ok(())
+        write_page(path, &self.html()?)
     }
 
     fn html(&self) -> anyhow::Result<String> {
@@ -67,29 +62,23 @@ impl Page<'_> {
             show_bytes(self.process_peak_bytes)
         );
         let pictures = thumbnails(self.video, PICTURES, PICTURE_PIXELS)?;
-        Ok(format!(
-            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-             <title>evanesce: {prompt}</title><style>{STYLE}</style></head><body><h1>{prompt}</h1><p>{summary}</p>\
-             {}<h2>What was held</h2><p>After each of {} units of work (a prompt, a step, a commit, a latent frame); within a unit there \
-             is scratch besides, which the peaks in the tables count.</p>{}{}<h2>What became of it</h2>{}<h2>Where the time went</h2>{}</body></html>\n",
+        let prompt = encode_text(self.prompt);
+        let body = format!(
+            "<h1>{prompt}</h1><p>{summary}</p>{}<h2>What was held</h2><p>After each of {} units of work (a prompt, a step, a commit, a latent frame); within a unit there \
+             is scratch besides, which the peaks in the tables count.</p>{}{}<h2>What became of it</h2>{}<h2>Where the time went</h2>{}<h2>Transfers against compute</h2>{}{}",
             sheet::contact_sheet(&pictures),
             self.recorder.units(),
-            self.areas(),
+            areas(
+                self.recorder.samples(),
+                &self.outcome.memory.tiers.iter().map(|tier| tier.tier).collect::<Vec<_>>()
+            ),
             self.tiers(),
             self.kinds(),
             self.stages(),
-            prompt = encode_text(self.prompt),
-        ))
-    }
-
-    fn areas(&self) -> String {
-        let samples = self.recorder.samples();
-        let tiers = self.outcome.memory.tiers.iter().enumerate();
-        tiers
-            .filter_map(|(i, tier)| {
-                Some(format!("<h3>{}</h3>{}", tier.tier, chart::stacked_areas(samples, i)?))
-            })
-            .collect()
+            self.transfers(),
+            self.codecs(),
+        );
+        Ok(document(&format!("evanesce: {}", self.prompt), &body))
     }
 
     fn tiers(&self) -> String {
@@ -129,6 +118,75 @@ impl Page<'_> {
         table(&head, rows)
     }
 
+    /// What moved, and how long arithmetic stood still for it.
+    fn transfers(&self) -> String {
+        let tiers = &self.outcome.memory.tiers;
+        let kind = |name: &str| self.outcome.memory.kinds.iter().find(|kind| kind.kind == name);
+        let pages = kind("self_kv").map_or((0, 0), |kind| (kind.arrived_before_use, kind.arrived_late));
+        let read = kind("weights").map_or(0, |kind| kind.encoded_bytes);
+        let traffic = |at: usize| tiers.get(at).map(|tier| tier.traffic).unwrap_or_default();
+        let [host, disk] = [traffic(1), traffic(2)];
+        let [weights, waited] = [Wait::Weights, Wait::Pages].map(|what| self.waits.of(what));
+        let show_wait = |(times, seconds): (u64, f64)| format!("{seconds:.3} s in {times} waits");
+        let rows = [
+            ["weights, from the checkpoint".to_owned(), show(read), String::new(), show_wait(weights)],
+            [
+                "device and host".to_owned(),
+                show(host.demoted_bytes),
+                show(host.promoted_bytes),
+                String::new(),
+            ],
+            ["host and disk".to_owned(), show(disk.demoted_bytes), show(disk.promoted_bytes), String::new()],
+            [
+                format!("pages: {} in time, {} late", pages.0, pages.1),
+                String::new(),
+                String::new(),
+                show_wait(waited),
+            ],
+        ];
+        let denoise_s = self.times.seconds(Stage::Denoise);
+        let waited_s = weights.1 + waited.1;
+        let note = format!(
+            "<p>Denoising took {denoise_s:.2} s; arithmetic stood still for {waited_s:.3} s of the whole job.</p>"
+        );
+        table(&["what", "down, or read", "up", "waited"], rows.into_iter().map(Vec::from)) + &note
+    }
+
+    /// How pages were stored, and how far the video is from the one to compare with.
+    fn codecs(&self) -> String {
+        let mut html = String::new();
+        if let Some(kind) = self.outcome.memory.kinds.iter().find(|kind| kind.kind == "self_kv") {
+            let codec = self.outcome.spec.kv_codec;
+            let bits = 32.0 * kind.encoded_bytes as f64 / kind.raw_bytes.max(1) as f64;
+            let rows = [vec![
+                codec.keys.as_str().to_owned(),
+                codec.values.as_str().to_owned(),
+                format!("{bits:.2}"),
+                show(kind.encoded_bytes),
+                show(kind.raw_bytes),
+                show(kind.peak_bytes),
+            ]];
+            let head = ["keys", "values", "bits a number", "encoded", "in f32", "peak"];
+            html += &format!("<h2>Codec and fidelity</h2>{}", table(&head, rows.into_iter()));
+        }
+        if let Some((reference, parts)) = &self.fidelity {
+            let decibels =
+                |db: f64| if db.is_infinite() { "equal".to_owned() } else { format!("{db:.2} dB") };
+            let rows = parts.iter().map(|part| {
+                vec![
+                    part.name.replace('_', " "),
+                    decibels(part.psnr_db),
+                    decibels(part.psnr_least_db),
+                    format!("{:.4}", part.ssim),
+                ]
+            });
+            let name = reference.display().to_string();
+            html += &format!("<p>Against {}:</p>", encode_text(&name));
+            html += &table(&["part", "PSNR", "worst frame", "SSIM"], rows);
+        }
+        html
+    }
+
     fn stages(&self) -> String {
         let all: f64 = Stage::ALL.iter().map(|stage| self.times.seconds(*stage)).sum();
         let rows = Stage::ALL.iter().map(|stage| {
@@ -139,6 +197,40 @@ impl Page<'_> {
         });
         table(&["stage", "seconds", ""], rows)
     }
+}
+
+/// What every tier held, one picture each; `tiers` are their names.
+pub(crate) fn areas(samples: &[Sample], tiers: &[&str]) -> String {
+    let picture =
+        |(at, tier): (usize, &&str)| Some(format!("<h3>{tier}</h3>{}", chart::stacked_areas(samples, at)?));
+    tiers.iter().enumerate().filter_map(picture).collect()
+}
+
+/// A whole page around `body`, which is HTML; the title is text.
+pub(crate) fn document(title: &str, body: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+         <title>{}</title><style>{STYLE}</style></head><body>{body}</body></html>\n",
+        encode_text(title)
+    )
+}
+
+/// Writes a page to `path`, whole or not at all.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn write_page(path: &Path, page: &str) -> anyhow::Result<()> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let cannot = || format!("cannot write the report {}", path.display());
+    let mut file = tempfile::Builder::new()
+        .prefix(".evanesce-")
+        .suffix(".part")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .tempfile_in(directory)
+        .with_context(cannot)?;
+    std::io::Write::write_all(&mut file, page.as_bytes()).with_context(cannot)?;
+    file.persist(path).with_context(cannot)?;
+    Ok(())
 }
 
 fn show(bytes: u64) -> String {

@@ -9,6 +9,7 @@ use openh264::encoder::{
     SpsPpsStrategy, VuiConfig,
 };
 use openh264::formats::YUVSlices;
+use serde::{Deserialize, Serialize};
 
 use super::colour::Yuv420;
 use super::error::{Result, VideoError};
@@ -31,7 +32,7 @@ pub(super) struct AccessUnit {
 }
 
 /// The sequence and picture parameter sets, without start codes. They stay the same for the whole video.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ParameterSets {
     pub(super) sps: Vec<u8>,
     pub(super) pps: Vec<u8>,
@@ -53,6 +54,8 @@ pub(super) struct H264Encoder {
     unit: AccessUnit,
     parameter_sets: ParameterSets,
     frames: usize,
+    /// The next frame begins a segment: a new encoder takes it.
+    begins_segment: bool,
 }
 
 impl H264Encoder {
@@ -68,7 +71,26 @@ impl H264Encoder {
             unit: AccessUnit::default(),
             parameter_sets: ParameterSets::default(),
             frames: 0,
+            begins_segment: false,
         })
+    }
+
+    /// Ends a segment: the next frame's code, and that of all after it, depends on no frame before it. What openh264 keeps from
+    /// frame to frame cannot be saved, so a video that is gone on with later goes on from here.
+    pub(super) fn end_segment(&mut self) {
+        self.begins_segment = self.frames > 0;
+    }
+
+    /// Whether a segment has just ended, or nothing has been encoded yet.
+    pub(super) fn is_between_segments(&self) -> bool {
+        self.begins_segment || self.frames == 0
+    }
+
+    /// Makes a fresh encoder what one was that had encoded `frames` frames and had just ended a segment.
+    pub(super) fn restore(&mut self, frames: usize, parameter_sets: ParameterSets) {
+        self.frames = frames;
+        self.parameter_sets = parameter_sets;
+        self.begins_segment = frames > 0;
     }
 
     /// Encodes one frame `[height, width, 3]`; returns its code and the video's parameter sets.
@@ -78,6 +100,11 @@ impl H264Encoder {
     pub(super) fn encode(&mut self, rgb: &[f32]) -> Result<(&AccessUnit, &ParameterSets)> {
         self.picture.write_rgb(rgb);
         let frame = self.frames;
+        if std::mem::take(&mut self.begins_segment) {
+            self.qp = self.settings.quality.qp();
+            self.encoder =
+                start(&self.settings, self.qp).map_err(|e| VideoError::encoder(frame, reason(&e)))?;
+        }
         let mut outcome = self.encode_picture();
         while self.qp < Quality::COARSEST_QP && is_output_buffer_full(&outcome) {
             self.qp = (self.qp + COARSER_QP).min(Quality::COARSEST_QP);

@@ -48,6 +48,9 @@ pub enum VideoError {
         /// Index of the frame that failed, from 0.
         frame: usize,
     },
+    /// A saved state that this result cannot be gone on from.
+    #[error("the video cannot be gone on with: {0}")]
+    State(&'static str),
     /// A video that was to be read is none, or none of this kind.
     #[error("{path} cannot be read as an MP4 video with H.264: {reason}")]
     Input {

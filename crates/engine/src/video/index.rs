@@ -9,6 +9,8 @@ use mp4_atom::{
     Vmhd,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::encoder::ParameterSets;
 use super::error::{Result, VideoError};
 use super::settings::VideoSettings;
@@ -18,7 +20,7 @@ const BT709: u16 = 1;
 pub(super) const TRACK_ID: u32 = 1;
 
 /// Where each frame lies: 4 bytes a frame, the only thing that grows with the video's length in memory.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SampleTable {
     sizes_bytes: Vec<u32>,
     /// Sample numbers from 1, as `stss` counts them.
@@ -39,6 +41,14 @@ impl SampleTable {
 
     pub(super) fn frames(&self) -> usize {
         self.sizes_bytes.len()
+    }
+
+    /// Length of each frame's code, and whether it is a keyframe, in order.
+    pub(super) fn samples(&self) -> impl Iterator<Item = (usize, bool)> {
+        let mut keyframes = self.keyframes.iter().peekable();
+        (1..).zip(&self.sizes_bytes).map(move |(number, size)| {
+            (*size as usize, keyframes.next_if(|keyframe| **keyframe == number).is_some())
+        })
     }
 
     /// Everything that goes before the frames' bytes: `ftyp`, `moov` and the header of `mdat`.

@@ -30,6 +30,6 @@ mod writer;
 pub use error::{Result, VideoError};
 pub(crate) use reader::Mp4Reader;
 pub use settings::{Quality, VideoSettings};
-pub use sink::{FrameSink, VideoSummary};
+pub use sink::{FrameSink, SinkState, VideoSummary};
 pub use thumbnails::{Thumbnail, thumbnails};
 pub use writer::Mp4Writer;

@@ -33,6 +33,31 @@ impl<F: Read + Write + Seek> Muxer<F> {
         self.table.frames()
     }
 
+    /// Where each frame lies so far.
+    pub(super) fn table(&self) -> &SampleTable {
+        &self.table
+    }
+
+    /// Bytes of all frames so far.
+    pub(super) fn payload_bytes(&self) -> u64 {
+        self.payload_bytes
+    }
+
+    /// Copies the frames' bytes from `from_bytes` on.
+    ///
+    /// # Errors
+    /// [`VideoError::Io`] if they cannot be read back or `to` refuses them.
+    pub(super) fn copy_payload(&mut self, from_bytes: u64, to: &mut dyn Write) -> Result<()> {
+        let len_bytes = self.payload_bytes.saturating_sub(from_bytes);
+        let mut copy = || {
+            self.storage.seek(SeekFrom::Start(from_bytes))?;
+            let copied = io::copy(&mut (&mut self.storage).take(len_bytes), to)?;
+            self.storage.seek(SeekFrom::Start(self.payload_bytes))?;
+            if copied == len_bytes { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        };
+        copy().map_err(|e| VideoError::io(&self.path, e))
+    }
+
     /// # Errors
     /// [`VideoError::Io`] if the storage refuses the bytes; the muxer is then of no further use.
     pub(super) fn push(&mut self, unit: &AccessUnit) -> Result<()> {

@@ -1,6 +1,8 @@
 //! Where decoded frames go.
 
-use super::error::Result;
+use std::io::{Read, Write};
+
+use super::error::{Result, VideoError};
 
 /// Takes frames in display order, one at a time, and turns them into something that lasts.
 ///
@@ -13,11 +15,56 @@ pub trait FrameSink {
     /// If the frame has the wrong size or cannot be kept. The result is then lost: `finish` fails too.
     fn push(&mut self, rgb: &[f32]) -> Result<()>;
 
+    /// Says that a segment ends here: nothing that comes later depends on more of what came before than [`save`](Self::save)
+    /// gives. Where segments end depends on the job alone, so a result is the same whether or not anybody saved.
+    ///
+    /// # Errors
+    /// If the result cannot be kept.
+    fn end_segment(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What has been taken so far, at the end of a segment; `None` in the middle of one, or from a sink that cannot be
+    /// gone on from.
+    ///
+    /// # Errors
+    /// If what was taken cannot be read back.
+    fn save(&mut self) -> Result<Option<SinkState>> {
+        Ok(None)
+    }
+
+    /// Copies the bytes from `from_bytes` on that [`SinkState::stream_bytes`] counts.
+    ///
+    /// # Errors
+    /// If they cannot be read back or `to` refuses them.
+    fn copy_stream(&mut self, from_bytes: u64, to: &mut dyn Write) -> Result<()> {
+        let _ = (from_bytes, to);
+        Ok(())
+    }
+
+    /// Makes this fresh sink what the saved one was. `stream` gives all [`SinkState::stream_bytes`] bytes.
+    ///
+    /// # Errors
+    /// If the state is not one of such a sink, or cannot be kept.
+    fn restore(&mut self, facts: &[u8], stream: &mut dyn Read) -> Result<()> {
+        let _ = (facts, stream);
+        Err(VideoError::State("this kind of result cannot be gone on with"))
+    }
+
     /// Completes the result and makes it visible.
     ///
     /// # Errors
     /// If no frame was pushed, an earlier push failed, or the result cannot be stored.
     fn finish(self: Box<Self>) -> Result<VideoSummary>;
+}
+
+/// What a sink needs to be gone on with: small facts, and a stream of bytes that only ever grows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SinkState {
+    /// In the sink's own words.
+    pub facts: Vec<u8>,
+    /// Length of the stream, which [`FrameSink::copy_stream`] gives.
+    pub stream_bytes: u64,
 }
 
 /// What a finished video is.

@@ -1,17 +1,19 @@
 //! The video file: an MP4 that appears at its path whole or not at all.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::encoder::H264Encoder;
+use super::encoder::{AccessUnit, H264Encoder, ParameterSets};
 use super::error::{Result, VideoError};
 use super::fragments::Fragments;
+use super::index::SampleTable;
 use super::muxer::Muxer;
 use super::settings::VideoSettings;
-use super::sink::{FrameSink, VideoSummary};
+use super::sink::{FrameSink, SinkState, VideoSummary};
 
 /// Writes frames to an H.264 MP4 as they come.
 ///
@@ -107,14 +109,70 @@ impl Mp4Writer {
         Ok(VideoSummary { frames, duration_s: duration_s(frames, self.settings.fps), bytes })
     }
 
+    /// Takes over the frames of a video that was saved, as if they had been pushed here.
+    fn replay(&mut self, facts: &[u8], stream: &mut dyn Read) -> Result<()> {
+        let facts: Facts = serde_json::from_slice(facts).map_err(|_| FOREIGN_STATE)?;
+        if self.muxer.frames() > 0 {
+            return Err(VideoError::State("it has frames already"));
+        }
+        let mut unit = AccessUnit::default();
+        for (len, is_keyframe) in facts.table.samples() {
+            unit.is_keyframe = is_keyframe;
+            unit.bytes.resize(len, 0);
+            stream.read_exact(&mut unit.bytes).map_err(|e| VideoError::io(&self.path, e))?;
+            if let Some(fragments) = &mut self.fragments {
+                fragments.push(&unit, &facts.parameter_sets)?;
+            }
+            self.muxer.push(&unit)?;
+        }
+        if *self.muxer.table() != facts.table {
+            return Err(FOREIGN_STATE);
+        }
+        self.encoder.restore(self.muxer.frames(), facts.parameter_sets);
+        Ok(())
+    }
+
     fn check_complete(&self) -> Result<()> {
         self.failed_frame.map_or(Ok(()), |frame| Err(VideoError::Incomplete { frame }))
     }
 }
 
+/// What a video is made of besides the frames' bytes.
+#[derive(Debug, Serialize, Deserialize)]
+struct Facts {
+    table: SampleTable,
+    parameter_sets: ParameterSets,
+}
+
+const FOREIGN_STATE: VideoError = VideoError::State("what was saved is no state of a video");
+
 impl FrameSink for Mp4Writer {
     fn push(&mut self, rgb: &[f32]) -> Result<()> {
         Self::push(self, rgb)
+    }
+
+    fn end_segment(&mut self) -> Result<()> {
+        self.encoder.end_segment();
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<Option<SinkState>> {
+        self.check_complete()?;
+        if !self.encoder.is_between_segments() {
+            return Ok(None);
+        }
+        let (table, parameter_sets) = (self.muxer.table().clone(), self.encoder.parameter_sets().clone());
+        let facts = serde_json::to_vec(&Facts { table, parameter_sets });
+        let facts = facts.map_err(|error| VideoError::Container(error.to_string()))?;
+        Ok(Some(SinkState { facts, stream_bytes: self.muxer.payload_bytes() }))
+    }
+
+    fn copy_stream(&mut self, from_bytes: u64, to: &mut dyn Write) -> Result<()> {
+        self.muxer.copy_payload(from_bytes, to)
+    }
+
+    fn restore(&mut self, facts: &[u8], stream: &mut dyn Read) -> Result<()> {
+        self.replay(facts, stream)
     }
 
     fn finish(self: Box<Self>) -> Result<VideoSummary> {

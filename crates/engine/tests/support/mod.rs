@@ -4,12 +4,13 @@
 pub(crate) mod rollout;
 pub(crate) mod tree;
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use evanesce_cache::JobId;
 use evanesce_engine::progress::{Event, Observer};
-use evanesce_engine::video::{FrameSink, Result as VideoResult, VideoSummary};
+use evanesce_engine::video::{FrameSink, Result as VideoResult, SinkState, VideoError, VideoSummary};
 use evanesce_engine::{
     Budgets, CancelToken, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Result, Silent,
     VideoTarget,
@@ -86,6 +87,25 @@ impl FrameSink for KeepingSink {
     fn push(&mut self, rgb: &[f32]) -> VideoResult<()> {
         self.pictures.extend_from_slice(rgb);
         self.n_pictures += 1;
+        Ok(())
+    }
+
+    fn save(&mut self) -> VideoResult<Option<SinkState>> {
+        let stream_bytes = 4 * self.pictures.len() as u64;
+        Ok(Some(SinkState { facts: self.n_pictures.to_le_bytes().to_vec(), stream_bytes }))
+    }
+
+    fn copy_stream(&mut self, from_bytes: u64, to: &mut dyn Write) -> VideoResult<()> {
+        let from = usize::try_from(from_bytes).unwrap() / 4;
+        self.pictures[from..].iter().for_each(|number| to.write_all(&number.to_le_bytes()).unwrap());
+        Ok(())
+    }
+
+    fn restore(&mut self, facts: &[u8], stream: &mut dyn Read) -> VideoResult<()> {
+        self.n_pictures = usize::from_le_bytes(facts.try_into().unwrap());
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).map_err(|_| VideoError::State("the stream ends early"))?;
+        self.pictures = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         Ok(())
     }
 

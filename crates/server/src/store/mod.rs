@@ -219,6 +219,18 @@ pub trait JobStore: Send + Sync {
         moments: (UnixMs, UnixMs),
     ) -> Answer<'a, Fenced>;
 
+    /// Notes that a claimed job has got on: its earlier starts no longer count as starts without an end.
+    fn progressed<'a>(&'a self, id: &'a VideoId, epoch: i64) -> Answer<'a, Fenced>;
+
+    /// Writes what a claimed job does from now on, and what gave way in it.
+    fn amend<'a>(
+        &'a self,
+        id: &'a VideoId,
+        epoch: i64,
+        order: &'a Order,
+        degradations: &'a [String],
+    ) -> Answer<'a, Fenced>;
+
     /// Gives a claimed job back to the queue. The start does not count as one that failed.
     fn release<'a>(&'a self, id: &'a VideoId, epoch: i64) -> Answer<'a, Fenced>;
 

@@ -10,7 +10,7 @@ use crate::job::{Failure, Job, Status, Webhook};
 
 /// The columns that [`job`] reads.
 pub(super) const COLUMNS: &str = "seq, id, tenant, request, status, created_ms, started_ms, ended_ms, \
-                                  expires_ms, epoch, failure_code, failure_message, memory, webhook_url, webhook_id, webhook_attempts, \
+                                  expires_ms, epoch, failure_code, failure_message, memory, degradations, webhook_url, webhook_id, webhook_attempts, \
                                   webhook_due_ms, webhook_delivered_ms, webhook_said";
 
 /// The job that a row holds.
@@ -20,6 +20,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
     let status: &str = row.try_get("status")?;
     let moment = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(column)?.map(UnixMs));
     let memory: Option<&str> = row.try_get("memory")?;
+    let degradations: Option<&str> = row.try_get("degradations")?;
     let code: Option<String> = row.try_get("failure_code")?;
     let message: Option<String> = row.try_get("failure_message")?;
     let webhook = match row.try_get::<Option<String>, _>("webhook_url")? {
@@ -49,6 +50,9 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         memory: memory
             .map(serde_json::from_str)
             .transpose()
+            .map_err(|error| unreadable(error.to_string()))?,
+        degradations: degradations
+            .map_or_else(|| Ok(Vec::new()), serde_json::from_str)
             .map_err(|error| unreadable(error.to_string()))?,
         webhook,
     })

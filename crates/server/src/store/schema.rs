@@ -5,7 +5,7 @@ use sqlx::{Connection, Row, SqliteConnection};
 use super::StoreError;
 
 /// Each step is one transaction. A step that has been released never changes; what comes later is another step.
-const STEPS: &[&str] = &[JOBS, WEBHOOKS];
+const STEPS: &[&str] = &[JOBS, DEGRADATIONS, WEBHOOKS];
 
 const JOBS: &str = "CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -34,6 +34,8 @@ const JOBS: &str = "CREATE TABLE jobs (
     CREATE INDEX jobs_by_tenant ON jobs (tenant, seq);
     CREATE INDEX jobs_active ON jobs (status, seq) WHERE status IN ('queued', 'in_progress');
     CREATE INDEX jobs_expiring ON jobs (expires_ms) WHERE expires_ms IS NOT NULL;";
+
+const DEGRADATIONS: &str = "ALTER TABLE jobs ADD COLUMN degradations TEXT;";
 
 const WEBHOOKS: &str = "ALTER TABLE jobs ADD COLUMN webhook_url TEXT;
     ALTER TABLE jobs ADD COLUMN webhook_id TEXT;

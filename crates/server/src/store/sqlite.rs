@@ -17,7 +17,7 @@ use super::{
 };
 use crate::clock::UnixMs;
 use crate::id::VideoId;
-use crate::job::{Failure, Job};
+use crate::job::{Failure, Job, Order};
 
 /// Connections that read; one more writes, so that writers wait in line instead of failing.
 const READERS: u32 = 4;
@@ -307,6 +307,36 @@ impl JobStore for SqliteStore {
                        WHERE id = ? AND epoch = ? AND status = 'in_progress'";
             let query = sqlx::query(sql).bind(status).bind(now.0).bind(expires.0);
             let query = query.bind(failure.map(|f| &f.code)).bind(failure.map(|f| &f.message)).bind(memory);
+            let done = query.bind(id.as_str()).bind(epoch).execute(&self.writer).await?;
+            Ok(if done.rows_affected() == 1 { Fenced::No } else { Fenced::Yes })
+        })
+    }
+
+    fn progressed<'a>(&'a self, id: &'a VideoId, epoch: i64) -> Answer<'a, Fenced> {
+        Box::pin(async move {
+            let sql = "UPDATE jobs SET starts = 1 WHERE id = ? AND epoch = ? AND status = 'in_progress'";
+            let done = sqlx::query(sql).bind(id.as_str()).bind(epoch).execute(&self.writer).await?;
+            Ok(if done.rows_affected() == 1 { Fenced::No } else { Fenced::Yes })
+        })
+    }
+
+    fn amend<'a>(
+        &'a self,
+        id: &'a VideoId,
+        epoch: i64,
+        order: &'a Order,
+        degradations: &'a [String],
+    ) -> Answer<'a, Fenced> {
+        Box::pin(async move {
+            let json = |error: serde_json::Error| StoreError::Unreadable {
+                what: format!("job {id}"),
+                reason: error.to_string(),
+            };
+            let request = serde_json::to_string(order).map_err(json)?;
+            let degradations = serde_json::to_string(degradations).map_err(json)?;
+            let sql = "UPDATE jobs SET request = ?, degradations = ?
+                       WHERE id = ? AND epoch = ? AND status = 'in_progress'";
+            let query = sqlx::query(sql).bind(request).bind(degradations);
             let done = query.bind(id.as_str()).bind(epoch).execute(&self.writer).await?;
             Ok(if done.rows_affected() == 1 { Fenced::No } else { Fenced::Yes })
         })

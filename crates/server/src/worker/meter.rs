@@ -1,5 +1,6 @@
 //! How far a job is, from what its run reports.
 
+use evanesce_engine::Position;
 use evanesce_engine::progress::{Event, Observer, Stage};
 
 use crate::board::Phase;
@@ -34,6 +35,15 @@ impl Meter {
             phase: Phase::Text,
             unit: None,
         }
+    }
+
+    /// Sets it to where a job goes on.
+    pub(super) fn go_on_at(&mut self, position: Position) {
+        self.n_blocks = position.n_blocks.max(1);
+        self.block = position.block;
+        self.step_of_block = position.steps.min(self.steps_per_block);
+        self.decoded_frames = position.latent_frames.min(self.latent_frames);
+        self.phase = if self.step_of_block < self.steps_per_block { Phase::Denoise } else { Phase::Decode };
     }
 
     /// The stage that the last unit belonged to, since this was asked last.

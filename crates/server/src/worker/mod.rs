@@ -3,29 +3,36 @@
 //! `loop { let event = select(); apply(event) }`: an event is either something that a handler reports, or the next unit of the job
 //! that the schedule chooses. A handler has written to the store before it reports, so a report that is lost loses nothing.
 
+mod keep;
 mod meter;
 mod pace;
+mod relieve;
 mod run;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use evanesce_engine::Model;
 use evanesce_engine::progress::Stage;
+use evanesce_engine::{Budgets, Model, Tier};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 
+pub(crate) use self::keep::Keeper;
 use self::meter::Meter;
 use self::pace::Pace;
-use self::run::{Run, Unit};
+use self::relieve::Strain;
+use self::run::{Run, Trouble, Unit};
 use crate::board::{Board, Live, Phase};
 use crate::clock::{Stopwatch, UnixMs};
+use crate::config::PressureConfig;
 use crate::job::{Failure, Job, Status};
 use crate::journal::note;
 use crate::metrics::Metrics;
-use crate::schedule::{Choice, Entry, Rules, Schedule, Seq};
+use crate::pressure::Level;
+use crate::schedule::{Choice, Entry, Place, Rules, Schedule, Seq};
 use crate::store::{Ending, Fenced, JobStore, Lease};
 use crate::videos::VideoStore;
 use crate::wire::MemoryNow;
@@ -44,6 +51,8 @@ pub(crate) enum Report {
     Cancelled(Box<Job>),
     /// A job is gone.
     Deleted(Box<Job>),
+    /// The tiers should hold so much from now on.
+    Budgets(Budgets),
     /// Stop, and give everything back to the queue.
     Shutdown,
 }
@@ -67,6 +76,8 @@ pub(crate) struct Terms {
     pub(crate) lease: Duration,
     pub(crate) retention: Duration,
     pub(crate) model_name: String,
+    pub(crate) keeper: Keeper,
+    pub(crate) pressure: PressureConfig,
 }
 
 impl Terms {
@@ -127,14 +138,16 @@ struct Worker<'m> {
     model: &'m Model,
     means: Means,
     terms: Terms,
+    keeper: Keeper,
     runtime: Handle,
     inbox: Receiver<Report>,
     schedule: Schedule,
     tasks: BTreeMap<Seq, Task<'m>>,
     pace: Pace,
+    strain: Strain,
     /// Endings that the store could not take yet.
     unwritten: Vec<(Job, Ending)>,
-    /// Whether the store failed at the last try: wait before the next.
+    /// Whether the store, or a disk, failed at the last try: wait before the next.
     store_is_down: bool,
 }
 
@@ -142,7 +155,24 @@ impl<'m> Worker<'m> {
     fn new(model: &'m Model, means: Means, terms: Terms, runtime: Handle, inbox: Receiver<Report>) -> Self {
         let schedule = Schedule::new(terms.rules);
         let (tasks, pace, unwritten) = (BTreeMap::new(), Pace::default(), Vec::new());
-        Self { model, means, terms, runtime, inbox, schedule, tasks, pace, unwritten, store_is_down: false }
+        let budget = |tier| model.counters().tier(tier).budget_bytes;
+        let wanted = Budgets { device_bytes: budget(Tier::Device), host_bytes: budget(Tier::Host) };
+        let (strain, keeper) = (Strain::new(&terms.pressure, wanted), terms.keeper.clone());
+        let store_is_down = false;
+        Self {
+            model,
+            means,
+            terms,
+            keeper,
+            runtime,
+            inbox,
+            schedule,
+            tasks,
+            pace,
+            strain,
+            unwritten,
+            store_is_down,
+        }
     }
 
     fn step(&mut self) -> Going {
@@ -162,11 +192,21 @@ impl<'m> Worker<'m> {
                 Err(_elapsed) => self.write_again(),
             }
         }
-        match self.schedule.choose() {
+        match self.schedule.choose(UnixMs::now().0) {
             Choice::Idle => {
                 self.tell_memory(true);
                 if !self.unwritten.is_empty() {
                     return Event::Chosen(Choice::Idle);
+                }
+                if self.strain.level > Level::Calm {
+                    // What waits for memory is looked at again, whoever gave it back.
+                    let next = self.inbox.recv();
+                    let next = self.runtime.block_on(async { tokio::time::timeout(RETRY_AFTER, next).await });
+                    let Ok(report) = next else {
+                        self.relieve(None);
+                        return Event::Chosen(Choice::Idle);
+                    };
+                    return Event::Reported(report.unwrap_or(Report::Shutdown));
                 }
                 Event::Reported(self.inbox.blocking_recv().unwrap_or(Report::Shutdown))
             }
@@ -193,7 +233,10 @@ impl<'m> Worker<'m> {
                 self.means.board.delete(&job);
                 self.post_queue();
             }
+            Event::Reported(Report::Budgets(wanted)) => self.set_budgets(wanted),
             Event::Chosen(Choice::Start(seq)) => self.start(seq),
+            Event::Chosen(Choice::Resume(seq)) => self.resume(seq),
+            Event::Chosen(Choice::Park(seq, place)) => self.park(seq, place),
             Event::Chosen(Choice::Advance(seq)) => self.advance(seq),
             Event::Chosen(Choice::Idle) => {}
         }
@@ -201,20 +244,22 @@ impl<'m> Worker<'m> {
     }
 
     fn arrive(&mut self, job: Job) {
-        let entry = Entry {
-            class: job.order.class,
-            deadline: job.deadline().map(|at| at.0),
-            needed_bytes: job.order.device_bytes,
-            is_under_way: false,
-        };
-        self.schedule.arrive(job.seq, entry);
-        self.tasks.insert(job.seq, Task { job, run: None });
+        let seq = job.seq;
+        let mut entry = Entry::new(job.order.class, job.order.device_bytes);
+        entry.deadline = job.deadline().map(|at| at.0);
+        entry.can_be_saved = self.keeper.of(&job.id).is_some();
+        self.tasks.insert(seq, Task { job, run: None });
+        entry.least_bytes = self.least_bytes(seq).unwrap_or(entry.needed_bytes).min(entry.needed_bytes);
+        self.schedule.arrive(seq, entry);
     }
 
     /// Drops what a job has under way: every byte and file that it owned is back before the next unit.
     fn stop(&mut self, seq: Seq) {
         self.schedule.leave(seq);
-        self.tasks.remove(&seq);
+        if let Some(Task { job, run }) = self.tasks.remove(&seq) {
+            drop(run);
+            self.keeper.forget(&job.id);
+        }
     }
 
     /// Claims a job and admits it. Costs no unit of work.
@@ -235,18 +280,8 @@ impl<'m> Worker<'m> {
         task.job = claimed;
         let waited = UnixMs::now().ms_since(task.job.created).unsigned_abs();
         self.means.metrics.started(task.job.order.class, Duration::from_millis(waited));
-        match Run::admit(self.model, &*self.means.videos, &task.job, &self.terms.model_name) {
-            Ok(run) => {
-                task.run = Some(run);
-                self.schedule.started(seq);
-                note(&task.job.id, format_args!("started, epoch {}", task.job.epoch));
-            }
-            Err(failure) => {
-                let job = task.job.clone();
-                self.stop(seq);
-                self.end(job, Ending::Failed(failure));
-            }
-        }
+        self.begin_smaller(seq);
+        self.admit(seq);
         self.post_queue();
     }
 
@@ -258,9 +293,11 @@ impl<'m> Worker<'m> {
         let (stage, took) = (run.meter.take_unit(), watch.elapsed());
         self.pace.learn(stage, &job.order, took);
         self.means.metrics.unit(&job.id, stage.map_or("noise", Stage::as_str), took);
-        self.schedule.served(seq);
+        self.schedule.served(seq, i64::try_from(took.as_millis()).unwrap_or(i64::MAX));
         let ending = match unit {
             Unit::More => {
+                self.tend(seq);
+                let Some(Task { job, run: Some(run) }) = self.tasks.get(&seq) else { return };
                 let live = Live {
                     phase: run.meter.phase,
                     step: run.meter.step(),
@@ -273,15 +310,22 @@ impl<'m> Worker<'m> {
                 self.means.board.post(job, live);
                 return self.tell_memory(false);
             }
-            Unit::Failed(failure) => Ending::Failed(failure),
+            Unit::Ended(Trouble::NoSpace) => return self.wait_for_space(seq),
+            Unit::Ended(Trouble::Failed(failure)) => Ending::Failed(failure),
             Unit::Done => {
-                let (job, Some(run)) = (job.clone(), self.tasks.remove(&seq).and_then(|task| task.run))
+                let (job, Some(run)) =
+                    (job.clone(), self.tasks.get_mut(&seq).and_then(|task| task.run.take()))
                 else {
                     return;
                 };
+                let ending = match run.publish(self.model, &*self.means.videos, &job) {
+                    Ok(memory) => Ending::Completed(memory),
+                    Err(Trouble::Failed(failure)) => Ending::Failed(failure),
+                    Err(Trouble::NoSpace) => return self.wait_for_space(seq),
+                };
                 self.schedule.leave(seq);
-                let ending = run.publish(self.model, &*self.means.videos, &job).map(Ending::Completed);
-                return self.end(job, ending.unwrap_or_else(Ending::Failed));
+                self.tasks.remove(&seq);
+                return self.end(job, ending);
             }
         };
         let job = job.clone();
@@ -289,12 +333,23 @@ impl<'m> Worker<'m> {
         self.end(job, ending);
     }
 
+    /// A job whose files find no space goes back to its snapshot, and is tried again a little later.
+    fn wait_for_space(&mut self, seq: Seq) {
+        if let Some(task) = self.tasks.get_mut(&seq) {
+            task.run = None;
+            note(&task.job.id, "waits for space on the disk");
+        }
+        self.schedule.moved(seq, Place::Snapshot);
+        self.means.metrics.moved("waits_for_space");
+        self.store_is_down = true;
+    }
+
     /// Writes how a job ended, when everything of it is in place, and tells.
     fn end(&mut self, job: Job, ending: Ending) {
         let moments = self.terms.moments();
         let written = self.means.store.finish(&job.id, job.epoch, &ending, moments);
         match self.runtime.block_on(written) {
-            Ok(Fenced::No) => {}
+            Ok(Fenced::No) => self.keeper.forget(&job.id),
             Ok(Fenced::Yes) => {
                 note(&job.id, "ended, but is no longer this worker's: what it made is removed");
                 // A newer worker's video stays; one of a job that is gone does not.
@@ -364,8 +419,12 @@ impl<'m> Worker<'m> {
     fn give_back(mut self) {
         self.write_again();
         for (_, task) in std::mem::take(&mut self.tasks) {
-            let Some(run) = task.run else { continue };
-            drop(run);
+            if self.schedule.entry(task.job.seq).is_none_or(|entry| entry.place == Place::Queue) {
+                continue;
+            }
+            if let Some(mut run) = task.run {
+                self.note_kept(&task.job.id, self.keeper.keep(&task.job.id, &mut run));
+            }
             match self.runtime.block_on(self.means.store.release(&task.job.id, task.job.epoch)) {
                 Ok(_) => note(&task.job.id, "waits for the next start of the service"),
                 Err(error) => note(&task.job.id, format!("cannot be given back: {error}")),

@@ -1,60 +1,121 @@
 //! One job under way: the engine's run, the draft of its video, and how far it is.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use evanesce_engine::video::VideoSettings;
+use evanesce_engine::snapshot::{SnapshotDirectory, SnapshotStore};
+use evanesce_engine::video::{VideoError, VideoSettings};
 use evanesce_engine::{
     CancelToken, EngineError, Fault, JobId, JobRun, JobSpec, Model, Outputs, Progress, Request,
     RequestedLength, Tier, Usage, VideoTarget,
 };
 
 use super::internal;
+use super::keep::Tend;
 use super::meter::Meter;
 use crate::job::{Failure, Job, JobMemory, Order, TierBytes};
 use crate::journal::note;
 use crate::pictures::IllustratedVideo;
+use crate::pressure::Relief;
 use crate::videos::{Draft, VideoStore};
 
 /// How a unit went.
 pub(super) enum Unit {
     More,
     Done,
-    Failed(Failure),
+    Ended(Trouble),
 }
 
-/// A job under way. Dropped, it gives back every byte and removes every file.
+/// Why a job is not done.
+pub(super) enum Trouble {
+    /// It never will be.
+    Failed(Failure),
+    /// There is no space for its files: it will be when there is.
+    NoSpace,
+}
+
+/// Whether there was no space for a file.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+impl Trouble {
+    fn new(about: impl std::fmt::Display, error: &EngineError) -> Self {
+        note(about, format_args!("failed: {error}"));
+        match error {
+            EngineError::Video(VideoError::Io { source, .. }) if is_full(source) => Self::NoSpace,
+            error => Self::Failed(sentence(error)),
+        }
+    }
+}
+
+/// A job under way. Dropped, it gives back every byte and removes every file but its snapshot.
 pub(super) struct Run<'m> {
     // The run's files lie in the draft, so it goes first.
-    run: JobRun<'m>,
+    pub(super) run: JobRun<'m>,
     draft: Draft,
     pub(super) meter: Meter,
+    pub(super) tend: Tend,
+    /// What it gives up now.
+    pub(super) relief: Option<Relief>,
     id: JobId,
 }
 
+/// What a job is admitted with.
+pub(super) struct Door<'a> {
+    pub(super) videos: &'a dyn VideoStore,
+    pub(super) snapshot: Option<&'a SnapshotDirectory>,
+    pub(super) model_name: &'a str,
+}
+
 impl<'m> Run<'m> {
-    /// Admits a job to the engine: checks it against the model that is served now, and opens its files.
-    pub(super) fn admit(
-        model: &'m Model,
-        videos: &dyn VideoStore,
-        job: &Job,
-        model_name: &str,
-    ) -> Result<Self, Failure> {
-        if job.order.model != model_name {
+    /// Admits a job to the engine: checks it against the model that is served now, opens its files, and goes on from its
+    /// snapshot if there is one that can be gone on from.
+    pub(super) fn admit(model: &'m Model, door: &Door<'_>, job: &Job) -> Result<Self, Failure> {
+        if job.order.model != door.model_name {
             let message = format!("the model {:?} is no longer served", job.order.model);
             return Err(Failure::new("model_not_found", message));
         }
-        let admitted = || -> Result<_, EngineError> {
-            let spec = JobSpec::new(request(&job.order), model.checkpoint())?;
-            let draft =
-                videos.draft(&job.id, job.epoch).map_err(|error| EngineError::file("draft", error))?;
-            let settings = VideoSettings::new(spec.width, spec.height, spec.fps);
-            let sink = Box::new(IllustratedVideo::create(&draft, settings, spec.frames)?);
-            let outputs = Outputs { video: VideoTarget::Sink(sink), latents: None, frames: None };
+        if let Some(snapshot) = door.snapshot {
+            match Self::resume(model, door.videos, job, snapshot) {
+                Ok(Some(run)) => return Ok(run),
+                Ok(None) => {}
+                Err(error) => note(&job.id, format_args!("begins anew: {error}")),
+            }
+            // What cannot be gone on from is of no use.
+            drop(snapshot.remove());
+        }
+        let begun = || -> Result<_, EngineError> {
+            let (outputs, draft) = open(model, door.videos, job)?;
             let run = JobRun::admit(model, request(&job.order), outputs, CancelToken::new())?;
-            Ok((run, draft))
+            Ok(Self::new(run, draft, job))
         };
-        let (run, draft) = admitted().map_err(|error| explain(job, &error))?;
-        Ok(Self { id: run.id(), run, draft, meter: Meter::new(&job.order) })
+        begun().map_err(|error| explain(job, &error))
+    }
+
+    fn resume(
+        model: &'m Model,
+        videos: &dyn VideoStore,
+        job: &Job,
+        snapshot: &SnapshotDirectory,
+    ) -> Result<Option<Self>, EngineError> {
+        if snapshot.manifest().ok().flatten().is_none() {
+            return Ok(None);
+        }
+        let (outputs, draft) = open(model, videos, job)?;
+        let run = JobRun::resume(model, request(&job.order), outputs, CancelToken::new(), snapshot)?;
+        Ok(run.map(|run| {
+            let position = run.position();
+            note(&job.id, format_args!("goes on from its snapshot, at {position:?}"));
+            let mut resumed = Self::new(run, draft, job);
+            resumed.meter.go_on_at(position);
+            resumed
+        }))
+    }
+
+    fn new(run: JobRun<'m>, draft: Draft, job: &Job) -> Self {
+        let tend = Tend::new(run.position().block);
+        Self { id: run.id(), run, draft, meter: Meter::new(&job.order), tend, relief: None }
     }
 
     /// Does the next unit. A panic of the engine fails this job and no other.
@@ -63,13 +124,10 @@ impl<'m> Run<'m> {
         match catch_unwind(AssertUnwindSafe(|| run.advance(meter))) {
             Ok(Ok(Progress::More)) => Unit::More,
             Ok(Ok(Progress::Done)) => Unit::Done,
-            Ok(Err(error)) => {
-                note(self.id, format_args!("failed: {error}"));
-                Unit::Failed(sentence(&error))
-            }
+            Ok(Err(error)) => Unit::Ended(Trouble::new(self.id, &error)),
             Err(_panic) => {
                 note(self.id, "the engine panicked");
-                Unit::Failed(internal())
+                Unit::Ended(Trouble::Failed(internal()))
             }
         }
     }
@@ -80,13 +138,13 @@ impl<'m> Run<'m> {
         model: &Model,
         videos: &dyn VideoStore,
         job: &Job,
-    ) -> Result<JobMemory, Failure> {
+    ) -> Result<JobMemory, Trouble> {
         let Self { run, draft, id, .. } = self;
         let held = model.cache().owned_by(id);
-        run.finish().map_err(|error| explain(job, &error))?;
+        run.finish().map_err(|error| Trouble::new(&job.id, &error))?;
         videos.publish(&job.id, draft).map_err(|error| {
             note(&job.id, format_args!("its video cannot be published: {error}"));
-            internal()
+            if is_full(&error) { Trouble::NoSpace } else { Trouble::Failed(internal()) }
         })?;
         Ok(memory(&model.cache().owned_by(id), &held))
     }
@@ -101,6 +159,15 @@ impl<'m> Run<'m> {
         let held = model.cache().owned_by(self.id);
         memory(&held, &held)
     }
+}
+
+/// Where a job's video and pictures go while they are made.
+fn open(model: &Model, videos: &dyn VideoStore, job: &Job) -> Result<(Outputs, Draft), EngineError> {
+    let spec = JobSpec::new(request(&job.order), model.checkpoint())?;
+    let draft = videos.draft(&job.id, job.epoch).map_err(|error| EngineError::file("draft", error))?;
+    let settings = VideoSettings::new(spec.width, spec.height, spec.fps);
+    let sink = Box::new(IllustratedVideo::create(&draft, settings, spec.frames)?);
+    Ok((Outputs { video: VideoTarget::Sink(sink), latents: None, frames: None }, draft))
 }
 
 fn memory(now: &Usage, most: &Usage) -> JobMemory {

@@ -153,6 +153,31 @@ pub(crate) async fn a_job_that_is_started_again_and_again_without_an_end_fails(s
     assert_eq!(store.get("a", &job.id).await.unwrap().unwrap().failure.unwrap().code, "crashed");
 }
 
+pub(crate) async fn a_job_that_gets_on_is_never_one_that_never_ends(store: &dyn JobStore) {
+    let job = created(store, new("a", 1, None)).await;
+    for _ in 0..10 {
+        let claimed = store.claim(&job.id, &lease("w", 1), UnixMs(2_000)).await.unwrap().unwrap();
+        assert_eq!(store.progressed(&job.id, claimed.epoch).await.unwrap(), Fenced::No);
+        assert_eq!(store.progressed(&job.id, claimed.epoch - 1).await.unwrap(), Fenced::Yes);
+        let requeued = store.requeue(Abandoned::All, 3, MOMENTS).await.unwrap();
+        assert_eq!((requeued.queued.len(), requeued.failed.len()), (1, 0));
+    }
+}
+
+pub(crate) async fn what_gave_way_is_written_by_whoever_has_the_job_and_by_nobody_else(store: &dyn JobStore) {
+    let job = created(store, new("a", 1, None)).await;
+    assert_eq!(job.degradations, [""; 0]);
+    let claimed = store.claim(&job.id, &lease("w", 1), UnixMs(2_000)).await.unwrap().unwrap();
+    let smaller = Order { width: 48, ..claimed.order.clone() };
+    let gave_way = ["parked".to_owned(), "smaller_size".to_owned()];
+    assert_eq!(store.amend(&job.id, claimed.epoch, &smaller, &gave_way).await.unwrap(), Fenced::No);
+    assert_eq!(store.amend(&job.id, claimed.epoch + 1, &job.order, &[]).await.unwrap(), Fenced::Yes);
+    let read = store.get("a", &job.id).await.unwrap().unwrap();
+    assert_eq!((read.order.width, &read.degradations[..]), (48, &gave_way[..]));
+    assert_eq!(store.release(&job.id, claimed.epoch).await.unwrap(), Fenced::No);
+    assert_eq!(store.queued().await.unwrap()[0].degradations, gave_way);
+}
+
 pub(crate) async fn pages_hold_every_job_once_in_both_directions(store: &dyn JobStore) {
     let mut ids = Vec::new();
     for seed in 0..7 {
@@ -241,6 +266,8 @@ macro_rules! contract {
             a_job_is_claimed_once_and_a_fenced_worker_writes_nothing,
             cancelling_and_deleting_fence_whoever_works_on_the_job,
             a_job_that_is_started_again_and_again_without_an_end_fails,
+            a_job_that_gets_on_is_never_one_that_never_ends,
+            what_gave_way_is_written_by_whoever_has_the_job_and_by_nobody_else,
             pages_hold_every_job_once_in_both_directions,
             what_has_expired_is_removed_and_nothing_else,
             a_webhook_is_due_when_its_job_has_ended_until_it_arrives_or_is_given_up

@@ -2,6 +2,8 @@
 #![allow(dead_code, unused_imports, clippy::allow_attributes, reason = "every test file uses a part")]
 
 pub(crate) mod client;
+#[path = "../../../engine/tests/support/tree.rs"]
+mod tree;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,7 +11,7 @@ use std::thread::JoinHandle;
 
 use evanesce_engine::Budgets;
 use evanesce_server::service::Stopper;
-use evanesce_server::{Config, ServeError, Service};
+use evanesce_server::{BudgetSetter, Config, ServeError, Service};
 
 pub(crate) use client::{Answer, Client};
 
@@ -24,10 +26,25 @@ pub(crate) fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/shapes")
 }
 
+/// The same checkpoint, made causal: blocks of 3 latent frames. The directory must outlive the service.
+pub(crate) fn causal_checkpoint() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    tree::copy_tree(&checkpoint(), dir.path());
+    let path = dir.path().join("model_index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let causal =
+        serde_json::json!({"block_frames": 3, "sink_frames": 2, "recent_frames": 4, "positions": "window"});
+    index["evanesce"] = serde_json::json!({ "causal": causal });
+    std::fs::write(path, index.to_string()).unwrap();
+    dir
+}
+
 /// A service that runs on a thread of its own until it is dropped or stopped.
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     stopper: Stopper,
+    budgets: BudgetSetter,
+    runtime: tokio::runtime::Handle,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
 }
 
@@ -41,20 +58,21 @@ pub(crate) fn start(config: Config) -> Running {
 }
 
 pub(crate) fn start_with(config: Config, budgets: Budgets) -> Result<Running, String> {
-    start_over(&checkpoint(), config, budgets)
+    start_over(checkpoint(), config, budgets)
 }
 
 /// A service over another checkpoint than the engine's golden one.
-pub(crate) fn start_over(model: &Path, config: Config, budgets: Budgets) -> Result<Running, String> {
-    let model = model.to_path_buf();
+pub(crate) fn start_over(checkpoint: PathBuf, config: Config, budgets: Budgets) -> Result<Running, String> {
     let (told, address) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::spawn(move || {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
-            match Service::start(config, &model, budgets).await {
+            match Service::start(config, &checkpoint, budgets).await {
                 Ok(service) => {
-                    told.send(Ok((service.address(), service.stopper()))).unwrap();
+                    let runtime = tokio::runtime::Handle::current();
+                    told.send(Ok((service.address(), service.stopper(), service.budgets(), runtime)))
+                        .unwrap();
                     service.run().await
                 }
                 Err(error) => {
@@ -64,13 +82,18 @@ pub(crate) fn start_over(model: &Path, config: Config, budgets: Budgets) -> Resu
             }
         })
     });
-    let (address, stopper) = address.recv().unwrap()?;
-    Ok(Running { address, stopper, thread: Some(thread) })
+    let (address, stopper, budgets, runtime) = address.recv().unwrap()?;
+    Ok(Running { address, stopper, budgets, runtime, thread: Some(thread) })
 }
 
 impl Running {
     pub(crate) fn client(&self) -> Client {
         Client::new(self.address)
+    }
+
+    /// Changes what its tiers may hold.
+    pub(crate) fn set_budgets(&self, budgets: Budgets) {
+        self.runtime.block_on(self.budgets.set(budgets));
     }
 
     /// Stops the service and waits until it has.

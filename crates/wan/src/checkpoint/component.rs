@@ -13,10 +13,9 @@ use crate::{text, transformer, vae};
 /// Tensors by group, as model modules list them: (canonical name, shape).
 pub(crate) type Expected = Vec<Vec<(String, Vec<usize>)>>;
 
-/// The groups of one component and where their bytes lie.
+/// Where the bytes of one component's tensors lie.
 #[derive(Debug)]
 pub(crate) struct ComponentWeights {
-    pub(crate) specs: Vec<GroupSpec>,
     tensors: BTreeMap<String, Located>,
     files: std::sync::Arc<Vec<WeightFile>>,
 }
@@ -25,7 +24,7 @@ pub(crate) struct ComponentWeights {
 const SAMPLE_BYTES: usize = 1024;
 
 /// Splits the tensors of `files` among components: `parts` are the expected groups of each, `canonical` tells a file's
-/// name for a tensor from the canonical one.
+/// name for a tensor from the canonical one. Gives the layout of each group as well.
 ///
 /// # Errors
 /// One sentence that names the first tensor missing, misshapen or unknown, and how many there are.
@@ -33,7 +32,7 @@ pub(crate) fn resolve(
     files: WeightFiles,
     parts: Vec<Expected>,
     canonical: impl Fn(&str) -> Option<String>,
-) -> Result<Vec<ComponentWeights>> {
+) -> Result<Vec<(ComponentWeights, Vec<GroupSpec>)>> {
     let WeightFiles { path, files, tensors } = files;
     let fault = |message: String| WanError::checkpoint(&path, message);
     let expected: BTreeSet<&str> = parts.iter().flatten().flatten().map(|(name, _)| name.as_str()).collect();
@@ -58,14 +57,14 @@ pub(crate) fn resolve(
     }
     let found: BTreeMap<_, _> = found.into_iter().map(|(name, (_, located))| (name, located)).collect();
     let files = std::sync::Arc::new(files);
-    let component = |groups: Expected| ComponentWeights {
-        tensors: groups
+    let component = |groups: Expected| {
+        let tensors = groups
             .iter()
             .flatten()
             .filter_map(|(name, _)| found.get(name).map(|located| (name.clone(), located.clone())))
-            .collect(),
-        specs: groups.into_iter().map(|group| pack(group, &found)).collect(),
-        files: files.clone(),
+            .collect();
+        let specs = groups.into_iter().map(|group| pack(group, &found)).collect();
+        (ComponentWeights { tensors, files: files.clone() }, specs)
     };
     Ok(parts.into_iter().map(component).collect())
 }

@@ -47,6 +47,11 @@ pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>> {
 }
 
 impl WeightFiles {
+    /// Whether [`Self::open`] would find something.
+    pub(crate) fn are_there(dir: &Path, stem: &str) -> bool {
+        ["safetensors", "safetensors.index.json"].iter().any(|end| dir.join(format!("{stem}.{end}")).exists())
+    }
+
     /// Opens `stem.safetensors`, or the shards that `stem.safetensors.index.json` lists, in `dir`.
     pub(crate) fn open(dir: &Path, stem: &str) -> Result<Self> {
         let single = dir.join(format!("{stem}.safetensors"));

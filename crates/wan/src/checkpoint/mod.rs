@@ -1,42 +1,45 @@
 //! Checkpoint directories: what they hold, whether it fits, and how a group's bytes get into memory.
 //!
-//! Two layouts are read, recognised by their files: diffusers' (`model_index.json`) and the official Wan2.2 one
-//! (`high_noise_model/`). Everything is checked when the directory is opened, from headers alone; weights stay on disk
+//! Three layouts are read, recognised by their files: diffusers' (`model_index.json`), the official Wan2.2 one
+//! (`high_noise_model/`), and Self-Forcing's (a `.pt` beside Wan 2.1's `config.json`). Everything is checked when the directory is opened, from headers alone; weights stay on disk
 //! until [`Checkpoint::read_group`] copies a group into the caller's memory.
 
 mod archive;
 mod component;
+mod description;
 pub(crate) mod fields;
 mod files;
 mod header;
 mod mapping;
 mod open;
 mod pickle;
+pub(crate) mod rollout;
 mod settings;
 mod sizes;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+pub use description::Description;
 pub use files::parse_index;
 pub use header::{Entry, parse_header};
 pub use pickle::{PickledTensor, parse_pickle};
-pub use settings::{Defaults, Positions, ROLLOUT_LATENT_FRAMES_MAX, Rollout};
+pub use rollout::{Context, ContextSample, Positions, ROLLOUT_LATENT_FRAMES_MAX, Rollout};
+pub use settings::Defaults;
 pub use sizes::SizeRule;
 
 pub(crate) use component::is_linear;
 
 use component::ComponentWeights;
-use settings::Settings;
 
 use crate::error::{Result, WanError};
 use crate::schedule::{Grid, Solver};
 use crate::text::Umt5Config;
-use crate::transformer::{PATCH, TransformerConfig};
+use crate::transformer::TransformerConfig;
 use crate::vae::VaeConfig;
 use crate::weights::{Component, GroupId, GroupSpec};
 
-/// Which of the two directory layouts a checkpoint has.
+/// Which of the directory layouts a checkpoint has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// `model_index.json`, `transformer/`, `transformer_2/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`.
@@ -44,6 +47,8 @@ pub enum Layout {
     /// `high_noise_model/`, `low_noise_model/`, `Wan2.1_VAE.pth`, `models_t5_umt5-xxl-enc-bf16.pth`,
     /// `google/umt5-xxl/`.
     Official,
+    /// The official layout of Wan 2.1, one transformer, whose weights are a `.pt` of Self-Forcing's training.
+    SelfForcing,
 }
 
 /// A checkpoint directory that holds everything a pipeline needs.
@@ -51,11 +56,8 @@ pub enum Layout {
 pub struct Checkpoint {
     dir: PathBuf,
     layout: Layout,
-    experts: BTreeMap<Component, TransformerConfig>,
-    text: Umt5Config,
-    vae: VaeConfig,
     tokenizer: PathBuf,
-    settings: Settings,
+    description: Description,
     weights: BTreeMap<Component, ComponentWeights>,
 }
 
@@ -66,7 +68,13 @@ impl Checkpoint {
     /// # Errors
     /// [`WanError::Checkpoint`] or [`WanError::Io`], one sentence that names the file and what would be right.
     pub fn open(dir: &Path) -> Result<Self> {
-        open::open(dir)
+        open::open(dir, open::Want::Weights)
+    }
+
+    /// What it is, without its weights.
+    #[must_use]
+    pub fn description(&self) -> &Description {
+        &self.description
     }
 
     /// The directory.
@@ -89,19 +97,19 @@ impl Checkpoint {
     /// Shape of an expert; `None` for other components and for an absent second expert.
     #[must_use]
     pub fn transformer(&self, expert: Component) -> Option<&TransformerConfig> {
-        self.experts.get(&expert)
+        self.description.transformer(expert)
     }
 
     /// Shape of the text encoder.
     #[must_use]
     pub fn text(&self) -> &Umt5Config {
-        &self.text
+        self.description.text()
     }
 
     /// Shape of the VAE.
     #[must_use]
     pub fn vae(&self) -> &VaeConfig {
-        &self.vae
+        self.description.vae()
     }
 
     /// The tokenizer's `tokenizer.json`.
@@ -113,44 +121,44 @@ impl Checkpoint {
     /// What to use where a request is silent.
     #[must_use]
     pub fn defaults(&self) -> &Defaults {
-        &self.settings.defaults
+        self.description.defaults()
     }
 
     /// How the model makes a video block by block; `None` when it makes the whole video at once.
     #[must_use]
     pub fn rollout(&self) -> Option<Rollout> {
-        self.settings.rollout
+        self.description.rollout()
     }
 
     /// Where the experts meet, as part of 1: timesteps at or above belong to [`Component::HighNoise`]. Zero with a
     /// single expert.
     #[must_use]
     pub fn boundary(&self) -> f64 {
-        self.settings.boundary
+        self.description.boundary()
     }
 
     /// Shift of the noise schedule.
     #[must_use]
     pub fn flow_shift(&self) -> f64 {
-        self.settings.flow_shift
+        self.description.flow_shift()
     }
 
     /// The solver it is meant for.
     #[must_use]
     pub fn solver(&self) -> Solver {
-        self.settings.solver
+        self.description.solver()
     }
 
     /// Whose noise levels its users expect.
     #[must_use]
     pub fn grid(&self) -> Grid {
-        self.settings.grid
+        self.description.grid()
     }
 
     /// Layout of each group of a component, in forward order; empty for a component that is absent.
     #[must_use]
     pub fn groups(&self, component: Component) -> &[GroupSpec] {
-        self.weights.get(&component).map_or(&[], |weights| &weights.specs)
+        self.description.groups(component)
     }
 
     /// Copies a group's tensors into `out`, in the layout of its [`GroupSpec`] and the types of the files. Files are
@@ -160,7 +168,7 @@ impl Checkpoint {
     /// When there is no such group, `out` has another length, or a file changed since the checkpoint was opened.
     pub fn read_group(&self, id: GroupId, out: &mut [u8]) -> Result<()> {
         let weights = self.weights.get(&id.component);
-        let group = weights.and_then(|weights| Some((weights, weights.specs.get(id.index)?)));
+        let group = weights.zip(self.groups(id.component).get(id.index));
         let (weights, spec) = group
             .ok_or_else(|| WanError::mismatch("group", format!("{id:?}"), "one that the checkpoint has"))?;
         if out.len() != spec.len_bytes {
@@ -189,17 +197,7 @@ impl Checkpoint {
     /// Which sizes and lengths of video it can make.
     #[must_use]
     pub fn size_rule(&self) -> SizeRule {
-        let positions = self.experts.values().map(|config| config.rope_positions).min();
-        SizeRule {
-            pixels: self.vae.spatial_factor() * PATCH[1],
-            frames: self.vae.temporal_factor(),
-            positions: positions.unwrap_or(1),
-            latent_frames: match self.settings.rollout {
-                // Positions in a window do not grow with the video.
-                Some(Rollout { positions: Positions::Window, .. }) => ROLLOUT_LATENT_FRAMES_MAX,
-                _ => positions.unwrap_or(1),
-            },
-        }
+        self.description.size_rule()
     }
 
     /// Checks a width and height in pixels.

@@ -4,12 +4,12 @@
 //! Objects are small copies that point into the input or into arenas, so that no input can nest deeply, grow faster
 //! than its own length, or form a cycle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A tensor as the pickle describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PickledTensor {
-    /// Name in the state dict.
+    /// Name in the state dict, after the state dict's own name where there are several.
     pub name: String,
     /// Torch's storage class, `FloatStorage`.
     pub storage_class: String,
@@ -63,7 +63,8 @@ struct Machine<'a> {
     tensors: Vec<Rebuilt>,
 }
 
-/// Reads a pickled state dict: every tensor by name, in the order written.
+/// Reads a pickled state dict: every tensor by name, in the order written. A dict of state dicts gives names such as
+/// `generator.weight`.
 ///
 /// # Errors
 /// One sentence, when the bytes are no such pickle or hold anything but tensors.
@@ -294,22 +295,40 @@ impl<'a> Machine<'a> {
         self.tuples[tuple].iter().take(16).map(axis).collect()
     }
 
+    /// Tensors of the dict on top of the stack, and of dicts in it: those of training hold several state dicts. Every dict
+    /// is read once, so that what comes out is no longer than what went in.
     fn state_dict(&self) -> Result<Vec<PickledTensor>, Fault> {
-        let Object::Dict(dict) = self.last()? else { return Err("it holds no dict of tensors".into()) };
-        let tensor = |(key, value): &(Object<'_>, Object<'_>)| {
+        let Object::Dict(outer) = self.last()? else { return Err("it holds no dict of tensors".into()) };
+        let mut tensors = Vec::new();
+        let mut seen = BTreeSet::from([outer]);
+        for (key, value) in &self.dicts[outer] {
             let Object::Text(name) = *key else { return Err("a name is not text".to_owned()) };
-            let Object::Tensor(tensor) = *value else { return Err(format!("entry {name} is not a tensor")) };
-            let Rebuilt { storage, offset, shape, strides } = self.tensors[tensor];
-            let storage = self.storages[storage];
-            Ok(PickledTensor {
-                name: name.to_owned(),
-                storage_class: storage.class.to_owned(),
-                storage_key: storage.key.to_owned(),
-                offset,
-                shape: self.axes(shape)?,
-                strides: self.axes(strides)?,
-            })
-        };
-        self.dicts[dict].iter().map(tensor).collect()
+            let Object::Dict(inner) = *value else {
+                tensors.push(self.tensor(name.to_owned(), value)?);
+                continue;
+            };
+            if !seen.insert(inner) {
+                return Err(format!("the dict {name} is in it more than once"));
+            }
+            for (key, value) in &self.dicts[inner] {
+                let Object::Text(inner_name) = *key else { return Err("a name is not text".to_owned()) };
+                tensors.push(self.tensor(format!("{name}.{inner_name}"), value)?);
+            }
+        }
+        Ok(tensors)
+    }
+
+    fn tensor(&self, name: String, value: &Object<'_>) -> Result<PickledTensor, Fault> {
+        let Object::Tensor(tensor) = *value else { return Err(format!("entry {name} is not a tensor")) };
+        let Rebuilt { storage, offset, shape, strides } = self.tensors[tensor];
+        let storage = self.storages[storage];
+        Ok(PickledTensor {
+            name,
+            storage_class: storage.class.to_owned(),
+            storage_key: storage.key.to_owned(),
+            offset,
+            shape: self.axes(shape)?,
+            strides: self.axes(strides)?,
+        })
     }
 }

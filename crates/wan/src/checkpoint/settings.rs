@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
+use super::rollout::{CausalFields, Rollout, parse_rollout};
 use crate::error::Result;
 use crate::schedule::{Grid, Solver};
 
@@ -29,31 +30,6 @@ pub struct Defaults {
     pub negative_prompt: Option<String>,
 }
 
-/// How a checkpoint that makes a video block by block does so: the section `evanesce.causal` of `model_index.json`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rollout {
-    /// Latent frames that are denoised together.
-    pub block_frames: usize,
-    /// Latent frames at the beginning that every later block sees.
-    pub sink_frames: usize,
-    /// Latent frames right before a block that it sees.
-    pub recent_frames: usize,
-    /// What the frames in reach are told about time.
-    pub positions: Positions,
-}
-
-/// Latent frames of a video that is made block by block, at most: 68 minutes at 16 frames a second.
-pub const ROLLOUT_LATENT_FRAMES_MAX: usize = 16_384;
-
-/// Positions in time of the frames that a block sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Positions {
-    /// Their places in the list of frames in reach: sink, recent frames, block. No distance is longer than that list.
-    Window,
-    /// Their places in the video.
-    Absolute,
-}
-
 /// How the checkpoint is meant to be sampled.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
@@ -64,6 +40,8 @@ pub(crate) struct Settings {
     pub(crate) boundary: f64,
     pub(crate) defaults: Defaults,
     pub(crate) rollout: Option<Rollout>,
+    /// Timesteps that the checkpoint was distilled to, before they are warped; `None` for any number of steps.
+    pub(crate) few_steps: Option<Vec<usize>>,
 }
 
 /// `sample_neg_prompt` of the official `wan/configs/shared_config.py`, which its text-to-video uses unless told otherwise.
@@ -90,6 +68,62 @@ impl Settings {
                 negative_prompt: Some(OFFICIAL_NEGATIVE_PROMPT.to_owned()),
             },
             rollout: None,
+            few_steps: None,
+        }
+    }
+
+    /// What `configs/self_forcing_dmd.yaml` of Self-Forcing says, which its checkpoints do not.
+    pub(crate) fn self_forcing() -> Self {
+        let few_steps = SELF_FORCING_STEPS.to_vec();
+        Self {
+            solver: Solver::FewStep,
+            grid: Grid::Official,
+            flow_shift: 5.0,
+            boundary: 0.0,
+            defaults: Defaults {
+                size: Some((832, 480)),
+                frames: Some(81),
+                fps: Some(16),
+                ..Defaults::few_step(&few_steps)
+            },
+            rollout: Some(Rollout::causal_wan(&CausalFields::default(), None)),
+            few_steps: Some(few_steps),
+        }
+    }
+}
+
+/// `denoising_step_list` of Self-Forcing, and of FastVideo's causal pipeline with one expert.
+const SELF_FORCING_STEPS: [usize; 4] = [1000, 750, 500, 250];
+/// `dmd_denoising_steps` of FastVideo's causal pipeline with two experts.
+const TWO_EXPERT_STEPS: [usize; 8] = [1000, 850, 700, 550, 350, 275, 200, 125];
+
+impl Defaults {
+    /// Of a distilled checkpoint: its own steps, and no guidance, which is distilled into it.
+    fn few_step(few_steps: &[usize]) -> Self {
+        Self {
+            steps: Some(few_steps.len()),
+            guidance_high: Some(1.0),
+            guidance_low: Some(1.0),
+            ..Self::default()
+        }
+    }
+
+    /// These, for a checkpoint distilled to `few_steps`.
+    pub(super) fn distilled_to(self, few_steps: &[usize]) -> Self {
+        Self::few_step(few_steps).or(self)
+    }
+
+    /// These, and `others` where these say nothing.
+    fn or(self, others: Self) -> Self {
+        Self {
+            size: self.size.or(others.size),
+            frames: self.frames.or(others.frames),
+            fps: self.fps.or(others.fps),
+            steps: self.steps.or(others.steps),
+            guidance_high: self.guidance_high.or(others.guidance_high),
+            guidance_low: self.guidance_low.or(others.guidance_low),
+            shift: self.shift.or(others.shift),
+            negative_prompt: self.negative_prompt.or(others.negative_prompt),
         }
     }
 }
@@ -100,14 +134,26 @@ pub(crate) struct ModelIndex {
     pub(crate) boundary: Option<f64>,
     pub(crate) has_second_expert: bool,
     pub(crate) defaults: Defaults,
+    /// What the `evanesce` section says about going on block by block.
     pub(crate) rollout: Option<Rollout>,
+    pub(crate) few_steps: Option<Vec<usize>>,
+    /// Whether the pipeline is FastVideo's causal one, distilled to few steps.
+    pub(crate) is_causal_dmd: bool,
 }
 
 impl ModelIndex {
     /// Parses a diffusers `model_index.json`; `path` is named in errors.
     pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let mut fields = Fields::parse(path, bytes)?;
-        fields.only("_class_name", &json!("WanPipeline"), "only text-to-video pipelines are supported")?;
+        let is_causal_dmd = match fields.optional_text("_class_name")?.as_deref() {
+            None | Some("WanPipeline") => false,
+            Some("WanCausalDMDPipeline") => true,
+            Some(other) => {
+                let expected =
+                    "WanPipeline or WanCausalDMDPipeline: only text-to-video pipelines are supported";
+                return Err(fields.fault("_class_name", other, expected));
+            }
+        };
         fields.only("expand_timesteps", &json!(false), "one timestep per token is not supported")?;
         let boundary = fields.optional_number("boundary_ratio", 0.0..=1.0)?;
         let is_model = |value: &Value| value.get(1).is_some_and(Value::is_string);
@@ -128,34 +174,51 @@ impl ModelIndex {
                 "a number from 0 to 1, where the two experts meet",
             ));
         }
-        let (defaults, rollout) = match fields.optional_section("evanesce")? {
-            None => (Defaults::default(), None),
-            Some(mut section) => {
-                let defaults = section.optional_section("defaults")?.map(parse_defaults).transpose()?;
-                let rollout = section.optional_section("causal")?.map(parse_rollout).transpose()?;
-                section.finish()?;
-                (defaults.unwrap_or_default(), rollout)
+        let (mut defaults, mut rollout, mut few_steps) = (Defaults::default(), None, None);
+        if let Some(mut section) = fields.optional_section("evanesce")? {
+            let given = section.optional_section("defaults")?.map(parse_defaults).transpose()?;
+            defaults = given.unwrap_or_default();
+            if let Some(causal) = section.optional_section("causal")? {
+                let (how, steps) = parse_rollout(causal)?;
+                (rollout, few_steps) = (Some(how), steps);
             }
-        };
+            section.finish()?;
+        }
         fields.finish()?;
-        Ok(Self { boundary, has_second_expert, defaults, rollout })
+        Ok(Self { boundary, has_second_expert, defaults, rollout, few_steps, is_causal_dmd })
     }
-}
 
-fn parse_rollout(mut fields: Fields) -> Result<Rollout> {
-    let positions = match fields.optional_text("positions")?.as_deref() {
-        None | Some("window") => Positions::Window,
-        Some("absolute") => Positions::Absolute,
-        Some(other) => return Err(fields.fault("positions", other, "\"window\" or \"absolute\"")),
-    };
-    let rollout = Rollout {
-        block_frames: fields.count("block_frames", 1..=1024)?,
-        sink_frames: fields.count("sink_frames", 0..=1024)?,
-        recent_frames: fields.count("recent_frames", 1..=1024)?,
-        positions,
-    };
-    fields.finish()?;
-    Ok(rollout)
+    /// The settings of the whole pipeline, `causal` being what its transformers say about themselves.
+    pub(crate) fn settings(
+        self,
+        (solver, flow_shift): (Solver, f64),
+        causal: Option<CausalFields>,
+    ) -> Settings {
+        let boundary = if self.has_second_expert { self.boundary.unwrap_or(0.0) } else { 0.0 };
+        let own_steps: &[usize] =
+            if self.has_second_expert { &TWO_EXPERT_STEPS } else { &SELF_FORCING_STEPS };
+        // FastVideo's pipeline has its steps in its code, not in the checkpoint.
+        let distilled = self.is_causal_dmd || solver == Solver::FewStep;
+        let few_steps = self.few_steps.or_else(|| distilled.then(|| own_steps.to_vec()));
+        // With two experts its first block is one frame, always.
+        let first_block = (distilled && self.has_second_expert).then_some(1);
+        let causal = causal.or_else(|| distilled.then(CausalFields::default));
+        let published = causal.map(|fields| Rollout::causal_wan(&fields, first_block));
+        let defaults = match &few_steps {
+            // Steps that a checkpoint says twice are those of its list.
+            Some(steps) => Defaults { steps: None, ..self.defaults }.or(Defaults::few_step(steps)),
+            None => self.defaults,
+        };
+        Settings {
+            solver: if few_steps.is_some() { Solver::FewStep } else { solver },
+            grid: Grid::Diffusers,
+            flow_shift,
+            boundary,
+            defaults,
+            rollout: self.rollout.or(published),
+            few_steps,
+        }
+    }
 }
 
 fn parse_defaults(mut fields: Fields) -> Result<Defaults> {
@@ -189,8 +252,10 @@ pub(crate) fn parse_scheduler(path: &Path, bytes: &[u8]) -> Result<(Solver, f64)
     let (solver, shift) = match class.as_deref() {
         Some("UniPCMultistepScheduler") => (Solver::UniPc, "flow_shift"),
         Some("FlowMatchEulerDiscreteScheduler") => (Solver::Euler, "shift"),
+        Some("SelfForcingFlowMatchScheduler") => (Solver::FewStep, "shift"),
         other => {
-            let expected = "UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler";
+            let expected =
+                "UniPCMultistepScheduler, FlowMatchEulerDiscreteScheduler or SelfForcingFlowMatchScheduler";
             return Err(fields.fault("_class_name", other.unwrap_or("absent"), expected));
         }
     };
@@ -205,6 +270,9 @@ pub(crate) fn parse_scheduler(path: &Path, bytes: &[u8]) -> Result<(Solver, f64)
                 return Err(fields.fault(name, got, format!("{expected}: {reason}")));
             }
         }
+    }
+    if solver == Solver::FewStep {
+        return parse_few_step_scheduler(fields);
     }
     let fixed = [
         ("num_train_timesteps", json!(1000)),
@@ -229,4 +297,32 @@ pub(crate) fn parse_scheduler(path: &Path, bytes: &[u8]) -> Result<(Solver, f64)
     // Every other field belongs to what the fixed ones above switch off.
     let shift = fields.optional_number(shift, 0.01..=100.0)?.unwrap_or(1.0);
     Ok((solver, shift))
+}
+
+/// FastVideo's scheduler: a table of all timesteps, into which the few steps are warped.
+fn parse_few_step_scheduler(mut fields: Fields) -> Result<(Solver, f64)> {
+    let reason = "few steps are warped into the whole table of 1000 timesteps";
+    let fixed = [
+        ("num_train_timesteps", json!(1000)),
+        ("num_inference_steps", json!(1000)),
+        ("sigma_max", json!(1.0)),
+        ("sigma_min", json!(0.0)),
+        ("inverse_timesteps", json!(false)),
+        ("extra_one_step", json!(true)),
+        ("reverse_sigmas", json!(false)),
+    ];
+    for (name, value) in fixed {
+        match (fields.take(name), value.as_f64()) {
+            (None, _) => {}
+            (Some(got), Some(number)) if got.as_f64() == Some(number) => {}
+            (Some(got), None) if got == value => {}
+            (Some(got), _) => return Err(fields.fault(name, got, format!("{value}: {reason}"))),
+        }
+    }
+    // `training` only adds weights for a loss.
+    fields.ignore(&["training"]);
+    // The default of the class.
+    let shift = fields.optional_number("shift", 0.01..=100.0)?.unwrap_or(3.0);
+    fields.finish()?;
+    Ok((Solver::FewStep, shift))
 }

@@ -1,4 +1,5 @@
-//! Initial noise equal to PyTorch's, so that a seed means the same video here and in Python pipelines.
+//! Initial noise equal to PyTorch's, so that a seed means the same video here and in Python pipelines; and noise that is
+//! drawn later ([`step_noise`]), which has no order to be drawn in.
 //!
 //! [`Generator`] follows `torch.Generator("cpu")` and [`Generator::normal`] follows `torch.randn(.., dtype=float32)` as
 //! PyTorch runs it on x86-64 with AVX2 (machines with AVX-512 use the same kernel). The algorithm was read in PyTorch's
@@ -11,7 +12,10 @@
 //! differ from the AVX2 ones, and so from us, by at most about 2e-6.
 
 mod approx;
+mod counter;
 mod engine;
+
+pub use counter::step_noise;
 
 use engine::Mt19937;
 
@@ -87,10 +91,14 @@ pub fn initial_noise(seed: u64, len: usize) -> Vec<f32> {
 fn box_muller(block: &mut [f32]) {
     let (radii, angles) = block.split_at_mut(BLOCK / 2);
     for (first, second) in radii.iter_mut().zip(angles) {
-        let radius = (-2.0 * approx::ln(1.0 - *first)).sqrt();
-        let (sin, cos) = approx::sin_cos(std::f32::consts::TAU * *second);
-        // The reference multiplies by a deviation of 1 and adds a mean of 0, which turns -0 into 0.
-        *first = radius * cos + 0.0;
-        *second = radius * sin + 0.0;
+        (*first, *second) = box_muller_pair(*first, *second);
     }
+}
+
+/// Two normal numbers of two uniform ones in `[0, 1)`.
+fn box_muller_pair(first: f32, second: f32) -> (f32, f32) {
+    let radius = (-2.0 * approx::ln(1.0 - first)).sqrt();
+    let (sin, cos) = approx::sin_cos(std::f32::consts::TAU * second);
+    // The reference multiplies by a deviation of 1 and adds a mean of 0, which turns -0 into 0.
+    (radius * cos + 0.0, radius * sin + 0.0)
 }

@@ -10,6 +10,7 @@
 //! References: `UniPCMultistepScheduler` and `FlowMatchEulerDiscreteScheduler` of diffusers 0.42, and
 //! `FlowUniPCMultistepScheduler` of Wan2.2 (`wan/utils/fm_solvers_unipc.py`).
 
+mod few_step;
 mod grid;
 mod unipc;
 
@@ -24,6 +25,8 @@ pub enum Solver {
     UniPc,
     /// One Euler step along the velocity.
     Euler,
+    /// A few steps that the checkpoint was distilled to, with fresh noise between them.
+    FewStep,
 }
 
 /// Which implementation's noise levels and timesteps to follow.
@@ -56,6 +59,8 @@ pub struct Schedule {
     solver: Solver,
     timesteps: Vec<f64>,
     sigmas: Vec<f64>,
+    /// Of few steps with two experts.
+    meeting: Option<few_step::Meeting>,
 }
 
 /// What a step reads from the steps before it, each as long as the sample. Pieces that [`Schedule::keeps`] did not ask
@@ -77,6 +82,8 @@ pub struct StepInput<'a> {
     pub sample: &'a [f32],
     /// What earlier steps left behind.
     pub history: History<'a>,
+    /// Fresh noise, where [`Schedule::draws_noise`] says so.
+    pub noise: Option<&'a [f32]>,
 }
 
 /// Where a step writes, each as long as the sample.
@@ -116,6 +123,10 @@ impl Schedule {
         let (timesteps, sigmas) = match (solver, grid) {
             (Solver::UniPc, Grid::Diffusers) => grid::diffusers(steps, shift),
             (Solver::Euler, Grid::Diffusers) => grid::diffusers_euler(steps, shift),
+            (Solver::FewStep, _) => {
+                let message = "solver: few steps are given by name, not by number";
+                return Err(WanError::Request(message.to_owned()));
+            }
             (_, Grid::Official) => grid::official(steps, shift),
         };
         let falling = sigmas.windows(2).all(|pair| pair[0] > pair[1]);
@@ -125,7 +136,41 @@ impl Schedule {
                 "shift: got {shift}, which makes noise levels of {steps} steps coincide; expected one nearer to 1"
             )));
         }
-        Ok(Self { solver, timesteps, sigmas })
+        Ok(Self { solver, timesteps, sigmas, meeting: None })
+    }
+
+    /// The few steps that a checkpoint was distilled to, given by their places among 1000 evenly spaced timesteps and
+    /// pushed towards noise by `shift`. Two experts meet at `boundary`, a share of all timesteps.
+    ///
+    /// ```
+    /// use evanesce_wan::schedule::Schedule;
+    ///
+    /// let schedule = Schedule::few_step(&[1000, 750, 500, 250], 5.0, None)?;
+    /// assert_eq!(schedule.timesteps(), [1000.0, 937.5, 833.333_312_988_281_2, 625.0]);
+    /// # Ok::<(), evanesce_wan::WanError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`WanError::Request`] when the steps do not fall from 1000 to 1, when none of them is below the boundary, or when
+    /// `shift` is not a positive number.
+    pub fn few_step(steps: &[usize], shift: f64, boundary: Option<f64>) -> Result<Self> {
+        if !(shift.is_finite() && shift > 0.0) {
+            return Err(WanError::Request(format!("shift: got {shift}, expected a positive number")));
+        }
+        let (timesteps, sigmas, meeting) = few_step::levels(steps, shift, boundary)?;
+        Ok(Self { solver: Solver::FewStep, timesteps, sigmas, meeting })
+    }
+
+    /// Whether step `index` adds fresh noise, [`StepInput::noise`].
+    #[must_use]
+    pub fn draws_noise(&self, index: usize) -> bool {
+        self.solver == Solver::FewStep && few_step::draws_noise(index, self.steps(), self.meeting)
+    }
+
+    /// Of few steps with two experts, how many the high-noise expert takes.
+    #[must_use]
+    pub fn high_steps(&self) -> Option<usize> {
+        self.meeting.map(|meeting| meeting.high_steps)
     }
 
     /// How many steps.
@@ -141,7 +186,7 @@ impl Schedule {
     }
 
     /// The timestep that the model is told at each step, falling from 1000. Whole numbers, except for Euler on the
-    /// diffusers grid.
+    /// diffusers grid and for few steps.
     #[must_use]
     pub fn timesteps(&self) -> &[f64] {
         &self.timesteps
@@ -160,7 +205,7 @@ impl Schedule {
         let left = self.steps().saturating_sub(index + 1);
         match self.solver {
             Solver::UniPc => Keeps { x0_steps: left.min(2), corrected_steps: left.min(1) },
-            Solver::Euler => Keeps { x0_steps: 0, corrected_steps: 0 },
+            Solver::Euler | Solver::FewStep => Keeps { x0_steps: 0, corrected_steps: 0 },
         }
     }
 
@@ -188,6 +233,7 @@ impl Schedule {
         }
         match self.solver {
             Solver::UniPc => unipc::step(&self.sigmas, index, input, output),
+            Solver::FewStep => few_step::step(&self.sigmas, self.meeting, index, input, output.next),
             Solver::Euler => {
                 euler(self.sigmas[index + 1] - self.sigmas[index], input, output.next);
                 Ok(())

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::checkpoint::fields::Fields;
+use crate::checkpoint::rollout::CausalFields;
 use crate::error::Result;
 
 /// Upper end of every width: four times Wan2.2's largest, so that no product below can overflow.
@@ -53,8 +54,21 @@ impl TransformerConfig {
     /// # Errors
     /// When a number is missing or absurd, or a field asks for arithmetic that text-to-video models do not have.
     pub fn from_diffusers(path: &Path, bytes: &[u8]) -> Result<Self> {
+        Ok(Self::diffusers_with_causal(path, bytes)?.0)
+    }
+
+    /// As [`Self::from_diffusers`], with what a causal transformer says about going on block by block.
+    pub(crate) fn diffusers_with_causal(path: &Path, bytes: &[u8]) -> Result<(Self, Option<CausalFields>)> {
         let mut fields = Fields::parse(path, bytes)?;
-        fields.only("_class_name", &json!("WanTransformer3DModel"), "only Wan transformers are supported")?;
+        let is_causal = match fields.optional_text("_class_name")?.as_deref() {
+            None | Some("WanTransformer3DModel") => false,
+            Some("CausalWanTransformer3DModel") => true,
+            Some(other) => {
+                let expected = "WanTransformer3DModel or CausalWanTransformer3DModel: only Wan transformers are supported";
+                return Err(fields.fault("_class_name", other, expected));
+            }
+        };
+        let causal = if is_causal { Some(CausalFields::take(&mut fields)?) } else { None };
         fields.only("patch_size", &json!(PATCH), "no other patch is supported")?;
         fields.only(
             "qk_norm",
@@ -79,7 +93,7 @@ impl TransformerConfig {
         let out_channels = fields.optional_count("out_channels", 1..=1024)?.unwrap_or(config.channels);
         config.check(&fields, ["attention_head_dim", "freq_dim", "num_attention_heads"], out_channels)?;
         fields.finish()?;
-        Ok(config)
+        Ok((config, causal))
     }
 
     /// Reads the official layout's `high_noise_model/config.json`; fields it leaves out have `WanModel`'s defaults.

@@ -28,6 +28,11 @@ impl Decoder {
         Self { config, stages }
     }
 
+    /// Its layers, in forward order.
+    pub(super) fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
     /// Decodes the next latent frames of a stream.
     ///
     /// `latents` is `[z, n, h, w]` f32 as the transformer has them (normalised per channel); `first_frame_index` is

@@ -3,7 +3,12 @@
 use super::plan::{Layer, Slot, Stage};
 
 /// Visits the layers with the height and width that each is given.
-fn walk(stages: &[Stage], mut height: usize, mut width: usize, mut visit: impl FnMut(&Stage, usize, usize)) {
+pub(super) fn walk(
+    stages: &[Stage],
+    mut height: usize,
+    mut width: usize,
+    mut visit: impl FnMut(&Stage, usize, usize),
+) {
     for stage in stages {
         visit(stage, height, width);
         match stage.layer {

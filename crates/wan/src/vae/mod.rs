@@ -10,6 +10,7 @@
 mod config;
 mod decoder;
 mod encoder;
+mod kept;
 mod memory;
 mod names;
 mod pass;
@@ -19,6 +20,7 @@ mod slots;
 pub use config::VaeConfig;
 pub use decoder::Decoder;
 pub use encoder::Encoder;
+pub use kept::SlotUse;
 pub(crate) use names::LINEAR_LAYERS;
 pub use names::{canonical_name, expected_tensors};
 pub use slots::{FeatureFrame, FeatureSlots, Half, MapSlots, Place, SlotId};

@@ -197,3 +197,41 @@ fn even_inside_a_chunk_no_more_is_kept_than_between_two() {
     case.encoder.encode_chunk(&case.pictures, 0, &case.weights, &slots).unwrap();
     assert_eq!(slots.most_bytes.get(), case.encoder.slot_bytes(3, 5));
 }
+
+/// Notes what is read from every slot, and what it is given.
+#[derive(Default)]
+struct Watching {
+    read: RefCell<Vec<(SlotId, u64)>>,
+    kept: RefCell<Vec<(SlotId, u64, u32, usize)>>,
+    inner: MapSlots,
+}
+
+impl FeatureSlots for Watching {
+    fn read(&self, slot: SlotId, frame_index: u64) -> Result<Box<dyn FeatureFrame + '_>> {
+        self.read.borrow_mut().push((slot, frame_index));
+        self.inner.read(slot, frame_index)
+    }
+
+    fn commit(&self, slot: SlotId, frame_index: u64, readings: u32, frame: &[f32]) -> Result<()> {
+        self.kept.borrow_mut().push((slot, frame_index, readings, size_of_val(frame)));
+        self.inner.commit(slot, frame_index, readings, frame)
+    }
+}
+
+#[test]
+fn what_a_stream_reads_and_keeps_is_known_without_decoding_it() {
+    for name in ["wide", "thin"] {
+        let case = case(name);
+        let slots = Watching::default();
+        let (_, frames, height, width) = case.latents.dims4().unwrap();
+        for chunk in 0..frames {
+            let latents = case.latents.narrow(1, chunk, 1).unwrap();
+            case.decoder.decode_chunk(&latents, chunk as u64, &case.weights, &slots).unwrap();
+            let uses = case.decoder.slot_uses(chunk as u64, height, width);
+            let read = uses.iter().flat_map(|u| u.read.clone().map(|frame| (u.slot, frame)));
+            assert_eq!(read.collect::<Vec<_>>(), slots.read.take(), "{name} {chunk}");
+            let kept = uses.iter().flat_map(|u| u.kept.iter().map(|k| (u.slot, k.0, k.1, u.frame_bytes)));
+            assert_eq!(kept.collect::<Vec<_>>(), slots.kept.take(), "{name} {chunk}");
+        }
+    }
+}

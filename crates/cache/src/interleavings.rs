@@ -1,0 +1,181 @@
+//! Threads over one cache, in many orders of their locks and waits: a scheduler picks who goes on at every one of them
+//! (`shuttle`, Burckhardt et al., "A randomized scheduler with probabilistic guarantees of finding bugs", 2010). Each order
+//! is one that real threads could take, and one that failed is printed so that it can be taken again.
+
+use std::sync::Arc;
+
+use shuttle::thread;
+
+use crate::{Budgets, Cache, ContentKey, Job, Key, Kind, Lifetime, PutSpec, Recover, Tick, Tier, Uses};
+
+/// Orders tried of each scene: half of them at random, half with few changes of thread at the worst places.
+const ORDERS: usize = 400;
+const LINE: u64 = 64;
+
+fn in_many_orders(scene: impl Fn() + Send + Sync + 'static) {
+    let scene = Arc::new(scene);
+    let again = Arc::clone(&scene);
+    shuttle::check_random(move || scene(), ORDERS / 2);
+    shuttle::check_pct(move || again(), ORDERS / 2, 3);
+}
+
+fn cache(device_lines: u64, host_lines: u64) -> Cache {
+    Cache::new(Budgets { device_bytes: device_lines * LINE, host_bytes: host_lines * LINE })
+}
+
+fn key(at: u32) -> Key {
+    Key::new(Kind::SelfKv).frame(at)
+}
+
+fn put(job: &Job, at: u32) -> bool {
+    let put = job.put(key(at), Tier::Device, Lifetime::Job, 64);
+    put.is_ok_and(|mut writer| {
+        writer.bytes_mut().fill(u8::try_from(at).expect("few keys"));
+        writer.commit().is_ok()
+    })
+}
+
+/// Nothing is out, and the sums agree.
+fn is_empty(cache: &Cache) {
+    cache.verify().expect("the cache agrees with itself");
+    for tier in Tier::ALL {
+        assert_eq!(cache.counters().tier(tier).used_bytes, 0, "{tier}");
+    }
+}
+
+#[test]
+fn reservations_and_puts_never_pass_the_budget_together() {
+    in_many_orders(|| {
+        let cache = cache(3, 0);
+        let threads: Vec<_> = (0..3_u32)
+            .map(|at| {
+                let cache = cache.clone();
+                thread::spawn(move || {
+                    let job = cache.open_job();
+                    let reserved = job.reserve(&[(Tier::Device, 2 * LINE)]);
+                    let made = put(&job, at);
+                    let counters = cache.counters();
+                    let device = counters.tier(Tier::Device);
+                    assert!(device.used_bytes <= device.budget_bytes);
+                    // Whoever got two of three lines leaves one for somebody.
+                    drop((reserved, made));
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().expect("no thread fails"));
+        is_empty(&cache);
+    });
+}
+
+#[test]
+fn a_lease_outlives_its_job_and_returns_its_bytes_whoever_goes_first() {
+    in_many_orders(|| {
+        let cache = cache(4, 0);
+        let job = cache.open_job();
+        assert!(put(&job, 7) && put(&job, 8));
+        let leases: Vec<_> = (0..2).map(|_| job.get(&key(7)).expect("it was put")).collect();
+        let reading = thread::spawn(move || {
+            for lease in leases {
+                assert!(lease.bytes().iter().all(|byte| *byte == 7));
+                drop(lease.clone());
+            }
+        });
+        let ending = thread::spawn(move || drop(job));
+        reading.join().expect("the lease held");
+        ending.join().expect("the job ended");
+        is_empty(&cache);
+    });
+}
+
+#[test]
+fn what_is_in_flight_is_not_used_again_before_it_has_landed() {
+    in_many_orders(|| {
+        let cache = cache(1, 0);
+        let job = cache.open_job();
+        assert!(put(&job, 1));
+        let flight = job.get(&key(1)).expect("it was put").begin_flight();
+        let other = cache.clone();
+        let taking = thread::spawn(move || {
+            let job = other.open_job();
+            // The only line is in flight until it lands; after that it may be had.
+            let landed_before = other.counters().tier(Tier::Device).used_bytes == 0;
+            let got = put(&job, 2);
+            assert!(!landed_before || got, "a line that came back can be used");
+        });
+        job.remove(&key(1));
+        assert_eq!(cache.counters().tier(Tier::Device).quiescing_bytes, LINE);
+        flight.landed();
+        taking.join().expect("no thread fails");
+        drop(job);
+        is_empty(&cache);
+    });
+}
+
+#[test]
+fn pages_that_are_prefetched_read_and_displaced_at_once_come_back_as_they_were() {
+    in_many_orders(|| {
+        let cache = cache(2, 4);
+        let job = cache.open_job();
+        for at in 0..4 {
+            job.announce(key(at), Uses::every(4, Tick(u64::from(at)), 2));
+            assert!(put(&job, at), "what does not fit goes to the host");
+        }
+        let fetcher = job.fetcher();
+        let prefetching = thread::spawn(move || {
+            for at in (0..4).chain(0..4) {
+                fetcher.prefetch(&key(at));
+            }
+        });
+        for tick in 0..8_u64 {
+            job.tick(Tick(tick));
+            let at = u32::try_from(tick % 4).expect("below 4");
+            let lease = job.try_get(&key(at)).expect("nothing is dropped");
+            assert!(lease.bytes().iter().all(|byte| u32::from(*byte) == at));
+        }
+        drop(job);
+        prefetching.join().expect("no thread fails");
+        is_empty(&cache);
+    });
+}
+
+#[test]
+fn a_job_that_ends_while_its_pages_move_takes_both_places_with_it() {
+    in_many_orders(|| {
+        let cache = cache(1, 2);
+        let job = cache.open_job();
+        job.announce(key(0), Uses::once(Tick(1)));
+        job.announce(key(1), Uses::once(Tick(2)));
+        assert!(put(&job, 0) && put(&job, 1));
+        let fetcher = job.fetcher();
+        let moving = thread::spawn(move || fetcher.prefetch(&key(0)));
+        drop(job);
+        moving.join().expect("no thread fails");
+        is_empty(&cache);
+    });
+}
+
+#[test]
+fn one_of_several_writers_of_a_shared_entry_wins_and_the_others_give_their_bytes_back() {
+    in_many_orders(|| {
+        let cache = cache(3, 0);
+        let content = ContentKey::of(Kind::Weights, &[b"the same"]);
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let cache = cache.clone();
+                thread::spawn(move || {
+                    if cache.shared_get(&content).is_some() {
+                        return 0;
+                    }
+                    let spec = PutSpec::shared(Tier::Device, 64).recover(Recover::Reload);
+                    let put = cache.shared_put_with(content, spec);
+                    u64::from(put.is_ok_and(|writer| writer.commit().is_ok()))
+                })
+            })
+            .collect();
+        let won: u64 = threads.into_iter().map(|thread| thread.join().expect("no thread fails")).sum();
+        assert_eq!(won, 1);
+        assert_eq!(cache.counters().kind(Kind::Weights).entries, 1);
+        assert!(cache.shared_remove(&content));
+        is_empty(&cache);
+    });
+}

@@ -1,0 +1,54 @@
+//! `evanesce inspect` over a checkpoint, snapshots, and what is neither.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod support;
+
+use evanesce_engine::snapshot::{SnapshotDirectory, SnapshotMode};
+use evanesce_engine::{Budgets, CancelToken, JobRun, Model, Outputs, Request, RequestedLength, Silent};
+use serde_json::Value;
+use support::{evanesce, golden_checkpoint};
+
+#[test]
+fn it_says_what_is_there_and_refuses_what_is_damaged_or_neither() {
+    let inspected = |path: &std::path::Path, flags: &[&str]| {
+        let output = evanesce().arg("inspect").arg(path).args(flags).output().unwrap();
+        let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        (output.status.code(), out, err)
+    };
+    let (code, out, _) = inspected(&golden_checkpoint(), &[]);
+    assert!(code == Some(0) && out.lines().any(|line| line.starts_with("low_noise")), "{out}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::open(&golden_checkpoint(), Budgets { device_bytes: 1 << 30, host_bytes: 0 }).unwrap();
+    let request = Request {
+        size: Some((32, 32)),
+        length: Some(RequestedLength::Frames(5)),
+        steps: Some(3),
+        ..Request::new("a red ball", 1)
+    };
+    let outputs = Outputs::mp4(dir.path().join("out.mp4"));
+    let mut job = JobRun::admit(&model, request, outputs, CancelToken::new()).unwrap();
+    let store = SnapshotDirectory::new(dir.path().join("snapshots/job"));
+    while job.position().steps < 2 {
+        assert!(job.advance(&mut Silent).unwrap().is_more());
+    }
+    let taken = job.snapshot(&store, SnapshotMode::Full).unwrap().unwrap();
+    let (code, out, err) = inspected(&dir.path().join("snapshots"), &["--json"]);
+    assert_eq!(code, Some(0), "{err}");
+    let json: Value = serde_json::from_str(&out).unwrap();
+    let snapshot = &json["snapshots"][0];
+    assert_eq!((&snapshot["name"], snapshot["held_bytes"].as_u64()), (&"job".into(), Some(taken.held_bytes)));
+    assert!(snapshot["kinds"]["latent"]["entries"].as_u64() >= Some(3));
+    assert!(inspected(store.path(), &[]).1.contains("every checksum matches"));
+
+    let part = std::fs::read_dir(store.path()).unwrap().map(|entry| entry.unwrap().path());
+    let part = part.into_iter().find(|path| !path.ends_with("manifest")).unwrap();
+    std::fs::write(&part, b"").unwrap();
+    let (code, _, err) = inspected(store.path(), &[]);
+    assert!(
+        code == Some(2) && err.contains("damaged") && err.trim_end().lines().count() == 1,
+        "{code:?} {err}"
+    );
+    assert_eq!(inspected(&dir.path().join("nowhere"), &[]).0, Some(2));
+    assert_eq!(inspected(dir.path(), &[]).0, Some(2));
+}

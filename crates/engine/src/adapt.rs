@@ -1,0 +1,119 @@
+//! What gives way in a job while it runs, where its quality allows: how pages are stored, and how far back a block sees. Changes
+//! take effect with the next block, so a block sees one window throughout.
+
+use evanesce_wan::checkpoint::Rollout;
+use serde::{Deserialize, Serialize};
+
+use crate::request::JobSpec;
+use crate::self_kv::KvCodec;
+
+/// How the pages of each block are stored, and which frames the block under way and the next one see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Adapt {
+    /// First block and codec of every change, in order; the first is the job's own.
+    codecs: Vec<(usize, KvCodec)>,
+    /// Recent frames that the block under way sees.
+    recent_frames: usize,
+    /// Recent frames that the next block will see: what this block's commits leave.
+    recent_next: usize,
+    /// What is wanted from the next block on.
+    wanted_codec: KvCodec,
+    wanted_recent_frames: usize,
+}
+
+impl Adapt {
+    pub(crate) fn new(spec: &JobSpec) -> Self {
+        Self::constant(spec.kv_codec, spec.rollout.map_or(0, |rollout| rollout.recent_frames))
+    }
+
+    /// Nothing gives way yet.
+    pub(crate) fn constant(codec: KvCodec, recent_frames: usize) -> Self {
+        Self {
+            codecs: vec![(0, codec)],
+            recent_frames,
+            recent_next: recent_frames,
+            wanted_codec: codec,
+            wanted_recent_frames: recent_frames,
+        }
+    }
+
+    pub(crate) fn want_codec(&mut self, codec: KvCodec) {
+        self.wanted_codec = codec;
+    }
+
+    pub(crate) fn want_recent_frames(&mut self, frames: usize) {
+        self.wanted_recent_frames = frames;
+    }
+
+    /// Takes over what is wanted, as block `at` begins. A window that grows again fills up block by block: what left
+    /// it is gone.
+    pub(crate) fn begin_block(&mut self, at: usize, block_frames: usize) {
+        if self.codecs.last().is_none_or(|(_, codec)| *codec != self.wanted_codec) {
+            self.codecs.push((at, self.wanted_codec));
+        }
+        if at > 0 {
+            self.recent_frames = self.recent_next;
+        }
+        self.recent_next = self.wanted_recent_frames.min(self.recent_frames + block_frames);
+    }
+
+    /// How the pages that block `at` left, or will leave, are stored.
+    pub(crate) fn codec(&self, at: usize) -> KvCodec {
+        let before = self.codecs.iter().take_while(|(first, _)| *first <= at);
+        before.last().map_or(self.wanted_codec, |(_, codec)| *codec)
+    }
+
+    /// As [`Self::codec`], by a latent frame of the block.
+    pub(crate) fn codec_of(&self, rollout: Rollout, frame: usize) -> KvCodec {
+        let first = rollout.first_block_frames;
+        self.codec(frame.checked_sub(first).map_or(0, |later| 1 + later / rollout.block_frames))
+    }
+
+    /// What the block under way sees.
+    pub(crate) fn rollout(&self, rollout: Rollout) -> Rollout {
+        Rollout { recent_frames: self.recent_frames, ..rollout }
+    }
+
+    /// What the block after the one under way will see.
+    pub(crate) fn next_rollout(&self, rollout: Rollout) -> Rollout {
+        Rollout { recent_frames: self.recent_next, ..rollout }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapt(recent: usize) -> Adapt {
+        Adapt::constant(KvCodec::default(), recent)
+    }
+
+    #[test]
+    fn a_window_shrinks_at_once_and_grows_by_what_blocks_leave() {
+        let mut adapt = adapt(6);
+        let mut seen = Vec::new();
+        for at in 0..8 {
+            match at {
+                2 => adapt.want_recent_frames(2),
+                5 => adapt.want_recent_frames(6),
+                _ => {}
+            }
+            adapt.begin_block(at, 3);
+            seen.push((adapt.recent_frames, adapt.recent_next));
+        }
+        assert_eq!(seen, [(6, 6), (6, 6), (6, 2), (2, 2), (2, 2), (2, 5), (5, 6), (6, 6)]);
+    }
+
+    #[test]
+    fn each_block_keeps_the_codec_that_its_pages_were_made_with() {
+        let mut adapt = adapt(6);
+        let int8 = KvCodec::from_name("int8").expect("it is a codec");
+        adapt.begin_block(0, 3);
+        adapt.want_codec(int8);
+        assert_eq!(adapt.codec(0), KvCodec::default());
+        adapt.begin_block(1, 3);
+        adapt.want_codec(KvCodec::default());
+        adapt.begin_block(2, 3);
+        assert_eq!([0, 1, 2].map(|at| adapt.codec(at)), [KvCodec::default(), int8, KvCodec::default()]);
+    }
+}

@@ -1,0 +1,423 @@
+//! A job gone through without its arithmetic: every entry is put, read, and ended as the job will do it, in a cache that
+//! only counts. So what is planned is decided by the code that will run, eviction included (law 4).
+
+use evanesce_cache::{Cache, Displace, Job, Lease, Lifetime, PutSpec, Tick, Tier, Uses};
+use evanesce_wan::Result as WanResult;
+use evanesce_wan::transformer::{CrossKv, FrameKv};
+use evanesce_wan::weights::{Component, GroupId};
+
+use super::{Moved, UnitPlan, flop};
+use crate::adapt::Adapt;
+use crate::admission::pass_workspace_bytes;
+use crate::ahead::LAYERS_AHEAD;
+use crate::blocks::{Block, reach};
+use crate::blueprint::Blueprint;
+use crate::cross_kv::CrossPages;
+use crate::decode;
+use crate::error::{EngineError, Result};
+use crate::features::FeatureEntries;
+use crate::itinerary::Itinerary;
+use crate::keys::{self, BranchName, LatentRole};
+use crate::progress::Stage;
+use crate::report::MemoryNow;
+use crate::request::JobSpec;
+use crate::residency::{Position, weights_spec};
+use crate::self_kv::FramePages;
+use crate::text::workspace_bytes;
+
+const F32_BYTES: usize = size_of::<f32>();
+
+/// A job under rehearsal. Units are those of [`crate::JobRun::advance`].
+pub(super) struct Rehearsal<'a> {
+    blueprint: &'a Blueprint,
+    spec: &'a JobSpec,
+    /// Of the prompt and the negative one.
+    prompt_tokens: [usize; 2],
+    cache: &'a Cache,
+    itinerary: Itinerary,
+    units: Vec<UnitPlan>,
+    /// What the units so far moved, those that were left out aside.
+    moved: Moved,
+    /// Whether steps that are like their neighbours are left out: where pages move, each takes a while.
+    skips_repeats: bool,
+    passes_left_out: usize,
+    // Leases go before the job.
+    prompts: Vec<Lease>,
+    job: Job,
+}
+
+impl<'a> Rehearsal<'a> {
+    pub(super) fn new(
+        blueprint: &'a Blueprint,
+        spec: &'a JobSpec,
+        prompt_tokens: [usize; 2],
+        (cache, skips_repeats): (&'a Cache, bool),
+    ) -> Self {
+        let itinerary = Itinerary::new(blueprint, spec);
+        let job = cache.open_job();
+        itinerary.announce(blueprint, spec, &job, 0);
+        Self {
+            blueprint,
+            spec,
+            prompt_tokens,
+            cache,
+            itinerary,
+            units: Vec::new(),
+            moved: Moved::default(),
+            skips_repeats,
+            passes_left_out: 0,
+            prompts: Vec::new(),
+            job,
+        }
+    }
+
+    /// Goes through the prompts and the first `n_blocks` blocks. The units, and how many of them were taken to be like the
+    /// one before.
+    ///
+    /// # Errors
+    /// When a budget is too small after all.
+    pub(super) fn run(mut self, n_blocks: usize) -> Result<(Vec<UnitPlan>, usize)> {
+        let n_prompts = if self.spec.uses_guidance() { 2 } else { 1 };
+        for at in 0..n_prompts {
+            self.prompt(at)?;
+            self.note(Stage::Text, 0, 0.0);
+        }
+        for at in 0..n_blocks.min(self.spec.n_blocks()) {
+            self.block(&self.spec.block(at))?;
+        }
+        Ok((std::mem::take(&mut self.units), self.passes_left_out))
+    }
+
+    fn block(&mut self, block: &Block) -> Result<()> {
+        if block.at > 0 {
+            self.itinerary.announce_block(self.blueprint, self.spec, &self.job, block.at + 1);
+            (0..LAYERS_AHEAD).for_each(|layer| self.prefetch_pages(block, 0, layer));
+        }
+        self.put_latent(
+            LatentRole::Sample,
+            0,
+            Lifetime::Steps(1),
+            self.block_bytes(block),
+            &[self.itinerary.end_of_step(block.at, 0)],
+        )?;
+        for step in 0..self.spec.steps() {
+            let repeats = self.repeats(step);
+            self.step(block, step, repeats)?;
+            self.note(Stage::Denoise, block.at, self.pass_flop(block, step));
+            if let (true, [.., before, unit]) = (repeats, &mut self.units[..]) {
+                unit.moved = before.moved;
+                self.passes_left_out += 1;
+            }
+        }
+        let is_last = block.at + 1 == self.spec.n_blocks();
+        let commits = if is_last { 0 } else { self.itinerary.commits() };
+        for at in 0..commits {
+            self.commit(block, at)?;
+            self.note(Stage::Denoise, block.at, self.pass_flop(block, self.spec.steps() + at));
+        }
+        if is_last {
+            self.prompts.clear();
+        }
+        for frame in self.spec.blocks().decoded(block.at) {
+            self.decode(frame)?;
+            self.note(Stage::Decode, block.at, 0.0);
+        }
+        Ok(())
+    }
+
+    /// Whether a step reads what the one before and the one after it read: pages that do not fit move alike then.
+    fn repeats(&self, step: usize) -> bool {
+        let expert = self.itinerary.expert(step);
+        let alike = |at: usize| at < self.spec.steps() && self.itinerary.expert(at) == expert;
+        self.skips_repeats && step >= 2 && (step - 2..=step + 2).all(alike)
+    }
+
+    /// Adds up what the unit that has just ended moved, and what is held after it.
+    fn note(&mut self, stage: Stage, block: usize, flop: f64) {
+        let counters = self.cache.counters();
+        let before = std::mem::replace(&mut self.moved, Moved::so_far(&counters));
+        let (memory, moved) = (MemoryNow::new(&counters), self.moved - before);
+        self.units.push(UnitPlan { stage, block, memory, moved, flop });
+    }
+
+    fn pass_flop(&self, block: &Block, pass: usize) -> f64 {
+        flop::of_pass(self.blueprint, self.spec, self.itinerary.passing(pass), block)
+    }
+
+    fn block_bytes(&self, block: &Block) -> usize {
+        let channels = self.blueprint.description.vae().z_dim();
+        self.spec.block_shape(channels, block).iter().product::<usize>() * F32_BYTES
+    }
+
+    /// As `text::encode` and its caller.
+    fn prompt(&mut self, at: usize) -> Result<()> {
+        let config = self.blueprint.description.text();
+        let tokens = self.prompt_tokens[at];
+        // Equal texts are one entry; others differ in what follows their length.
+        let other = at == 1 && self.spec.prompt != self.spec.negative;
+        let ids = [u32::try_from(tokens).unwrap_or(u32::MAX), u32::from(other)];
+        let key = keys::embedding(&self.blueprint.fingerprint(Component::TextEncoder), &ids);
+        if let Some(lease) = self.job.shared_get(&key) {
+            self.prompts.push(lease);
+            return Ok(());
+        }
+        let _scratch = self.reserve(workspace_bytes(config, tokens))?;
+        let position = self.itinerary.prompt(at);
+        for index in 0..self.blueprint.group_bytes(Component::TextEncoder).len() {
+            drop(self.lease_group(Component::TextEncoder, index, position)?);
+        }
+        let put = self.cache.shared_put(key, Tier::Device, tokens * config.d_model * F32_BYTES);
+        self.prompts.push(put.map_err(EngineError::cache)?.commit().map_err(EngineError::cache)?);
+        Ok(())
+    }
+
+    /// As `Denoise::take`.
+    fn step(&self, block: &Block, step: usize, repeats: bool) -> Result<()> {
+        let read = |role, at| {
+            let key = keys::latent(role, at);
+            if self.job.contains(&key) {
+                self.job.try_get(&key).map(Some).map_err(EngineError::cache)
+            } else {
+                Ok(None)
+            }
+        };
+        let sample = self.job.try_get(&keys::latent(LatentRole::Sample, step)).map_err(EngineError::cache)?;
+        let position = self.itinerary.step(block.at, step);
+        if !repeats {
+            self.pass(block, step, self.itinerary.expert(step), position, false)?;
+        }
+        let back = |n| step.checked_sub(n);
+        let kept = [
+            back(1).map(|at| read(LatentRole::Prediction, at)).transpose()?,
+            back(2).map(|at| read(LatentRole::Prediction, at)).transpose()?,
+            back(1).map(|at| read(LatentRole::LastSample, at)).transpose()?,
+        ];
+        drop((sample, kept));
+        self.job.step();
+        self.put_after(block, step)
+    }
+
+    /// As `Next::put`.
+    fn put_after(&self, block: &Block, step: usize) -> Result<()> {
+        if step + 1 == self.spec.steps() {
+            return self.put_final(block);
+        }
+        let keeps = self.spec.schedule.keeps(step);
+        let sample_steps = self.spec.sample_steps(step + 1);
+        let end = |later: usize| self.itinerary.end_of_step(block.at, later);
+        let parts = [
+            (LatentRole::Sample, step + 1, sample_steps, 1),
+            (LatentRole::Prediction, step, keeps.x0_steps, keeps.x0_steps),
+            (LatentRole::LastSample, step, keeps.corrected_steps, keeps.corrected_steps),
+        ];
+        for (role, at, steps, reads) in parts.into_iter().filter(|(_, _, steps, _)| *steps > 0) {
+            let mut uses: Vec<_> = (step + 1..=step + reads).map(end).collect();
+            if steps > reads && block.at + 1 < self.spec.n_blocks() {
+                uses.push(end(self.spec.steps() + self.itinerary.commits() - 1));
+            }
+            let lifetime = Lifetime::Steps(u32::try_from(steps).expect("at most 1000 steps"));
+            self.put_latent(role, at, lifetime, self.block_bytes(block), &uses)?;
+        }
+        Ok(())
+    }
+
+    /// As `denoise::put_final`.
+    fn put_final(&self, block: &Block) -> Result<()> {
+        let frame_bytes = self.block_bytes(block) / block.frames.len();
+        for (at, frame) in block.frames.clone().enumerate() {
+            let commits = (0..self.itinerary.commits())
+                .map(|at| self.itinerary.end_of_step(block.at, self.spec.steps() + at));
+            let uses: Vec<_> = commits.chain([self.itinerary.end_of_latent_frame(frame)]).collect();
+            let steps = u32::try_from(at + 1).expect("a video has fewer than 2^32 frames");
+            self.put_latent(LatentRole::Final, frame, Lifetime::Steps(steps), frame_bytes, &uses)?;
+        }
+        Ok(())
+    }
+
+    fn put_latent(
+        &self,
+        role: LatentRole,
+        at: usize,
+        lifetime: Lifetime,
+        len_bytes: usize,
+        uses: &[Tick],
+    ) -> Result<()> {
+        let key = keys::latent(role, at);
+        uses.iter().for_each(|tick| self.job.announce(key, Uses::once(*tick)));
+        let put = self.job.put_with(key, PutSpec::new(Tier::Device, lifetime, len_bytes));
+        drop(put.map_err(EngineError::cache)?.commit().map_err(EngineError::cache)?);
+        Ok(())
+    }
+
+    /// As `Denoise::commit`.
+    fn commit(&self, block: &Block, at: usize) -> Result<()> {
+        let expert = self.itinerary.committing(at);
+        let read = |key| self.job.try_get(&key).map_err(EngineError::cache);
+        let kept = match self.spec.boundary_context(expert) {
+            Some(met) => Some(read(keys::latent(LatentRole::Sample, met))?),
+            None => {
+                for frame in block.frames.clone() {
+                    drop(read(keys::latent(LatentRole::Final, frame))?);
+                }
+                None
+            }
+        };
+        let position = self.itinerary.commit(block.at, at);
+        self.pass(block, self.spec.steps() + at, expert, position, true)?;
+        drop(kept);
+        Ok(())
+    }
+
+    /// As `Denoise::forward` and `Transformer::forward`: group by group, branch by branch.
+    fn pass(
+        &self,
+        block: &Block,
+        pass: usize,
+        expert: Component,
+        position: Position,
+        commits: bool,
+    ) -> Result<()> {
+        let _scratch =
+            self.reserve(pass_workspace_bytes(self.blueprint, self.spec, expert, block.frames.len()))?;
+        let config = self.blueprint.expert(expert).config();
+        let branches = self.spec.branches(expert);
+        let lifetime = match self.spec.rollout {
+            None => {
+                let steps_left = self.itinerary.steps_left(pass);
+                Lifetime::Steps(u32::try_from(steps_left).expect("at most 1000 steps"))
+            }
+            Some(_) => Lifetime::Job,
+        };
+        drop(self.lease_group(expert, 0, position)?);
+        for layer in 0..config.layers {
+            let cross: Vec<_> = branches
+                .iter()
+                .map(|branch| CrossPages { job: &self.job, expert, branch: *branch, lifetime })
+                .collect();
+            let pages = cross.iter().map(|cross| Ok(cross.get(layer)?)).collect::<Result<Vec<_>>>()?;
+            let _weights = self.lease_group(expert, layer + 1, position)?;
+            for ((branch, cross), page) in branches.iter().zip(&cross).zip(&pages) {
+                if page.is_none() {
+                    self.put_cross(cross, *branch, layer, config.dim())?;
+                }
+                self.attend(block, pass, expert, *branch, layer, commits)?;
+            }
+        }
+        drop(self.lease_group(expert, config.layers + 1, position)?);
+        Ok(())
+    }
+
+    fn put_cross(&self, cross: &CrossPages<'_>, branch: BranchName, layer: usize, dim: usize) -> Result<()> {
+        let tokens = self.prompt_tokens[branch as usize];
+        let rows = tokens + usize::from(tokens < evanesce_wan::text::TOKENS_MAX);
+        let writer = cross.begin(layer, 2 * rows * dim * F32_BYTES)?;
+        drop(writer.commit().map_err(EngineError::cache)?);
+        Ok(())
+    }
+
+    /// Reads the pages of one layer, and leaves the block's own when it is committed.
+    fn attend(
+        &self,
+        block: &Block,
+        pass: usize,
+        expert: Component,
+        branch: BranchName,
+        layer: usize,
+        commits: bool,
+    ) -> Result<()> {
+        let Some(rollout) = self.spec.rollout else { return Ok(()) };
+        let owner =
+            (self.blueprint.context_of(rollout, expert), self.blueprint.expert(expert).config().dim());
+        let adapt = Adapt::new(self.spec);
+        let pages = FramePages::new(&self.job, owner, branch, block, rollout, &adapt);
+        let read: WanResult<_> = pages.pages(layer);
+        let read = read?;
+        if branch == BranchName::Cond {
+            for behind in 1..=LAYERS_AHEAD {
+                self.prefetch_pages(block, pass, layer + behind);
+            }
+        }
+        drop(read);
+        if commits {
+            let tokens = (self.spec.height / 16) * (self.spec.width / 16);
+            pages.begin(layer, tokens)?.commit().map_err(|error| EngineError::cache(error.refusal))?;
+        }
+        Ok(())
+    }
+
+    /// As `Ahead::request_behind`, brought at once.
+    fn prefetch_pages(&self, block: &Block, pass: usize, layer: usize) {
+        let Some(rollout) = self.spec.rollout else { return };
+        let layers = self.blueprint.expert(self.itinerary.passing(pass)).config().layers;
+        if let Some(behind) = layer.checked_sub(layers) {
+            if pass + 1 < self.itinerary.passes() {
+                self.prefetch_pages(block, pass + 1, behind);
+            } else if block.at + 1 < self.spec.n_blocks() {
+                self.prefetch_pages(&self.spec.block(block.at + 1), 0, behind);
+            }
+            return;
+        }
+        let expert = self.itinerary.passing(pass);
+        let owner = self.blueprint.context_of(rollout, expert);
+        let fetcher = self.job.fetcher();
+        for branch in self.spec.branches(expert) {
+            for frame in reach(rollout, block.frames.start).frames {
+                fetcher.prefetch(&keys::self_kv(owner, *branch, layer, frame));
+            }
+        }
+    }
+
+    /// As `JobWeights::lease`, the next expert's group brought behind it at once.
+    fn lease_group(&self, component: Component, index: usize, position: Position) -> Result<Lease> {
+        let now = Tick(position.first.0 + index as u64);
+        self.job.tick(now);
+        let lease = match self.job.shared_get(&self.group_key(component, index)) {
+            Some(lease) => lease,
+            None => self.read_in(component, index, Displace::Anything)?,
+        };
+        if let Some((next, first)) = position.next {
+            let ticks = (first.0 + index as u64).saturating_sub(now.0);
+            let is_there = self.cache.shared_contains(&self.group_key(next, index));
+            if index < self.blueprint.group_bytes(next).len() && !is_there {
+                // A refusal is no failure: the group is read when it is needed.
+                drop(self.read_in(next, index, Displace::NeededAfter { ticks }));
+            }
+        }
+        Ok(lease)
+    }
+
+    fn group_key(&self, component: Component, index: usize) -> evanesce_cache::ContentKey {
+        self.blueprint.weights_key(GroupId { component, index })
+    }
+
+    fn read_in(&self, component: Component, index: usize, displace: Displace) -> Result<Lease> {
+        let len_bytes = self.blueprint.group_bytes(component).nth(index).unwrap_or(0);
+        let spec = weights_spec(len_bytes).displace(displace);
+        let put = self.cache.shared_put_with(self.group_key(component, index), spec);
+        put.map_err(EngineError::cache)?.commit().map_err(EngineError::cache)
+    }
+
+    /// As `Decode::take`.
+    fn decode(&self, frame: usize) -> Result<()> {
+        let scratch = self.reserve(decode::workspace_bytes(self.blueprint, self.spec))?;
+        drop(self.job.try_get(&keys::latent(LatentRole::Final, frame)).map_err(EngineError::cache)?);
+        let weights = self.lease_group(Component::VaeDecoder, 0, self.itinerary.latent_frame(frame))?;
+        let entries = FeatureEntries { job: &self.job, spec: self.spec, itinerary: &self.itinerary, frame };
+        let (height, width) = (self.spec.height / 8, self.spec.width / 8);
+        for slot in self.blueprint.decoder.slot_uses(frame as u64, height, width) {
+            let read = |at| self.job.try_get(&keys::feature(slot.slot, at)).map_err(EngineError::cache);
+            drop(slot.read.clone().map(read).collect::<Result<Vec<_>>>()?);
+            for (at, readings) in slot.kept {
+                let writer = entries.begin(slot.slot, at, readings, slot.frame_bytes)?;
+                drop(writer.commit().map_err(EngineError::cache)?);
+            }
+        }
+        drop((weights, scratch));
+        self.job.step();
+        Ok(())
+    }
+
+    fn reserve(&self, len_bytes: usize) -> Result<evanesce_cache::Reservation> {
+        self.job.reserve(&[(Tier::Device, len_bytes as u64)]).map_err(EngineError::cache)
+    }
+}

@@ -1,0 +1,59 @@
+//! What a snapshot holds, for whoever looks at it from outside.
+
+use std::collections::BTreeMap;
+
+use super::manifest::Manifest;
+use super::resume::read;
+use super::{SnapshotError, SnapshotStore};
+
+/// A snapshot that was read through and verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// How many snapshots the job had taken.
+    pub sequence: u64,
+    /// The unit that comes next, in the engine's words.
+    pub next: String,
+    /// Entries by kind.
+    pub kinds: BTreeMap<String, KindContents>,
+    /// Bytes of the video so far.
+    pub video_bytes: u64,
+    /// Bytes of all parts.
+    pub held_bytes: u64,
+}
+
+/// Entries of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KindContents {
+    /// How many.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Reads a snapshot and verifies every checksum; `None` when there is none.
+///
+/// # Errors
+/// [`SnapshotError`] when it cannot be read, is damaged, or is of another version.
+pub fn inspect(store: &dyn SnapshotStore) -> Result<Option<Contents>, SnapshotError> {
+    let Some(manifest) = store.manifest().map_err(SnapshotError::read)? else { return Ok(None) };
+    let manifest = Manifest::decode(&manifest)?;
+    let mut held_bytes = 0;
+    for extent in manifest.extents() {
+        let mut bytes = vec![0; extent.len()?];
+        read(store, extent, &mut bytes)?;
+        held_bytes += extent.len_bytes;
+    }
+    let mut kinds: BTreeMap<String, KindContents> = BTreeMap::new();
+    for saved in &manifest.entries {
+        let kind = kinds.entry(saved.key()?.kind.as_str().to_owned()).or_default();
+        kind.entries += 1;
+        kind.bytes += saved.bytes.len_bytes;
+    }
+    Ok(Some(Contents {
+        sequence: manifest.sequence,
+        next: format!("{:?}", manifest.phase),
+        kinds,
+        video_bytes: manifest.video.stream.iter().map(|extent| extent.len_bytes).sum(),
+        held_bytes,
+    }))
+}

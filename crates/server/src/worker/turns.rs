@@ -1,0 +1,139 @@
+//! Jobs on and off the device, and on disk: what the schedule chose is carried out here.
+
+use std::time::Duration;
+
+use evanesce_engine::EngineError;
+use evanesce_engine::snapshot::Taken;
+
+use super::run::{Door, Run};
+use super::{Task, Worker};
+use crate::clock::Stopwatch;
+use crate::id::VideoId;
+use crate::job::Failure;
+use crate::journal::note;
+use crate::pressure::Level;
+use crate::schedule::{Place, Seq};
+use crate::store::{Ending, Fenced};
+
+/// Bytes a second that moves between tiers are taken to make before any was timed.
+const MOVE_BYTES_PER_S: f64 = 1e9;
+
+impl Worker<'_> {
+    /// Admits a claimed job to the engine, from its snapshot if it has one.
+    pub(super) fn admit(&mut self, seq: Seq) {
+        let Some(task) = self.tasks.get_mut(&seq) else { return self.schedule.leave(seq) };
+        let (class, needed_bytes) = (task.job.order.class, task.job.order.device_bytes);
+        let most_bytes = self.terms.rules.most_device_bytes(class);
+        if needed_bytes > most_bytes {
+            let class = class.as_str();
+            let message = format!(
+                "this job needs {needed_bytes} bytes of the device, and {class} jobs may have {most_bytes} together; ask for a smaller size, fewer frames or another class"
+            );
+            let job = task.job.clone();
+            self.stop(seq);
+            return self.end(job, Ending::Failed(Failure::new("invalid_request", message)));
+        }
+        let snapshot = self.keeper.of(&task.job.id);
+        let door = Door {
+            videos: &*self.means.videos,
+            snapshot: snapshot.as_ref(),
+            model_name: &self.terms.model_name,
+        };
+        match Run::admit(self.model, &door, &task.job) {
+            Ok(run) => {
+                task.run = Some(run);
+                self.schedule.moved(seq, Place::Device);
+                note(&task.job.id, format_args!("started, epoch {}", task.job.epoch));
+            }
+            Err(failure) => {
+                let job = task.job.clone();
+                self.stop(seq);
+                self.end(job, Ending::Failed(failure));
+            }
+        }
+    }
+
+    /// Brings a parked job back. What is in the host comes home as it is read.
+    pub(super) fn resume(&mut self, seq: Seq) {
+        self.means.metrics.moved("resumed");
+        match self.tasks.get(&seq) {
+            Some(Task { run: Some(_), .. }) => self.schedule.moved(seq, Place::Device),
+            Some(Task { run: None, .. }) => self.admit(seq),
+            None => self.schedule.leave(seq),
+        }
+    }
+
+    /// Takes a job off the device.
+    pub(super) fn park(&mut self, seq: Seq, place: Place) {
+        let Some(Task { job, run: Some(run) }) = self.tasks.get_mut(&seq) else { return self.stop(seq) };
+        let id = job.id.clone();
+        let watch = Stopwatch::start();
+        let left_bytes = if place == Place::Host { run.run.park() } else { u64::MAX };
+        let is_in_host = left_bytes == 0;
+        if !is_in_host {
+            // What finds no room in the host waits in its snapshot: the last one, where none can be taken now.
+            let kept = self.keeper.keep(&id, run);
+            self.note_kept(&id, kept);
+            if let Some(task) = self.tasks.get_mut(&seq) {
+                task.run = None;
+            }
+        }
+        self.schedule.moved(seq, if is_in_host { Place::Host } else { Place::Snapshot });
+        self.means.metrics.moved(if is_in_host { "parked_in_host" } else { "parked_in_snapshot" });
+        note(&id, format_args!("parked in {:.3} s", watch.elapsed().as_secs_f64()));
+        // A budget that was cut may fall further now.
+        self.limit(self.strain.allowed());
+        let is_short = self.strain.level > Level::Calm || self.schedule.room() != self.terms.rules.room;
+        if is_short {
+            self.give_way(seq, "parked");
+        }
+    }
+
+    /// After a unit: what the schedule goes by, a snapshot if one is due, and memory.
+    pub(super) fn tend(&mut self, seq: Seq) {
+        let Some(Task { job, run: Some(run) }) = self.tasks.get_mut(&seq) else { return };
+        let id = job.id.clone();
+        if let Some(entry) = self.schedule.entry_mut(seq) {
+            entry.held_bytes = run.run.held_bytes().iter().sum();
+            entry.left = self.pace.seconds_left(&job.order, &run.meter).map(milliseconds);
+            // There and back.
+            entry.swap = milliseconds(2.0 * entry.held_bytes as f64 / MOVE_BYTES_PER_S);
+        }
+        if self.keeper.is_due(run) {
+            let kept = self.keeper.keep(&id, run);
+            let is_first = matches!(kept, Ok(Some(_))) && !std::mem::replace(&mut run.tend.was_kept, true);
+            self.note_kept(&id, kept);
+            if is_first {
+                self.note_progress(seq);
+            }
+        }
+        self.relieve(Some(seq));
+    }
+
+    /// A job that has been kept since it was started has got on: what ended earlier starts was not its fault.
+    fn note_progress(&self, seq: Seq) {
+        let Some(Task { job, .. }) = self.tasks.get(&seq) else { return };
+        match self.runtime.block_on(self.means.store.progressed(&job.id, job.epoch)) {
+            // Whoever fenced it has reported, or will.
+            Ok(Fenced::No | Fenced::Yes) => {}
+            Err(error) => note(&job.id, format_args!("cannot be noted: {error}")),
+        }
+    }
+
+    /// Counts a snapshot, or says why there is none.
+    pub(super) fn note_kept(&self, id: &VideoId, kept: Result<Option<(Taken, Duration)>, EngineError>) {
+        match kept {
+            Ok(Some((taken, took))) => self.means.metrics.kept(taken.written_bytes, taken.held_bytes, took),
+            Ok(None) => {}
+            Err(error) => {
+                self.means.metrics.not_kept();
+                note(id, format_args!("goes on without a new snapshot: {error}"));
+            }
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a float too large saturates")]
+fn milliseconds(seconds: f64) -> i64 {
+    (seconds * 1000.0).ceil() as i64
+}
