@@ -340,6 +340,8 @@ pub struct KeyConfig {
     pub requests_per_minute: Option<u32>,
     /// Jobs of its tenant that may wait or run; instead of `queue.jobs_per_tenant_max`.
     pub jobs_max: Option<i64>,
+    /// Jobs of its tenant that may have begun and not ended.
+    pub under_way_max: Option<usize>,
     /// Signs the webhooks of its tenant.
     pub webhook_secret: Option<String>,
 }
@@ -355,6 +357,7 @@ impl KeyConfig {
             expires: None,
             requests_per_minute: None,
             jobs_max: None,
+            under_way_max: None,
             webhook_secret: None,
         }
     }
@@ -427,8 +430,16 @@ const LIMITS: &[&str] = &[
 const WEBHOOKS: &[&str] = &["secret", "private_addresses", "attempts_max"];
 const TRACES: &[&str] = &["endpoint"];
 const ENCODER: &[&str] = &["ffmpeg", "arguments"];
-const KEYS: &[&str] =
-    &["tenant", "blake3", "class", "expires", "requests_per_minute", "jobs_max", "webhook_secret"];
+const KEYS: &[&str] = &[
+    "tenant",
+    "blake3",
+    "class",
+    "expires",
+    "requests_per_minute",
+    "jobs_max",
+    "under_way_max",
+    "webhook_secret",
+];
 
 impl Config {
     /// Reads a configuration.
@@ -538,8 +549,11 @@ fn check_key(key: &KeyConfig) -> Result<(), ConfigError> {
     if name.is_empty() || blake3::Hash::from_hex(&key.blake3).is_err() {
         return refuse("needs a name and a digest of 64 hexadecimal digits");
     }
-    if key.requests_per_minute == Some(0) || key.jobs_max.is_some_and(|jobs| jobs < 1) {
-        return refuse("has requests_per_minute or jobs_max below 1; leave out what should not be limited");
+    let is_none = key.requests_per_minute == Some(0) || key.under_way_max == Some(0);
+    if is_none || key.jobs_max.is_some_and(|jobs| jobs < 1) {
+        return refuse(
+            "has requests_per_minute, jobs_max or under_way_max below 1; leave out what should not be limited",
+        );
     }
     key.expires_at()?;
     check_secret(&format!("webhook_secret of tenant {name:?}"), key.webhook_secret.as_ref())
