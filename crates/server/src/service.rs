@@ -127,12 +127,7 @@ impl Service {
             .await
             .map_err(io_error(format!("cannot listen on {}", config.listen)))?;
         let address = listener.local_addr().map_err(io_error("the address is gone"))?;
-        let model_path = model_dir.to_path_buf();
-        let opened = tokio::task::spawn_blocking(move || Model::open(&model_path, budgets));
-        let model = opened.await.map_err(|e| io_error("the model")(io::Error::other(e)))??;
-        let limit_bytes = config.snapshots.embeddings_bytes_max;
-        let model = model.keep_embeddings(&config.data.join("embeddings"), limit_bytes);
-        let model = Arc::new(model.map_err(io_error(format!("cannot use {directory}")))?);
+        let model = Arc::new(open_model(&config, model_dir, budgets).await?);
         let store = SqliteStore::open(&config.data.join("jobs.sqlite")).await?;
         let encoder = config.encoder.encoder();
         encoder.check().map_err(ConfigError)?;
@@ -237,6 +232,14 @@ impl Service {
         store.close().await;
         outcome
     }
+}
+
+async fn open_model(config: &Config, model_dir: &Path, budgets: Budgets) -> Result<Model, ServeError> {
+    let path = model_dir.to_path_buf();
+    let opened = tokio::task::spawn_blocking(move || Model::open(&path, budgets));
+    let model = opened.await.map_err(|e| io_error("the model")(io::Error::other(e)))??;
+    let kept = model.keep_embeddings(&config.data.join("embeddings"), config.snapshots.embeddings_bytes_max);
+    kept.map_err(io_error(format!("cannot use {}", config.data.display())))
 }
 
 /// One service at a time uses a data directory; the lock goes with the process, however it ends.
