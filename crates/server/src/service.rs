@@ -234,12 +234,15 @@ impl Service {
     }
 }
 
+/// Opens the checkpoint, with embeddings that outlive the process.
 async fn open_model(config: &Config, model_dir: &Path, budgets: Budgets) -> Result<Model, ServeError> {
-    let path = model_dir.to_path_buf();
-    let opened = tokio::task::spawn_blocking(move || Model::open(&path, budgets));
+    let directory = config.data.display().to_string();
+    let model_path = model_dir.to_path_buf();
+    let opened = tokio::task::spawn_blocking(move || Model::open(&model_path, budgets));
     let model = opened.await.map_err(|e| io_error("the model")(io::Error::other(e)))??;
-    let kept = model.keep_embeddings(&config.data.join("embeddings"), config.snapshots.embeddings_bytes_max);
-    kept.map_err(io_error(format!("cannot use {}", config.data.display())))
+    let limit_bytes = config.snapshots.embeddings_bytes_max;
+    let model = model.keep_embeddings(&config.data.join("embeddings"), limit_bytes);
+    model.map_err(io_error(format!("cannot use {directory}")))
 }
 
 /// One service at a time uses a data directory; the lock goes with the process, however it ends.
