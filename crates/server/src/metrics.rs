@@ -62,6 +62,8 @@ struct Counted {
     stage_time: BTreeMap<&'static str, Histogram>,
     /// Where the time of jobs under way went so far.
     stages: BTreeMap<VideoId, Vec<StageTime>>,
+    /// When jobs under way were kept last.
+    kept: BTreeMap<VideoId, UnixMs>,
     deadlines: BTreeMap<(Class, bool), u64>,
     webhooks: BTreeMap<&'static str, u64>,
     refused: u64,
@@ -137,6 +139,7 @@ impl Metrics {
         let mut counted = self.counted();
         *counted.jobs.entry((class, how)).or_default() += 1;
         let stages = counted.stages.remove(&job.id).unwrap_or_default();
+        counted.kept.remove(&job.id);
         if let Some(tracer) = &self.tracer {
             tracer.job(job, &stages);
         }
@@ -155,12 +158,16 @@ impl Metrics {
 
     /// A job that was deleted before it ended.
     pub(crate) fn forget(&self, job: &VideoId) {
-        self.counted().stages.remove(job);
+        let mut counted = self.counted();
+        counted.stages.remove(job);
+        counted.kept.remove(job);
     }
 
     /// A snapshot was taken: bytes that it wrote, and that it holds.
-    pub(crate) fn kept(&self, written_bytes: u64, held_bytes: u64, took: Duration) {
-        let memory = &mut self.counted().memory;
+    pub(crate) fn kept(&self, job: &VideoId, written_bytes: u64, held_bytes: u64, took: Duration) {
+        let mut counted = self.counted();
+        counted.kept.insert(job.clone(), UnixMs::now());
+        let memory = &mut counted.memory;
         memory.snapshots += 1;
         memory.written_bytes += written_bytes;
         memory.held_bytes = held_bytes;
@@ -174,6 +181,11 @@ impl Metrics {
     /// A job was parked or resumed.
     pub(crate) fn moved(&self, how: &'static str) {
         *self.counted().memory.moves.entry(how).or_default() += 1;
+    }
+
+    /// How short memory is.
+    pub(crate) fn level(&self) -> Level {
+        self.counted().memory.level
     }
 
     pub(crate) fn pressure(&self, level: Level) {
@@ -197,6 +209,12 @@ impl Metrics {
         write_jobs(&mut out, &counted, board);
         write_times(&mut out, &counted);
         counted.memory.write(&mut out);
+        out.head(
+            "evanesce_snapshot_age_seconds",
+            "gauge",
+            "Work that a power cut would cost: since the oldest last snapshot of a job under way.",
+        );
+        out.line("evanesce_snapshot_age_seconds", counted.snapshot_age_s(UnixMs::now()));
         out.0
     }
 }
@@ -259,6 +277,17 @@ fn write_times(out: &mut Text, counted: &Counted) {
     }
 }
 
+impl Counted {
+    /// Since when some job under way has not been kept, or since its first unit; 0 when there is none.
+    fn snapshot_age_s(&self, now: UnixMs) -> f64 {
+        let last = self.stages.iter().filter_map(|(job, stages)| {
+            let begun = stages.iter().map(|stage| stage.began).min()?;
+            Some(self.kept.get(job).copied().unwrap_or(begun))
+        });
+        last.min().map_or(0.0, |oldest| now.ms_since(oldest) as f64 / 1000.0)
+    }
+}
+
 impl Memory {
     fn write(&self, out: &mut Text) {
         out.head(
@@ -275,7 +304,8 @@ impl Memory {
         out.head("evanesce_snapshot_seconds", "histogram", "Taking a snapshot.");
         self.snapshot_time.write(out, "evanesce_snapshot_seconds", "how=\"taken\"");
         out.head("evanesce_job_moves_total", "counter", "Jobs that were parked or resumed.");
-        for (how, count) in &self.moves {
+        for how in ["parked_in_host", "parked_in_snapshot", "resumed", "waits_for_space"] {
+            let count = self.moves.get(how).copied().unwrap_or(0);
             out.line(&format!("evanesce_job_moves_total{{how=\"{how}\"}}"), count);
         }
         out.head("evanesce_pressure", "gauge", "How short memory is: 1 for the level that holds.");

@@ -117,6 +117,17 @@ pub struct Entry {
     pub place: Place,
     /// It can be parked in its snapshot: it stands where one can be taken.
     pub can_be_saved: bool,
+    /// Whose it is, if they may have only so many jobs begun at once.
+    pub share: Option<Share>,
+}
+
+/// Somebody's share of the jobs that have begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Who: any number, as long as nobody else has it.
+    pub tenant: usize,
+    /// Jobs that may have begun and not ended; at least 1.
+    pub under_way_max: usize,
 }
 
 impl Entry {
@@ -133,6 +144,7 @@ impl Entry {
             swap: 0,
             place: Place::Queue,
             can_be_saved: true,
+            share: None,
         }
     }
 }
@@ -332,7 +344,16 @@ impl Schedule {
     }
 
     fn can_run(&self, entry: &Entry) -> bool {
-        self.fits_at_all(entry) && !self.stands_back(entry)
+        self.fits_at_all(entry) && !self.stands_back(entry) && self.has_share_for(entry)
+    }
+
+    /// Whether whoever it belongs to may have one more job begun, or it has begun already.
+    fn has_share_for(&self, entry: &Entry) -> bool {
+        let Some(share) = entry.share.filter(|_| entry.place == Place::Queue) else { return true };
+        let has_begun = |other: &&Entry| {
+            other.place != Place::Queue && other.share.is_some_and(|theirs| theirs.tenant == share.tenant)
+        };
+        self.jobs.values().filter(has_begun).count() < share.under_way_max
     }
 
     /// Whether the device can hold it at all. What never could, with all that the rules give, is let through to be told so.

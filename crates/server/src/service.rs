@@ -1,6 +1,6 @@
 //! The service as a whole: what is opened, in which order, and how it ends.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use crate::http;
 use crate::id::random_hex;
 use crate::journal::{note, set_format};
 use crate::metrics::Metrics;
-use crate::schedule::{Quota, Quotas, Room, Rules};
+use crate::schedule::{Quota, Quotas, Room, Rules, Share};
 use crate::store::{Abandoned, JobStore, QueueLimits, SqliteStore, StoreError};
 use crate::traces;
 use crate::videos::{VideoDirectory, VideoStore};
@@ -264,6 +264,18 @@ fn courier(config: &Config) -> Result<Courier, ServeError> {
     Ok(Courier::new(config, (LOCAL, secret))?)
 }
 
+/// Of each tenant with a limit, the largest that one of its keys gives.
+fn shares(config: &Config) -> BTreeMap<String, Share> {
+    let mut shares = BTreeMap::<String, Share>::new();
+    for (tenant, key) in config.keys.iter().enumerate() {
+        if let Some(under_way_max) = key.under_way_max {
+            let share = shares.entry(key.tenant.clone()).or_insert(Share { tenant, under_way_max });
+            share.under_way_max = share.under_way_max.max(under_way_max);
+        }
+    }
+    shares
+}
+
 fn terms(config: &Config, model: &Model, model_dir: &Path) -> Result<Terms, ServeError> {
     let drawn = random_hex::<8>().map_err(|e| io_error("no randomness")(io::Error::other(e)))?;
     let resolved = std::fs::canonicalize(model_dir).unwrap_or_else(|_| model_dir.to_path_buf());
@@ -288,6 +300,7 @@ fn terms(config: &Config, model: &Model, model_dir: &Path) -> Result<Terms, Serv
         model_name: name,
         keeper: Keeper::new(&config.data, config.snapshots),
         pressure: config.pressure,
+        shares: shares(config),
     })
 }
 

@@ -9,6 +9,7 @@ use crate::board::{Live, Phase};
 use crate::clock::UnixMs;
 use crate::id::VideoId;
 use crate::job::{Class, Failure, Job, JobMemory, Quality, Status, Webhook};
+use crate::pressure::Level;
 
 /// A request for a video, as JSON or as a multipart form of the same fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -347,6 +348,8 @@ pub struct MemoryNow {
     pub tiers: BTreeMap<String, TierNow>,
     /// Bytes by tier and kind; kinds that hold nothing are left out.
     pub kinds: BTreeMap<String, BTreeMap<String, u64>>,
+    /// How short memory is: `calm`, `watch`, `high` or `critical`.
+    pub pressure: String,
 }
 
 /// One tier's bytes.
@@ -365,7 +368,7 @@ pub struct TierNow {
 impl MemoryNow {
     /// Reads the counters.
     #[must_use]
-    pub fn new(counters: &Counters) -> Self {
+    pub fn new(counters: &Counters, level: Level) -> Self {
         let tiers = Tier::ALL.map(|tier| {
             let counted = counters.tier(tier);
             let now = TierNow {
@@ -381,6 +384,6 @@ impl MemoryNow {
             let held = held.filter(|(_, bytes)| *bytes > 0);
             (tier.as_str().to_owned(), held.map(|(kind, bytes)| (kind.as_str().to_owned(), bytes)).collect())
         });
-        Self { tiers: tiers.into(), kinds: kinds.into() }
+        Self { tiers: tiers.into(), kinds: kinds.into(), pressure: level.as_str().to_owned() }
     }
 }

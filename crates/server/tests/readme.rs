@@ -25,7 +25,7 @@ fn the_examples_of_the_readme_work() {
     }
     let dir = tempfile::tempdir().unwrap();
     let downloads = tempfile::tempdir().unwrap();
-    let running = start_over(&shipped(), config(dir.path()), AMPLE).unwrap();
+    let running = start_over(shipped(), config(dir.path()), AMPLE).unwrap();
     let mut id = String::new();
     let run = |example: &str, id: &str| {
         let command = example.replace("localhost:8080", &running.address.to_string());

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use evanesce_server::job::Class;
-use evanesce_server::schedule::{Choice, Entry, Place, Quota, Quotas, Room, Rules, Schedule, Seq};
+use evanesce_server::schedule::{Choice, Entry, Place, Quota, Quotas, Room, Rules, Schedule, Seq, Share};
 use proptest::prelude::*;
 
 /// Runs a script of `rules`, `quota`, `room`, `arrive` and `run` lines; gives what was chosen, runs of the same choice on one
@@ -388,4 +388,27 @@ fn an_interactive_job_starts_within_a_unit_and_a_swap_and_is_hardly_slower_than_
     // One unit that was under way, a move, and what ageing gives to background.
     assert!(took as f64 <= 60.0 * 20.0 * 1.15, "{took} ticks instead of {}", 60 * 20);
     assert!(run.ends[..6].iter().all(|end| *end > 0));
+}
+
+#[test]
+fn nobody_has_more_jobs_begun_than_their_share() {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 8, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    let share = Some(Share { tenant: 0, under_way_max: 1 });
+    for seq in 0..2 {
+        schedule.arrive(seq, Entry { share, ..Entry::new(Class::Interactive, 10) });
+    }
+    assert_eq!(schedule.choose(0), Choice::Start(0));
+    schedule.moved(0, Place::Device);
+    schedule.arrive(2, Entry { deadline: Some(1), ..Entry::new(Class::Interactive, 10) });
+    // There is room for all, and somebody else's job takes it.
+    assert_eq!(schedule.choose(0), Choice::Start(2));
+    schedule.leave(2);
+    assert_eq!(schedule.choose(0), Choice::Advance(0));
+    // What is parked has begun.
+    schedule.moved(0, Place::Host);
+    assert_eq!(schedule.choose(0), Choice::Resume(0));
+    schedule.leave(0);
+    assert_eq!(schedule.choose(0), Choice::Start(1));
 }

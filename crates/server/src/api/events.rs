@@ -51,7 +51,7 @@ pub(super) async fn of_all(
     Extension(tenant): Extension<Tenant>,
 ) -> Result<impl IntoResponse, ApiError> {
     let updates = app.board.listen();
-    let memory = MemoryNow::new(&app.model.counters());
+    let memory = MemoryNow::new(&app.model.counters(), app.metrics.level());
     let first = event("memory", &serde_json::to_string(&memory).map_err(ApiError::internal)?);
     Ok(sse(first, Listener { tenant, only: None, updates, app, is_over: false }))
 }

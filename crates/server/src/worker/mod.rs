@@ -32,7 +32,7 @@ use crate::job::{Failure, Job, Status};
 use crate::journal::note;
 use crate::metrics::Metrics;
 use crate::pressure::Level;
-use crate::schedule::{Choice, Entry, Place, Rules, Schedule, Seq};
+use crate::schedule::{Choice, Entry, Place, Rules, Schedule, Seq, Share};
 use crate::store::{Ending, Fenced, JobStore, Lease};
 use crate::videos::VideoStore;
 use crate::wire::MemoryNow;
@@ -78,6 +78,8 @@ pub(crate) struct Terms {
     pub(crate) model_name: String,
     pub(crate) keeper: Keeper,
     pub(crate) pressure: PressureConfig,
+    /// Of tenants who may have only so many jobs begun at once.
+    pub(crate) shares: BTreeMap<String, Share>,
 }
 
 impl Terms {
@@ -248,6 +250,7 @@ impl<'m> Worker<'m> {
         let mut entry = Entry::new(job.order.class, job.order.device_bytes);
         entry.deadline = job.deadline().map(|at| at.0);
         entry.can_be_saved = self.keeper.of(&job.id).is_some();
+        entry.share = self.terms.shares.get(&job.tenant).copied();
         self.tasks.insert(seq, Task { job, run: None });
         entry.least_bytes = self.least_bytes(seq).unwrap_or(entry.needed_bytes).min(entry.needed_bytes);
         self.schedule.arrive(seq, entry);
@@ -412,7 +415,8 @@ impl<'m> Worker<'m> {
     }
 
     fn tell_memory(&self, is_last: bool) {
-        self.means.board.tell_memory(|| MemoryNow::new(&self.model.counters()), is_last);
+        let now = || MemoryNow::new(&self.model.counters(), self.strain.level);
+        self.means.board.tell_memory(now, is_last);
     }
 
     /// Puts everything under way back into the queue.

@@ -123,7 +123,9 @@ impl Worker<'_> {
     /// Counts a snapshot, or says why there is none.
     pub(super) fn note_kept(&self, id: &VideoId, kept: Result<Option<(Taken, Duration)>, EngineError>) {
         match kept {
-            Ok(Some((taken, took))) => self.means.metrics.kept(taken.written_bytes, taken.held_bytes, took),
+            Ok(Some((taken, took))) => {
+                self.means.metrics.kept(id, taken.written_bytes, taken.held_bytes, took)
+            }
             Ok(None) => {}
             Err(error) => {
                 self.means.metrics.not_kept();
