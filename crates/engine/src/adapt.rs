@@ -118,7 +118,11 @@ mod tests {
         adapt.begin_block(2, 3);
         assert_eq!([0, 1, 2].map(|at| adapt.codec(at)), [KvCodec::default(), int8, KvCodec::default()]);
         let [int4, f32] = ["int4", "f32"].map(|name| KvCodec::from_name(name).expect("it is a codec"));
-        assert_eq!([0, 1, 2].map(|at| adapt.smaller(f32, at)), [f32, int8, f32], "a layer's own codec gives way too");
+        assert_eq!(
+            [0, 1, 2].map(|at| adapt.smaller(f32, at)),
+            [f32, int8, f32],
+            "a layer's own codec gives way too"
+        );
         assert_eq!([0, 1, 2].map(|at| adapt.smaller(int4, at)), [int4; 3], "unless it is smaller already");
     }
 }

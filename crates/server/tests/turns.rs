@@ -1,5 +1,7 @@
 //! The scheduler's choices: readable traces, properties, and a simulator that runs the same code over many jobs.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![expect(clippy::print_stdout, reason = "the simulator's figures, for whoever runs it alone")]
+#![expect(clippy::cast_possible_truncation, reason = "shares of a hundred bytes are small")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
