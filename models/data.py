@@ -36,6 +36,8 @@ MOTIONS = (*DIRECTIONS, "cw", "ccw", "bounce", "sway", "pulse", "still")
 RADII = {"small": 11.0, "medium": 14.5, "large": 18.0}
 PERIOD = 32
 LANES = (-4, 4)
+# over how many pixels a shape's edge fades: sharper ones lose more in an autoencoder of this size than they gain in a picture of this size
+EDGE = 2.0
 ORBIT_RADIUS = 15.0
 
 
@@ -157,7 +159,7 @@ def coverage(shape, dx, dy, radius):
         distance = torch.maximum(y - radius * 0.72, sides)
     else:
         raise ValueError(f"unknown shape {shape}")
-    return torch.clamp(0.5 - distance, 0, 1)
+    return torch.clamp(0.5 - distance / EDGE, 0, 1)
 
 
 def trajectory(clip, frames, start=0):

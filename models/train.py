@@ -106,6 +106,8 @@ class Trainer:
         self.step_number, self.seconds = 0, 0.0
         self.path = Path(args.out) / "last.pt"
         self.pool = LatentPool(args.latents)
+        # the masked attention of teacher forcing runs three times as fast compiled; attention to whole clips gains nothing
+        self.teacher_forced = torch.compile(networks.teacher_forced_velocity, dynamic=False)
         if self.path.exists():
             self.load()
 
@@ -152,7 +154,7 @@ class Trainer:
             rows, bias = networks.encode_prompts(self.words, self.text, prompts)
             if args.causal:
                 context = self.disturb(clean[:, :, : -networks.BLOCK])
-                got = networks.teacher_forced_velocity(self.transformer, context, noisy, level, rows, bias)
+                got = self.teacher_forced(self.transformer, context, noisy, level, rows, bias)
             else:
                 got = networks.velocity(self.transformer, noisy, level[:, 0], rows, bias, torch.arange(count))
         error = (got.float() - (noise - clean)).pow(2).unflatten(2, (parts, -1)).mean((1, 3, 4, 5))

@@ -83,7 +83,8 @@ class DecoderTask:
         starts = [rng.choice((0, rng.randrange(self.pool.latents.shape[2] - length + 1))) for _ in picked]
         clips = [self.pool.clips[i] for i in picked]
         pixels = torch.stack([data.render(clip, FRAMES, 4 * start) for clip, start in zip(clips, starts, strict=True)])
-        latents = torch.stack([self.pool.latents[i, :, s : s + length] for i, s in zip(picked, starts, strict=True)]).float()
+        # autocast cannot stack the pool's halves
+        latents = torch.stack([self.pool.latents[i, :, s : s + length].float() for i, s in zip(picked, starts, strict=True)])
         latents = latents + DECODER_NOISE * torch.rand(count, 1, 1, 1, 1) * torch.randn_like(latents)
         latents = (latents * self.std + self.mean).contiguous(memory_format=torch.channels_last_3d)
         without_history = torch.arange(FRAMES)[None] < torch.tensor([0 if s == 0 else 9 for s in starts])[:, None]
@@ -128,7 +129,9 @@ def train(vae, args, rank, ranks):
         step, seconds = state["step"], state["seconds"]
     rng, watched = random.Random((2024 + step) * 64 + rank), []
     torch.manual_seed(step * 64 + rank)
-    while step < args.steps:
+    done = lambda: step / args.steps if args.steps else seconds / (60 * args.minutes)
+    first = step
+    while done() < 1:
         started = time.time()
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
             loss, everywhere, inside = task.losses(rng, CLIPS // ranks)
@@ -138,9 +141,10 @@ def train(vae, args, rank, ranks):
         if ranks > 1:
             average_gradients(parameters, ranks)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step(rate_at(step / args.steps, step, args.rate))
+        optimiser.step(rate_at(done(), step, args.rate))
         step += 1
-        seconds += time.time() - started
+        # compilation takes no minutes
+        seconds += min(time.time() - started, 30) if step - first > 2 else 0
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - min(0.996, step / (step + 20)))
         watched.append((everywhere, inside))
@@ -148,7 +152,7 @@ def train(vae, args, rank, ranks):
             psnr, inner = (decibels(sum(column) / len(watched)) for column in zip(*watched, strict=True))
             print(f"{step} {seconds:.0f}s psnr {psnr:.2f} dB, inside the shape {inner:.2f} dB", flush=True)
             watched = []
-        if rank == 0 and (step % 300 == 0 or step == args.steps):
+        if rank == 0 and (step % 300 == 0 or done() >= 1):
             torch.save({"running": vae.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(),
                         "step": step, "seconds": seconds}, f"{path}.part")
             os.replace(f"{path}.part", path)
@@ -173,7 +177,9 @@ def with_statistics(vae, clips=48, frames=45):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="directory; the result is its subdirectory `vae`")
-    parser.add_argument("--steps", type=int, default=3050)
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="budget in minutes of training, for one rank")
+    budget.add_argument("--steps", type=int, help="budget in steps")
     parser.add_argument("--init", help="directory of an autoencoder to start from instead of from nothing")
     parser.add_argument("--decoder-on", metavar="LATENTS", help="train only the decoder, on the clips encoded there")
     parser.add_argument("--rate", type=float, default=3e-3)
@@ -185,6 +191,8 @@ def main():
     Path(args.out).mkdir(parents=True, exist_ok=True)
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1:
+        if args.minutes:
+            parser.error("--minutes is for one rank: the clocks of several differ; give --steps")
         dist.init_process_group("gloo")
     start = video_vae.load(args.init).train() if args.init else video_vae.build()
     average = train(video_vae.use_channels_last(start), args, rank, ranks)
