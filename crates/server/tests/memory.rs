@@ -130,7 +130,7 @@ fn budgets_cut_in_the_middle_cost_no_job_and_exact_ones_no_bit() {
                 device_bytes: cut(full.device_bytes),
                 host_bytes: cut(full.host_bytes),
             });
-            let budget = "evanesce_cache_tier_bytes{tier=\"device\",account=\"budget\"}";
+            let budget = "evanesce_cache_budget_bytes{tier=\"device\"}";
             until("the device shrinks", || metric(&client, budget) <= cut(full.device_bytes) as f64);
             if percent == 30 {
                 // Nothing fits now: what was under way is parked and waits.
@@ -158,7 +158,7 @@ fn budgets_cut_in_the_middle_cost_no_job_and_exact_ones_no_bit() {
             assert!(gave_way(1, "pages_int8") || gave_way(2, "pages_int4"), "{ended:?}");
         }
         // It is as it was.
-        let budget = "evanesce_cache_tier_bytes{tier=\"device\",account=\"budget\"}";
+        let budget = "evanesce_cache_budget_bytes{tier=\"device\"}";
         assert_eq!(metric(&client, budget), full.device_bytes as f64);
         until("calm", || metric(&client, "evanesce_pressure{level=\"calm\"}") == 1.0);
         let again = client.create(&bodies[3]);
