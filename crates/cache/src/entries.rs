@@ -10,6 +10,7 @@ use crate::place::Place;
 use crate::policy::GroupId;
 use crate::slots::{Expiry, Slot, SlotId, State};
 use crate::store::Store;
+use crate::trace::Touch;
 use crate::{
     CommitRefusal, EntryKey, Expired, JobId, Key, Kind, Lifetime, Overdue, Owner, PerTier, PutError, PutSpec,
     Tier,
@@ -103,6 +104,7 @@ impl Store {
         kind.puts += 1;
         kind.encoded_bytes += spec.len_bytes as u64;
         kind.raw_bytes += spec.raw_bytes;
+        self.trace.note(owner, key, Touch::Put { bytes: buffer.charged_bytes() });
         self.reads += 1;
         let id = self.slots.insert(Slot {
             owner,
@@ -195,6 +197,9 @@ impl Store {
         self.arenas[tier].transfer(Account::Live, Account::Quiescing, bytes);
         let kind = &mut self.kinds[key.kind() as usize];
         kind.entries -= 1;
+        if matches!(cause, Cause::Expired | Cause::Removed) {
+            self.trace.note(owner, key, Touch::End);
+        }
         match cause {
             Cause::Expired => kind.expired += 1,
             Cause::Removed => kind.removed += 1,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::cache::remove;
 use crate::draft::Draft;
-use crate::fetch::{Fetcher, get, peek};
+use crate::fetch::{Fetcher, get, peek, take};
 use crate::job_state::StageId;
 use crate::lease::Lease;
 use crate::owned::Owned;
@@ -37,6 +37,12 @@ impl Job {
 
     fn owner(&self) -> Owner {
         Owner::Job(self.id)
+    }
+
+    /// Another job of the same cache.
+    pub(crate) fn open_beside(&self) -> Self {
+        let id = self.shared.lock().open_job();
+        Self::new(Arc::clone(&self.shared), id)
     }
 
     /// Begins an entry that cannot be brought back once lost, so that eviction may demote but never drop it.
@@ -92,6 +98,15 @@ impl Job {
         get(&self.shared, self.owner(), Some(self.id), &EntryKey::Own(*key))
     }
 
+    /// As [`try_get`](Self::try_get), and ends the entry when no later read of it is announced: it is gone from sight, and its
+    /// bytes come back with the lease. What is dead would only be copied away to make room.
+    ///
+    /// # Errors
+    /// As [`try_get`](Self::try_get).
+    pub fn try_take(&self, key: &Key) -> Result<Lease, GetError> {
+        take(&self.shared, self.id, &EntryKey::Own(*key))
+    }
+
     /// As [`get`](Self::get) for an entry of the shared pool.
     pub fn shared_get(&self, key: &ContentKey) -> Option<Lease> {
         get(&self.shared, Owner::Shared, Some(self.id), &EntryKey::Shared(*key)).ok()
@@ -138,7 +153,7 @@ impl Job {
         let slot = &store.slots[id];
         let below = slot.tier.below().filter(|_| slot.is_free_to_go() && leaves(slot.tier));
         let Some(below) = below else { return Ok(Some(slot.tier)) };
-        let (store, room) = self.shared.relocate(store, id, below, Displace::Anything);
+        let (store, room) = self.shared.relocate(store, &[id], below, Displace::Anything);
         let found = store.find(self.owner(), &EntryKey::Own(*key)).map(|id| store.slots[id].tier);
         room.map(|()| found)
     }

@@ -9,6 +9,7 @@ mod draft;
 mod entries;
 mod error;
 mod fetch;
+mod fork;
 #[cfg(test)]
 mod interleavings;
 mod job;
@@ -26,6 +27,7 @@ mod slots;
 mod spec;
 mod store;
 mod tier;
+mod trace;
 mod verify;
 mod writer;
 
@@ -35,6 +37,7 @@ pub use counters::{Counters, Expired, KindCounters, Overdue, TierCounters, TierT
 pub use disk::{BlockFile, Disk, DiskError, DiskFault};
 pub use error::{CommitError, CommitRefusal, GetError, Held, Inconsistency, OutOfBudget, PutError};
 pub use fetch::Fetcher;
+pub use fork::ForkError;
 pub use job::{Job, Stage};
 pub use key::{ContentKey, EntryKey, JobId, Key, Kind, Owner};
 pub use lease::{Flight, Lease};
@@ -43,4 +46,5 @@ pub use reservation::{Reservation, ReservationShort};
 pub use schedule::{Tick, Uses};
 pub use spec::{Displace, Fill, Lifetime, PutSpec, Recover};
 pub use tier::{Budgets, PerTier, Tier};
+pub use trace::{Access, Touch};
 pub use writer::{GroupWriter, Writer};

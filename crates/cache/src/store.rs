@@ -14,6 +14,7 @@ use crate::disk::Extents;
 use crate::job_state::{JobState, Map, StageId, StageState};
 use crate::policy::GroupId;
 use crate::slots::{SlotId, Slots};
+use crate::trace::Trace;
 use crate::{Budgets, ContentKey, Expired, JobId, Kind, Owner, PerTier, Tier};
 
 pub(crate) struct Store {
@@ -38,6 +39,7 @@ pub(crate) struct Store {
     pub(crate) reads: u64,
     /// Calls of `quarantine_overdue` so far.
     pub(crate) sweeps: u64,
+    pub(crate) trace: Trace,
 }
 
 impl Store {
@@ -59,6 +61,7 @@ impl Store {
             groups_opened: 0,
             reads: 0,
             sweeps: 0,
+            trace: Trace::default(),
         }
     }
 

@@ -17,16 +17,17 @@ use crate::request::JobSpec;
 
 /// Layers of pages that are asked for ahead of the one that computes.
 pub(crate) const LAYERS_AHEAD: usize = 2;
-/// Layers that may wait to be brought; a request beyond that is dropped, and made again by the next layer.
-const QUEUE_LAYERS: usize = 2;
+/// Requests that may wait: layers, which are asked for again by the next layer when one is dropped, and what the decoder
+/// reads next.
+const QUEUE_REQUESTS: usize = 4;
 /// Reads whose pages the device holds at once at least, each of one layer and branch: the one under way and the one that
 /// arrives.
 pub(crate) const STAGED_READS: usize = 2;
 
-/// Pages of one layer.
+/// Entries by the reads that read them, such as the pages of a branch in one layer: those of a read come together.
 struct Wanted {
     fetcher: Fetcher,
-    keys: Vec<Key>,
+    reads: Vec<Vec<Key>>,
 }
 
 /// The thread that brings pages home.
@@ -39,7 +40,7 @@ pub(crate) struct Porter {
 
 impl Porter {
     pub(crate) fn new() -> Result<Self, EngineError> {
-        let (sender, receiver) = sync_channel(QUEUE_LAYERS);
+        let (sender, receiver) = sync_channel(QUEUE_REQUESTS);
         let thread =
             std::thread::Builder::new().name("pages".to_owned()).spawn(move || serve(&receiver)).map_err(
                 |error| EngineError::Cache(format!("cannot start the thread that brings pages: {error}")),
@@ -47,10 +48,11 @@ impl Porter {
         Ok(Self { wanted: Some(sender), thread: Some(thread) })
     }
 
-    fn request(&self, wanted: Wanted) {
+    /// Asks for entries of a job, by the reads that read them.
+    pub(crate) fn request(&self, fetcher: Fetcher, reads: Vec<Vec<Key>>) {
         if let Some(sender) = &self.wanted {
-            // A full queue drops the request: see QUEUE_LAYERS.
-            _ = sender.try_send(wanted);
+            // A full queue drops the request: see QUEUE_REQUESTS.
+            _ = sender.try_send(Wanted { fetcher, reads });
         }
     }
 }
@@ -65,10 +67,10 @@ impl Drop for Porter {
 }
 
 fn serve(wanted: &Receiver<Wanted>) {
-    while let Ok(Wanted { fetcher, keys }) = wanted.recv() {
-        for key in keys {
+    while let Ok(Wanted { fetcher, reads }) = wanted.recv() {
+        for keys in reads {
             // One that does not come is brought by the read itself, which says what is wrong.
-            fetcher.prefetch(&key);
+            fetcher.prefetch_all(&keys);
         }
     }
 }
@@ -128,14 +130,14 @@ impl Ahead<'_> {
         let frames = reach(rollout, self.spec.block(self.block).frames.start).frames;
         let expert = self.itinerary.passing(self.pass);
         let owner = self.model.blueprint.context_of(rollout, expert);
-        let branches = self.spec.branches(expert).iter();
-        let read =
-            |branch, frame| self.spec.page_codecs().page_read((owner, branch), layer, frame, self.block).0;
-        let read = &read;
-        let keys: Vec<_> =
-            branches.flat_map(|branch| frames.iter().map(move |frame| read(*branch, *frame))).collect();
-        if !keys.is_empty() {
-            self.model.porter.request(Wanted { fetcher: self.job.fetcher(), keys });
+        if frames.is_empty() {
+            return;
         }
+        let codecs = self.spec.page_codecs();
+        let reads = self.spec.branches(expert).iter().map(|branch| {
+            let read = |frame: &usize| codecs.page_read((owner, *branch), layer, *frame, self.block).0;
+            frames.iter().map(read).collect()
+        });
+        self.model.porter.request(self.job.fetcher(), reads.collect());
     }
 }

@@ -18,6 +18,7 @@ use crate::cancel::CancelToken;
 use crate::decode::Decode;
 use crate::denoise::{Denoise, put_noise};
 use crate::error::{EngineError, Result};
+use crate::features;
 use crate::itinerary::Itinerary;
 use crate::keys::{self, LatentRole};
 use crate::model::Model;
@@ -26,6 +27,7 @@ use crate::progress::{Event, Observer, Stage};
 use crate::report::MemoryReport;
 use crate::request::{JobSpec, Request};
 use crate::snapshot::{Kept, SnapshotError};
+use crate::start;
 use crate::tensors::read_noise;
 use crate::text::{Prompt, encode};
 use crate::video::VideoSummary;
@@ -110,6 +112,8 @@ pub struct JobRun<'m> {
     prompts: Vec<Prompt>,
     pub(crate) job: Job,
     measured: Option<Measurement>,
+    /// Blocks that the video begins with and that are not made here.
+    blocks_given: usize,
 }
 
 impl<'m> JobRun<'m> {
@@ -125,6 +129,7 @@ impl<'m> JobRun<'m> {
             // Read again when it is needed: noise is not an entry before the job has begun.
             read_noise(path, &spec.noise_shape(channels))?;
         }
+        let blocks_given = spec.start_from.as_ref().map_or(Ok(0), |path| start::blocks_given(path, &spec))?;
         let outputs = OpenOutputs::open(outputs, &spec, channels)?;
         let itinerary = Itinerary::new(&model.blueprint, &spec);
         let job = model.cache.open_job();
@@ -143,6 +148,7 @@ impl<'m> JobRun<'m> {
             prompts: Vec::new(),
             job,
             measured: None,
+            blocks_given,
             spec,
         })
     }
@@ -328,6 +334,9 @@ impl<'m> JobRun<'m> {
         }
         let n_units = self.spec.steps() + self.itinerary.commits();
         observer.on_event(Event::Started { stage: Stage::Denoise, n_units });
+        if block.at < self.blocks_given {
+            return self.begin_given(block, observer);
+        }
         let channels = self.model.checkpoint.vae().z_dim();
         let noise = match &self.spec.noise_in {
             Some(path) => {
@@ -350,7 +359,34 @@ impl<'m> JobRun<'m> {
         Ok(Phase::Step { block: block.at, at: 0 })
     }
 
+    /// Takes a block that is given as denoised.
+    fn begin_given(&mut self, block: &Block, observer: &mut dyn Observer) -> Result<Phase> {
+        if let Some(path) = self.spec.start_from.as_ref().filter(|_| block.at == 0) {
+            start::put(self.model, &self.spec, &self.job, &self.itinerary, path)?;
+        }
+        // What lives some steps counts those of every block.
+        for _ in 0..self.spec.steps() {
+            self.job.step();
+        }
+        self.write_latents(block)?;
+        if self.itinerary.commits() > 0 {
+            return Ok(Phase::Commit { block: block.at, at: 0 });
+        }
+        Ok(self.begin_decoding(block, observer))
+    }
+
+    /// Asks, before the last pass of a block, for what decoding its first frame reads: it may have made room for pages.
+    fn ask_for_features(&self, block: &Block, pass: usize) {
+        let is_last = block.at + 1 == self.spec.n_blocks();
+        let commits = if is_last { 0 } else { self.itinerary.commits() };
+        if self.spec.rollout.is_some() && pass + 1 == self.spec.steps() + commits {
+            let reads = features::read_by(&self.model.blueprint.decoder, &self.spec, block.frames.start);
+            self.model.porter.request(self.job.fetcher(), reads);
+        }
+    }
+
     fn denoise(&mut self, block: &Block, at: usize, observer: &mut dyn Observer) -> Result<Phase> {
+        self.ask_for_features(block, at);
         self.denoising(block)?.take(at)?;
         observer.on_event(Event::Advanced { stage: Stage::Denoise, done_units: at + 1 });
         if at + 1 < self.spec.steps() {
@@ -366,6 +402,7 @@ impl<'m> JobRun<'m> {
     }
 
     fn commit(&mut self, block: &Block, at: usize, observer: &mut dyn Observer) -> Result<Phase> {
+        self.ask_for_features(block, self.spec.steps() + at);
         self.denoising(block)?.commit(at)?;
         observer.on_event(Event::Advanced { stage: Stage::Denoise, done_units: self.spec.steps() + at + 1 });
         if at + 1 < self.itinerary.commits() {
@@ -397,8 +434,9 @@ impl<'m> JobRun<'m> {
         let plane = (self.spec.height / 8) * (self.spec.width / 8);
         let frames = self.spec.latent_frames();
         for frame in block.frames.start..block.frames.end.min(frames) {
+            // A copy of it is no read that anybody announced.
             let latent =
-                self.job.try_get(&keys::latent(LatentRole::Final, frame)).map_err(EngineError::cache)?;
+                self.job.peek(&keys::latent(LatentRole::Final, frame)).map_err(EngineError::cache)?;
             for (channel, numbers) in crate::bytes::as_f32(&latent).chunks_exact(plane).enumerate() {
                 outputs.write_latent_plane((channel * frames + frame) * plane, numbers)?;
             }

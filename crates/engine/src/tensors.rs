@@ -1,9 +1,12 @@
-//! The three safetensors files by which another implementation can be compared: noise in, latents out, frames out.
+//! The safetensors files by which another implementation can be compared, and a video gone on from: noise and frames in,
+//! latents and frames out.
 
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::NamedTempFile;
 
@@ -14,25 +17,56 @@ use crate::error::{EngineError, Result};
 /// # Errors
 /// When the file cannot be read, is no safetensors file, or holds anything else under that name.
 pub(crate) fn read_noise(path: &Path, shape: &[usize]) -> Result<Vec<f32>> {
+    let got = read_shape(path, "noise")?;
+    if got != shape {
+        return Err(EngineError::file(path, format!("`noise` is F32 {got:?}; expected F32 {shape:?}")));
+    }
+    read_tensor(path, "noise", 0..shape.iter().product())
+}
+
+/// The shape of an f32 tensor of a file.
+///
+/// # Errors
+/// As [`read_noise`].
+pub(crate) fn read_shape(path: &Path, name: &str) -> Result<Vec<usize>> {
+    with_tensor(path, name, |tensor| Ok(tensor.shape().to_vec()))
+}
+
+/// Some numbers of an f32 tensor of a file, by their places in row-major order.
+///
+/// # Errors
+/// As [`read_noise`], and when one of them is not finite.
+pub(crate) fn read_tensor(path: &Path, name: &str, places: Range<usize>) -> Result<Vec<f32>> {
+    with_tensor(path, name, |tensor| {
+        let first = places.start;
+        let bytes = tensor.data().get(4 * places.start..4 * places.end).unwrap_or_default();
+        let numbers: Vec<f32> =
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        match numbers.iter().position(|x| !x.is_finite()) {
+            None => Ok(numbers),
+            Some(at) => {
+                let (number, at) = (numbers[at], first + at);
+                Err(format!("`{name}` holds {number} at position {at}; expected finite numbers"))
+            }
+        }
+    })
+}
+
+fn with_tensor<T>(
+    path: &Path,
+    name: &str,
+    read: impl FnOnce(&TensorView<'_>) -> std::result::Result<T, String>,
+) -> Result<T> {
     let bytes = std::fs::read(path).map_err(|error| EngineError::file(path, error))?;
     let tensors = SafeTensors::deserialize(&bytes)
         .map_err(|error| EngineError::file(path, format!("not a safetensors file ({error})")))?;
-    let noise = tensors
-        .tensor("noise")
-        .map_err(|_| EngineError::file(path, format!("has no tensor `noise`; expected f32 {shape:?}")))?;
-    if noise.dtype() != Dtype::F32 || noise.shape() != shape {
-        let got = format!("`noise` is {:?} {:?}; expected F32 {shape:?}", noise.dtype(), noise.shape());
-        return Err(EngineError::file(path, got));
+    let tensor = tensors
+        .tensor(name)
+        .map_err(|_| EngineError::file(path, format!("has no tensor `{name}`; expected it in f32")))?;
+    if tensor.dtype() != Dtype::F32 {
+        return Err(EngineError::file(path, format!("`{name}` is {:?}; expected F32", tensor.dtype())));
     }
-    let numbers: Vec<f32> =
-        noise.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    if let Some(at) = numbers.iter().position(|x| !x.is_finite()) {
-        return Err(EngineError::file(
-            path,
-            format!("`noise` holds {} at position {at}; expected finite numbers", numbers[at]),
-        ));
-    }
-    Ok(numbers)
+    read(&tensor).map_err(|message| EngineError::file(path, message))
 }
 
 /// One f32 tensor of known shape, written as its numbers arrive and put in place when it is complete. Dropping it before
