@@ -9,7 +9,7 @@ use crate::job_state::{JobState, StageId};
 use crate::place::Place;
 use crate::policy::GroupId;
 use crate::slots::{Expiry, Slot, SlotId, State};
-use crate::store::Store;
+use crate::store::{Post, Store};
 use crate::trace::Touch;
 use crate::{
     CommitRefusal, EntryKey, Expired, JobId, Key, Kind, Lifetime, Overdue, Owner, PerTier, PutError, PutSpec,
@@ -260,7 +260,8 @@ impl Store {
         let bytes = slot.charged_bytes();
         self.vacate(slot.tier, slot.place, slot.owner);
         self.kinds[slot.key.kind() as usize].returned_bytes += bytes;
-        self.release(slot.owner, Some(slot.key.kind()), slot.tier, Account::Quiescing, bytes);
+        let post = Post::new(slot.owner, Some(slot.key.kind()), slot.tier, Account::Quiescing);
+        self.release(post, bytes);
         true
     }
 
@@ -303,7 +304,7 @@ impl Store {
     pub(crate) fn abandon(&mut self, owner: Owner, kind: Kind, tier: Tier, bytes: u64, buffer: Buffer) {
         self.kinds[kind as usize].returned_bytes += bytes;
         self.arenas[tier].give(buffer, owner);
-        self.release(owner, Some(kind), tier, Account::Writing, bytes);
+        self.release(Post::new(owner, Some(kind), tier, Account::Writing), bytes);
     }
 
     /// What a list of puts is charged, by tier.
