@@ -2,12 +2,12 @@
 //! latents and frames out.
 
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use evanesce_wan::checkpoint::{Entry, parse_header};
+use evanesce_wan::kernels::Dtype;
 use tempfile::NamedTempFile;
 
 use crate::error::{EngineError, Result};
@@ -29,44 +29,56 @@ pub(crate) fn read_noise(path: &Path, shape: &[usize]) -> Result<Vec<f32>> {
 /// # Errors
 /// As [`read_noise`].
 pub(crate) fn read_shape(path: &Path, name: &str) -> Result<Vec<usize>> {
-    with_tensor(path, name, |tensor| Ok(tensor.shape().to_vec()))
+    Ok(locate(path, name)?.1.shape)
 }
 
-/// Some numbers of an f32 tensor of a file, by their places in row-major order.
+/// Some numbers of an f32 tensor of a file, by their places in row-major order; no others are read.
 ///
 /// # Errors
 /// As [`read_noise`], and when one of them is not finite.
 pub(crate) fn read_tensor(path: &Path, name: &str, places: Range<usize>) -> Result<Vec<f32>> {
-    with_tensor(path, name, |tensor| {
-        let first = places.start;
-        let bytes = tensor.data().get(4 * places.start..4 * places.end).unwrap_or_default();
-        let numbers: Vec<f32> =
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        match numbers.iter().position(|x| !x.is_finite()) {
-            None => Ok(numbers),
-            Some(at) => {
-                let (number, at) = (numbers[at], first + at);
-                Err(format!("`{name}` holds {number} at position {at}; expected finite numbers"))
-            }
-        }
-    })
+    let (mut file, entry) = locate(path, name)?;
+    let first = places.start;
+    let mut bytes = vec![0; 4 * places.len()];
+    file.seek(SeekFrom::Start(entry.offset_bytes + 4 * first as u64))
+        .and_then(|_| file.read_exact(&mut bytes))
+        .map_err(|error| EngineError::file(path, error))?;
+    let numbers: Vec<f32> =
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let Some(at) = numbers.iter().position(|x| !x.is_finite()) else { return Ok(numbers) };
+    let message =
+        format!("`{name}` holds {} at position {}; expected finite numbers", numbers[at], first + at);
+    Err(EngineError::file(path, message))
 }
 
-fn with_tensor<T>(
-    path: &Path,
-    name: &str,
-    read: impl FnOnce(&TensorView<'_>) -> std::result::Result<T, String>,
-) -> Result<T> {
-    let bytes = std::fs::read(path).map_err(|error| EngineError::file(path, error))?;
-    let tensors = SafeTensors::deserialize(&bytes)
-        .map_err(|error| EngineError::file(path, format!("not a safetensors file ({error})")))?;
-    let tensor = tensors
-        .tensor(name)
-        .map_err(|_| EngineError::file(path, format!("has no tensor `{name}`; expected it in f32")))?;
-    if tensor.dtype() != Dtype::F32 {
-        return Err(EngineError::file(path, format!("`{name}` is {:?}; expected F32", tensor.dtype())));
+/// An f32 tensor in its file.
+fn locate(path: &Path, name: &str) -> Result<(File, Entry)> {
+    let fault = |message: String| EngineError::file(path, message);
+    let mut file = File::open(path).map_err(|error| EngineError::file(path, error))?;
+    let file_bytes = file.metadata().map_err(|error| EngineError::file(path, error))?.len();
+    let header = read_header(&mut file, file_bytes)
+        .map_err(|error| fault(format!("not a safetensors file ({error})")))?;
+    let tensors = parse_header(path, &header, file_bytes)
+        .map_err(|error| fault(format!("not a safetensors file ({error})")))?;
+    match tensors.get(name) {
+        Some(entry) if entry.dtype == Dtype::F32 => Ok((file, entry.clone())),
+        Some(entry) => Err(fault(format!("`{name}` is {:?}; expected F32", entry.dtype))),
+        None => Err(fault(format!("has no tensor `{name}`; expected it in f32"))),
     }
-    read(&tensor).map_err(|message| EngineError::file(path, message))
+}
+
+fn read_header(file: &mut File, file_bytes: u64) -> std::io::Result<Vec<u8>> {
+    let mut len = [0; 8];
+    file.read_exact(&mut len)?;
+    let len = u64::from_le_bytes(len);
+    if len > file_bytes.saturating_sub(8) {
+        return Err(std::io::Error::other(format!(
+            "its header would pass the end of its {file_bytes} bytes"
+        )));
+    }
+    let mut header = Vec::new();
+    file.take(len).read_to_end(&mut header)?;
+    Ok(header)
 }
 
 /// One f32 tensor of known shape, written as its numbers arrive and put in place when it is complete. Dropping it before
