@@ -52,7 +52,7 @@ fn entries_that_are_read_together_come_home_together_or_as_many_of_them_as_go() 
     let cache = Cache::new(Budgets { device_bytes: 4 * 64, host_bytes: 8 * 64 });
     let (job, keys) = pages(&cache, 8);
     for key in &keys[..4] {
-        job.demote(key).unwrap();
+        job.demote_from(Tier::Device, key).unwrap();
     }
     let at_home = || keys.iter().filter(|key| job.tier_of(key) == Some(Tier::Device)).count();
     let before = at_home();

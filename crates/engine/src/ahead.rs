@@ -19,7 +19,7 @@ use crate::request::JobSpec;
 pub(crate) const LAYERS_AHEAD: usize = 2;
 /// Requests that may wait: layers, which are asked for again by the next layer when one is dropped, and what the decoder
 /// reads next.
-const QUEUE_REQUESTS: usize = 4;
+const QUEUE_REQUESTS: usize = 8;
 /// Reads whose pages the device holds at once at least, each of one layer and branch: the one under way and the one that
 /// arrives.
 pub(crate) const STAGED_READS: usize = 2;

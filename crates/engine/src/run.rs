@@ -467,9 +467,11 @@ impl<'m> JobRun<'m> {
 
     fn close(&mut self, observer: &mut dyn Observer) -> Result<Phase> {
         observer.on_event(Event::Started { stage: Stage::Encode, n_units: 1 });
-        self.video = Some(self.outputs.take().ok_or_else(closed)?.finish()?);
+        self.outputs.as_mut().ok_or_else(closed)?.complete()?;
         observer.on_event(Event::Advanced { stage: Stage::Encode, done_units: 1 });
         observer.on_event(Event::Finished { stage: Stage::Encode });
+        // Nothing that might stop the job comes after the files are in place.
+        self.video = Some(self.outputs.take().ok_or_else(closed)?.finish()?);
         Ok(Phase::Done)
     }
 }

@@ -148,18 +148,28 @@ impl TensorWriter {
         self.push(numbers)
     }
 
-    /// Puts the file in place.
+    /// Waits until all of it is on disk, where nobody sees it yet.
     ///
     /// # Errors
     /// When numbers are missing or the disk refuses.
-    pub(crate) fn finish(self) -> Result<()> {
-        let Self { path, file, left, .. } = self;
-        if left > 0 {
-            return Err(EngineError::file(&path, format!("{left} numbers are missing")));
+    pub(crate) fn complete(&mut self) -> Result<()> {
+        if self.left > 0 {
+            return Err(EngineError::file(&self.path, format!("{} numbers are missing", self.left)));
         }
+        self.file.flush().map_err(|error| EngineError::file(&self.path, error))?;
+        let file = self.file.get_ref().as_file();
+        readable_by_others(file);
+        file.sync_all().map_err(|error| EngineError::file(&self.path, error))
+    }
+
+    /// Puts the file in place.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.complete()?;
+        let Self { path, file, .. } = self;
         let file = file.into_inner().map_err(|error| EngineError::file(&path, error.into_error()))?;
-        readable_by_others(file.as_file());
-        file.as_file().sync_all().map_err(|error| EngineError::file(&path, error))?;
         file.persist(&path).map_err(|error| EngineError::file(&path, error.error))?;
         Ok(())
     }
