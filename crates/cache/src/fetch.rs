@@ -89,7 +89,7 @@ fn bring<'a>(
         match if slot.is_free_to_go() { untried.next() } else { None } {
             Some(to) if to < home || to >= tier => {}
             Some(to) => {
-                let (locked, room) = shared.relocate(store, &[id], to, Displace::Anything);
+                let (locked, room) = shared.relocate(store, id, to, Displace::Anything);
                 store = locked;
                 short = short.or(room.err());
             }
@@ -139,48 +139,21 @@ impl Fetcher {
     /// Brings an entry home from whatever tier it is in, if it has an announced read, nobody holds it, and there is room
     /// or what must leave for it is read later. Whether it came. Not counted as a read.
     pub fn prefetch(&self, key: &Key) -> bool {
-        self.prefetch_all(std::slice::from_ref(key)) == 1
-    }
-
-    /// As [`prefetch`](Self::prefetch) for entries that are read together: room is made for all of them at once, or, where there
-    /// is not enough, for as many as it goes. How many came.
-    pub fn prefetch_all(&self, keys: &[Key]) -> usize {
-        let owner = Owner::Job(self.job);
+        let (owner, key) = (Owner::Job(self.job), EntryKey::Own(*key));
         let mut store = self.shared.lock();
-        let (mut away, mut ticks) = (Vec::with_capacity(keys.len()), 0);
-        for key in keys {
-            let own = EntryKey::Own(*key);
-            let Some(id) = store.find(owner, &own) else { continue };
-            let slot = &store.slots[id];
-            if slot.tier == slot.home || !slot.is_free_to_go() {
-                continue;
-            }
-            let distance = store.jobs.get_mut(&self.job).and_then(|job| job.distance(&own));
-            if let Some(distance) = distance.and_then(|ticks| ticks.checked_add(1)) {
-                ticks = ticks.max(distance);
-                away.push((*key, id));
-            }
+        let Some(id) = store.find(owner, &key) else { return false };
+        let (home, tier) = (store.slots[id].home, store.slots[id].tier);
+        if tier == home || !store.slots[id].is_free_to_go() {
+            return false;
         }
-        let Some((_, first)) = away.first() else { return 0 };
-        let home = store.slots[*first].home;
-        away.retain(|(_, id)| store.slots[*id].home == home);
-        let ids: Vec<_> = away.iter().map(|(_, id)| *id).collect();
-        let (mut store, room) = self.shared.relocate(store, &ids, home, Displace::NeededAfter { ticks });
-        if room.is_err() && away.len() > 1 {
-            drop(store);
-            let keys: Vec<_> = away.into_iter().map(|(key, _)| key).collect();
-            let (one, other) = keys.split_at(keys.len() / 2);
-            return self.prefetch_all(one) + self.prefetch_all(other);
-        }
+        let distance = store.jobs.get_mut(&self.job).and_then(|job| job.distance(&key));
+        let Some(ticks) = distance.and_then(|ticks| ticks.checked_add(1)) else { return false };
+        let (mut store, _) = self.shared.relocate(store, id, home, Displace::NeededAfter { ticks });
         // The lock was open meanwhile.
-        let mut came = 0;
-        for (key, _) in away {
-            let Some(id) = store.find(owner, &EntryKey::Own(key)) else { continue };
-            let slot = &mut store.slots[id];
-            slot.prefetched = slot.tier == home;
-            came += usize::from(slot.prefetched);
-        }
-        came
+        let Some(id) = store.find(owner, &key) else { return false };
+        let slot = &mut store.slots[id];
+        slot.prefetched = slot.tier == home;
+        slot.prefetched
     }
 }
 

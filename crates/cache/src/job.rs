@@ -153,7 +153,7 @@ impl Job {
         let slot = &store.slots[id];
         let below = slot.tier.below().filter(|_| slot.is_free_to_go() && leaves(slot.tier));
         let Some(below) = below else { return Ok(Some(slot.tier)) };
-        let (store, room) = self.shared.relocate(store, &[id], below, Displace::Anything);
+        let (store, room) = self.shared.relocate(store, id, below, Displace::Anything);
         let found = store.find(self.owner(), &EntryKey::Own(*key)).map(|id| store.slots[id].tier);
         room.map(|()| found)
     }

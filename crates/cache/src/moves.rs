@@ -33,22 +33,24 @@ impl Drop for Underway<'_> {
     }
 }
 
-/// Entries that are to change their tier while room is made for them there: not to be pushed out themselves, and, by a
-/// panic in between, not to be held for ever.
+/// An entry that is to change its tier while room is made for it there: not to be pushed out itself, and, by a panic in
+/// between, not to be held for ever.
 struct Pinned<'a> {
     shared: &'a Shared,
-    ids: Vec<SlotId>,
+    id: SlotId,
+    armed: bool,
 }
 
 impl Drop for Pinned<'_> {
     fn drop(&mut self) {
-        if self.ids.is_empty() {
-            return;
+        if self.armed {
+            let mut store = self.shared.lock();
+            store.unpin(self.id);
+            store.slots[self.id].relocating = false;
+            store.settle(self.id);
+            drop(store);
+            self.shared.tell_waiters();
         }
-        let mut store = self.shared.lock();
-        self.ids.drain(..).for_each(|id| store.stay(id));
-        drop(store);
-        self.shared.tell_waiters();
     }
 }
 
@@ -71,33 +73,29 @@ impl Shared {
         self.lock()
     }
 
-    /// Brings entries that nobody holds to tier `to`, making room there for all of them at once from what `displace` allows.
-    /// Under the lock that comes back each of them may be there, where it was, or gone.
+    /// Brings an entry that nobody holds to tier `to`, making room there from what `displace` allows. Under the lock that
+    /// comes back the entry may be there, where it was, or gone.
     pub(crate) fn relocate<'a>(
         &'a self,
         mut store: Locked<'a>,
-        ids: &[SlotId],
+        id: SlotId,
         to: Tier,
         displace: Displace,
     ) -> (Locked<'a>, Result<(), OutOfBudget>) {
-        ids.iter().for_each(|id| store.pin(*id));
-        let mut pinned = Pinned { shared: self, ids: ids.to_vec() };
-        let need = PerTier::only(to, ids.iter().map(|id| store.bytes_in(*id, to)).sum());
+        store.pin(id);
+        let mut pinned = Pinned { shared: self, id, armed: true };
+        let need = PerTier::only(to, store.bytes_in(id, to));
         let (mut store, room) = self.make_room(store, need, displace);
-        let mut moves = Vec::with_capacity(ids.len());
-        for id in pinned.ids.drain(..) {
-            match if room.is_ok() { store.begin_move(id, to) } else { None } {
-                Some(moving) => {
-                    store.unpin(id);
-                    moves.push(moving);
-                }
-                None => store.stay(id),
-            }
+        pinned.armed = false;
+        let moving = if room.is_ok() { store.begin_move(id, to) } else { None };
+        store.unpin(id);
+        if let Some(moving) = moving {
+            return (self.run(store, vec![moving]), room);
         }
-        if moves.len() < ids.len() {
-            self.tell_waiters();
-        }
-        (self.run(store, moves), room)
+        store.slots[id].relocating = false;
+        store.settle(id);
+        self.tell_waiters();
+        (store, room)
     }
 
     /// Waits until no copy of the job's entries is under way: then all that it owned and nobody holds is back (law 1).
@@ -195,13 +193,6 @@ impl Store {
         slot.relocating = true;
         let owner = slot.owner;
         self.count_for_job(owner, 1);
-    }
-
-    /// Lets an entry that was pinned be where it is.
-    fn stay(&mut self, id: SlotId) {
-        self.unpin(id);
-        self.slots[id].relocating = false;
-        self.settle(id);
     }
 
     fn unpin(&mut self, id: SlotId) {

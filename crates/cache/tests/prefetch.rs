@@ -36,40 +36,6 @@ fn what_is_read_sooner_stays_and_what_is_read_later_or_never_leaves() {
     cache.verify().unwrap();
 }
 
-/// A job with `count` entries of a line each, read at ticks 10, 11, ... in turn; the first ones were pushed to the host.
-fn pages(cache: &Cache, count: u32) -> (Job, Vec<Key>) {
-    let job = cache.open_job();
-    let keys: Vec<_> = (0..count).map(|frame| Key::new(Kind::SelfKv).frame(frame)).collect();
-    for (key, tick) in keys.iter().zip(10..) {
-        job.announce(*key, Uses::once(Tick(tick)));
-        drop(job.put(*key, Tier::Device, Lifetime::Job, 64).unwrap().commit().unwrap());
-    }
-    (job, keys)
-}
-
-#[test]
-fn entries_that_are_read_together_come_home_together_or_as_many_of_them_as_go() {
-    let cache = Cache::new(Budgets { device_bytes: 4 * 64, host_bytes: 8 * 64 });
-    let (job, keys) = pages(&cache, 8);
-    for key in &keys[..4] {
-        job.demote_from(Tier::Device, key).unwrap();
-    }
-    let at_home = || keys.iter().filter(|key| job.tier_of(key) == Some(Tier::Device)).count();
-    let before = at_home();
-    assert!(before <= 4);
-    // The first four are read soonest, so that all others make room for them.
-    assert_eq!(job.fetcher().prefetch_all(&keys[..4]), 4);
-    assert!(keys[..4].iter().all(|key| job.tier_of(key) == Some(Tier::Device)));
-    assert_eq!(job.fetcher().prefetch_all(&keys[..4]), 0, "they are home");
-    // Two are held: of four that are read later and come when the others have been read, two find room.
-    let held: Vec<_> = keys[..2].iter().map(|key| job.get(key).unwrap()).collect();
-    keys[2..4].iter().for_each(|key| drop(job.get(key).unwrap()));
-    assert_eq!(job.fetcher().prefetch_all(&keys[4..8]), 2);
-    assert_eq!(cache.counters().kind(Kind::SelfKv).arrived_before_use, 4);
-    drop(held);
-    cache.verify().unwrap();
-}
-
 #[test]
 fn a_read_that_no_other_follows_ends_its_entry_and_its_bytes_come_back_with_the_lease() {
     let cache = Cache::new(Budgets { device_bytes: 64, host_bytes: 0 });

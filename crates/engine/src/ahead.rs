@@ -24,10 +24,10 @@ const QUEUE_REQUESTS: usize = 8;
 /// arrives.
 pub(crate) const STAGED_READS: usize = 2;
 
-/// Entries by the reads that read them, such as the pages of a branch in one layer: those of a read come together.
+/// Entries to bring, in the order in which they are read: the pages of a layer, the kept frames of the decoder.
 struct Wanted {
     fetcher: Fetcher,
-    reads: Vec<Vec<Key>>,
+    keys: Vec<Key>,
 }
 
 /// The thread that brings pages home.
@@ -48,11 +48,11 @@ impl Porter {
         Ok(Self { wanted: Some(sender), thread: Some(thread) })
     }
 
-    /// Asks for entries of a job, by the reads that read them.
-    pub(crate) fn request(&self, fetcher: Fetcher, reads: Vec<Vec<Key>>) {
+    /// Asks for entries of a job, in the order in which they are read.
+    pub(crate) fn request(&self, fetcher: Fetcher, keys: Vec<Key>) {
         if let Some(sender) = &self.wanted {
             // A full queue drops the request: see QUEUE_REQUESTS.
-            _ = sender.try_send(Wanted { fetcher, reads });
+            _ = sender.try_send(Wanted { fetcher, keys });
         }
     }
 }
@@ -67,10 +67,10 @@ impl Drop for Porter {
 }
 
 fn serve(wanted: &Receiver<Wanted>) {
-    while let Ok(Wanted { fetcher, reads }) = wanted.recv() {
-        for keys in reads {
+    while let Ok(Wanted { fetcher, keys }) = wanted.recv() {
+        for key in keys {
             // One that does not come is brought by the read itself, which says what is wrong.
-            fetcher.prefetch_all(&keys);
+            fetcher.prefetch(&key);
         }
     }
 }
@@ -134,10 +134,10 @@ impl Ahead<'_> {
             return;
         }
         let codecs = self.spec.page_codecs();
-        let reads = self.spec.branches(expert).iter().map(|branch| {
-            let read = |frame: &usize| codecs.page_read((owner, *branch), layer, *frame, self.block).0;
-            frames.iter().map(read).collect()
+        let keys = self.spec.branches(expert).iter().flat_map(|branch| {
+            let key = move |frame: &usize| codecs.page_read((owner, *branch), layer, *frame, self.block).0;
+            frames.iter().map(key)
         });
-        self.model.porter.request(self.job.fetcher(), reads.collect());
+        self.model.porter.request(self.job.fetcher(), keys.collect());
     }
 }

@@ -10,10 +10,9 @@ use crate::keys;
 use crate::request::JobSpec;
 
 /// The kept frames that decoding a latent frame reads, slot by slot in its order.
-pub(crate) fn read_by(decoder: &Decoder, spec: &JobSpec, frame: usize) -> Vec<Vec<Key>> {
+pub(crate) fn read_by(decoder: &Decoder, spec: &JobSpec, frame: usize) -> Vec<Key> {
     let slots = decoder.slot_uses(frame as u64, spec.height / 8, spec.width / 8).into_iter();
-    let reads = slots.map(|slot| slot.read.map(|at| keys::feature(slot.slot, at)).collect::<Vec<_>>());
-    reads.filter(|keys| !keys.is_empty()).collect()
+    slots.flat_map(|slot| slot.read.map(move |at| keys::feature(slot.slot, at))).collect()
 }
 
 /// The kept frames of one job, as the decoding of one latent frame sees them.

@@ -380,8 +380,8 @@ impl<'m> JobRun<'m> {
         let is_last = block.at + 1 == self.spec.n_blocks();
         let commits = if is_last { 0 } else { self.itinerary.commits() };
         if self.spec.rollout.is_some() && pass + 1 == self.spec.steps() + commits {
-            let reads = features::read_by(&self.model.blueprint.decoder, &self.spec, block.frames.start);
-            self.model.porter.request(self.job.fetcher(), reads);
+            let keys = features::read_by(&self.model.blueprint.decoder, &self.spec, block.frames.start);
+            self.model.porter.request(self.job.fetcher(), keys);
         }
     }
 

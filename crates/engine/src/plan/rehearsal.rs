@@ -378,8 +378,11 @@ impl<'a> Rehearsal<'a> {
         for branch in self.spec.branches(expert) {
             let frames = reach(rollout, block.frames.start).frames.into_iter();
             let codecs = self.spec.page_codecs();
-            let keys = frames.map(|frame| codecs.page_read((owner, *branch), layer, frame, block.at).0);
-            fetcher.prefetch_all(&keys.collect::<Vec<_>>());
+            frames.map(|frame| codecs.page_read((owner, *branch), layer, frame, block.at).0).for_each(
+                |key| {
+                    fetcher.prefetch(&key);
+                },
+            );
         }
     }
 
@@ -389,8 +392,8 @@ impl<'a> Rehearsal<'a> {
         let commits = if is_last { 0 } else { self.itinerary.commits() };
         if self.spec.rollout.is_some() && pass + 1 == self.spec.steps() + commits {
             let fetcher = self.job.fetcher();
-            for keys in features::read_by(&self.blueprint.decoder, self.spec, block.frames.start) {
-                fetcher.prefetch_all(&keys);
+            for key in features::read_by(&self.blueprint.decoder, self.spec, block.frames.start) {
+                fetcher.prefetch(&key);
             }
         }
     }
