@@ -11,6 +11,7 @@ use evanesce_cache::{Fetcher, Job, Key};
 use crate::adapt::Adapt;
 use crate::blocks::reach;
 use crate::error::EngineError;
+use crate::features;
 use crate::itinerary::Itinerary;
 use crate::model::Model;
 use crate::request::JobSpec;
@@ -75,6 +76,19 @@ fn serve(wanted: &Receiver<Wanted>) {
     }
 }
 
+/// Whether the decoder's kept frames are asked for at a layer of a pass: as many layers before the end of a block's last pass as
+/// pages are asked for ahead. They may have made room for pages.
+pub(crate) fn asks_for_features(
+    spec: &JobSpec,
+    itinerary: &Itinerary,
+    (block, pass): (usize, usize),
+    (layer, layers): (usize, usize),
+) -> bool {
+    let is_last = block + 1 == spec.n_blocks();
+    let commits = if is_last { 0 } else { itinerary.commits() };
+    pass + 1 == spec.steps() + commits && layer == layers.saturating_sub(LAYERS_AHEAD)
+}
+
 /// A pass of a block, as the pages of what comes after it are asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ahead<'a> {
@@ -91,9 +105,15 @@ pub(crate) struct Ahead<'a> {
 }
 
 impl Ahead<'_> {
-    /// Asks for the pages of the layers behind `layer`, in this pass and the next.
+    /// Asks for the pages of the layers behind `layer`, in this pass and the next, and for what the decoder reads when the last
+    /// pass of a block ends.
     pub(crate) fn request_behind(&self, layer: usize) {
         let layers = self.layers();
+        if asks_for_features(self.spec, self.itinerary, (self.block, self.pass), (layer, layers)) {
+            let first = self.spec.block(self.block).frames.start;
+            let keys = features::read_by(&self.model.blueprint.decoder, self.spec, first);
+            self.model.porter.request(self.job.fetcher(), keys);
+        }
         for next in layer + 1..=layer + LAYERS_AHEAD {
             match next.checked_sub(layers) {
                 None => self.request(next),

@@ -18,7 +18,6 @@ use crate::cancel::CancelToken;
 use crate::decode::Decode;
 use crate::denoise::{Denoise, put_noise};
 use crate::error::{EngineError, Result};
-use crate::features;
 use crate::itinerary::Itinerary;
 use crate::keys::{self, LatentRole};
 use crate::model::Model;
@@ -375,18 +374,7 @@ impl<'m> JobRun<'m> {
         Ok(self.begin_decoding(block, observer))
     }
 
-    /// Asks, before the last pass of a block, for what decoding its first frame reads: it may have made room for pages.
-    fn ask_for_features(&self, block: &Block, pass: usize) {
-        let is_last = block.at + 1 == self.spec.n_blocks();
-        let commits = if is_last { 0 } else { self.itinerary.commits() };
-        if self.spec.rollout.is_some() && pass + 1 == self.spec.steps() + commits {
-            let keys = features::read_by(&self.model.blueprint.decoder, &self.spec, block.frames.start);
-            self.model.porter.request(self.job.fetcher(), keys);
-        }
-    }
-
     fn denoise(&mut self, block: &Block, at: usize, observer: &mut dyn Observer) -> Result<Phase> {
-        self.ask_for_features(block, at);
         self.denoising(block)?.take(at)?;
         observer.on_event(Event::Advanced { stage: Stage::Denoise, done_units: at + 1 });
         if at + 1 < self.spec.steps() {
@@ -402,7 +390,6 @@ impl<'m> JobRun<'m> {
     }
 
     fn commit(&mut self, block: &Block, at: usize, observer: &mut dyn Observer) -> Result<Phase> {
-        self.ask_for_features(block, self.spec.steps() + at);
         self.denoising(block)?.commit(at)?;
         observer.on_event(Event::Advanced { stage: Stage::Denoise, done_units: self.spec.steps() + at + 1 });
         if at + 1 < self.itinerary.commits() {

@@ -19,7 +19,7 @@ use evanesce_engine::{
 use support::rollout::{causal_checkpoint_that_sees, golden_request};
 use support::{Kept, interleaved, pictures, run};
 
-const FRAMES: usize = 61;
+const FRAMES: usize = 93;
 const DISK_BYTES: u64 = 8 << 20;
 /// Latent frames right before a block that it sees: enough for pages to outweigh what else admission keeps room for.
 const RECENT: usize = 12;

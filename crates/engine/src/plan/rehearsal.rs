@@ -9,7 +9,7 @@ use evanesce_wan::weights::{Component, GroupId};
 use super::{Moved, UnitPlan, flop};
 use crate::adapt::Adapt;
 use crate::admission::pass_workspace_bytes;
-use crate::ahead::LAYERS_AHEAD;
+use crate::ahead::{LAYERS_AHEAD, asks_for_features};
 use crate::blocks::{Block, reach};
 use crate::blueprint::Blueprint;
 use crate::cross_kv::CrossPages;
@@ -183,7 +183,6 @@ impl<'a> Rehearsal<'a> {
         };
         let sample = self.job.try_get(&keys::latent(LatentRole::Sample, step)).map_err(EngineError::cache)?;
         let position = self.itinerary.step(block.at, step);
-        self.prefetch_features(block, step);
         if !repeats {
             self.pass(block, step, self.itinerary.expert(step), position, false)?;
         }
@@ -253,7 +252,6 @@ impl<'a> Rehearsal<'a> {
     /// As `Denoise::commit`.
     fn commit(&self, block: &Block, at: usize) -> Result<()> {
         let expert = self.itinerary.committing(at);
-        self.prefetch_features(block, self.spec.steps() + at);
         let read = |key| self.job.try_get(&key).map_err(EngineError::cache);
         let kept = match self.spec.boundary_context(expert) {
             Some(met) => Some(read(keys::latent(LatentRole::Sample, met))?),
@@ -348,6 +346,10 @@ impl<'a> Rehearsal<'a> {
         let read: WanResult<_> = pages.pages(layer);
         let read = read?;
         if branch == BranchName::Cond {
+            let layers = self.blueprint.expert(expert).config().layers;
+            if asks_for_features(self.spec, &self.itinerary, (block.at, pass), (layer, layers)) {
+                self.prefetch_features(block);
+            }
             for behind in 1..=LAYERS_AHEAD {
                 self.prefetch_pages(block, pass, layer + behind);
             }
@@ -386,15 +388,11 @@ impl<'a> Rehearsal<'a> {
         }
     }
 
-    /// As `JobRun::ask_for_features`, brought at once.
-    fn prefetch_features(&self, block: &Block, pass: usize) {
-        let is_last = block.at + 1 == self.spec.n_blocks();
-        let commits = if is_last { 0 } else { self.itinerary.commits() };
-        if self.spec.rollout.is_some() && pass + 1 == self.spec.steps() + commits {
-            let fetcher = self.job.fetcher();
-            for key in features::read_by(&self.blueprint.decoder, self.spec, block.frames.start) {
-                fetcher.prefetch(&key);
-            }
+    /// As `Ahead::request_behind`, brought at once.
+    fn prefetch_features(&self, block: &Block) {
+        let fetcher = self.job.fetcher();
+        for key in features::read_by(&self.blueprint.decoder, self.spec, block.frames.start) {
+            fetcher.prefetch(&key);
         }
     }
 
