@@ -149,6 +149,28 @@ fn what_does_not_fit_is_told_with_what_would_and_is_no_error() {
 }
 
 #[test]
+fn a_file_of_codecs_is_planned_for_as_generate_stores_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("causal");
+    causal(&model);
+    let codecs = dir.path().join("codecs.json");
+    let layers = json!({ "high_noise": ["int4", "int8"], "low_noise": ["int8", "int8"] });
+    std::fs::write(&codecs, json!({ "base": "int8", "sink": "bf16", "layers": layers }).to_string()).unwrap();
+    let video = ["--size", "48x32", "--frames", "61", "--steps", "2", "--json"];
+    let pages = |run: &Value, what: &str| run["memory"]["kinds"]["self_kv"][what].as_u64().unwrap();
+    let planned = |codec: &str| {
+        let args = ["--no-measure", "--prompt", "a ball", "--device-memory", "1GiB", "--kv-codec", codec];
+        let args = [&["--model", model.to_str().unwrap()][..], &args, &video].concat();
+        pages(&object(&plan(dir.path(), &args)), "peak")
+    };
+    let codecs = codecs.to_str().unwrap();
+    let output = generate(&model, dir.path(), &[&["a ball", "--kv-codec", codecs][..], &video].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(planned(codecs), pages(&object(&output), "peak"));
+    assert!(planned("int4") < planned(codecs) && planned(codecs) < planned("bf16"));
+}
+
+#[test]
 fn bad_input_is_one_sentence() {
     let dir = tempfile::tempdir().unwrap();
     for (args, says) in [
