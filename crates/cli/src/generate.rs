@@ -61,7 +61,7 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
     let (times, total_s) = (display.into_times(), started.elapsed().as_secs_f64());
     let process_peak_bytes = machine::process_peak_bytes();
     if let Some(path) = &args.report {
-        let (prompt, video) = (&args.prompt, &args.output);
+        let (prompt, video) = (args.prompt.as_deref().unwrap_or_default(), &args.output);
         let fidelity = args.reference.as_deref().map(|reference| {
             let ours = args.frames_out.as_deref().unwrap_or(video);
             let block_frames = outcome.spec.rollout.map_or(3, |rollout| rollout.block_frames);
@@ -169,7 +169,8 @@ fn request(args: &Generate) -> Result<Request, EngineError> {
         start_from: args.start_from.clone(),
         kv_window: args.kv_window,
         kv_sink: args.kv_sink,
-        ..args.clip.request(&args.prompt, seed)
+        unconditional: args.unconditional,
+        ..args.clip.request(args.prompt.as_deref().unwrap_or_default(), seed)
     };
     KvCodecs::fill(args.kv_codec.as_ref(), request)
 }
