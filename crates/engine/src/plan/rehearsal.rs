@@ -378,13 +378,10 @@ impl<'a> Rehearsal<'a> {
         let owner = self.blueprint.context_of(rollout, expert);
         let fetcher = self.job.fetcher();
         for branch in self.spec.branches(expert) {
-            let frames = reach(rollout, block.frames.start).frames.into_iter();
             let codecs = self.spec.page_codecs();
-            frames.map(|frame| codecs.page_read((owner, *branch), layer, frame, block.at).0).for_each(
-                |key| {
-                    fetcher.prefetch(&key);
-                },
-            );
+            for frame in reach(rollout, block.frames.start).frames {
+                fetcher.prefetch(&codecs.page_read((owner, *branch), layer, frame, block.at).0);
+            }
         }
     }
 
