@@ -25,7 +25,7 @@ fn causal(dir: &Path) {
     copy_tree(&golden_checkpoint(), dir);
     let path = dir.join("model_index.json");
     let mut index: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    index["evanesce"] = json!({ "causal": { "block_frames": 3, "sink_frames": 2, "recent_frames": 12, "positions": "window" } });
+    index["evanesce"] = json!({ "causal": { "block_frames": 3, "sink_frames": 2, "recent_frames": 40, "positions": "window" } });
     std::fs::write(path, index.to_string()).unwrap();
 }
 
@@ -39,16 +39,16 @@ fn the_peak_that_generate_counts_is_foreseen_within_two_percent_in_three_differe
     let video = |model: &'static str| -> Vec<&str> {
         match model {
             "whole" => vec!["--size", "48x32", "--frames", "41", "--steps", "4"],
-            _ => vec!["--size", "48x32", "--frames", "61", "--steps", "4", "--kv-codec", "f32"],
+            _ => vec!["--size", "48x32", "--frames", "181", "--steps", "4", "--kv-codec", "f32"],
         }
     };
     let needed = |args: &[&str]| {
         let args = [&["--model", causal, "--no-measure", "--json", "--device-memory", "1GiB"], args].concat();
         object(&plan(dir.path(), &args))["device_bytes_alone"].as_u64().unwrap()
     };
-    // 8 series of 14 pages of 1536 bytes: three quarters of them do not fit.
+    // 8 series of 42 pages of 1536 bytes: three quarters of them do not fit.
     let own = ["--prompt", prompts[0], "--negative", prompts[1]];
-    let small = (needed(&[&own[..], &video("causal")].concat()) - 8 * 14 * 1536 / 4 * 3).to_string();
+    let small = (needed(&[&own[..], &video("causal")].concat()) - 8 * 42 * 1536 / 4 * 3).to_string();
     let runs = [
         (whole.to_str().unwrap(), video("whole"), ["1GiB", "1MiB"]),
         (causal, video("causal"), ["1GiB", "1MiB"]),
