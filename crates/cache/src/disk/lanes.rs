@@ -2,16 +2,14 @@
 
 use std::sync::{Mutex, PoisonError};
 
-/// Extents on their way at once, at most.
-const LANES_MAX: usize = 4;
-
-/// Calls `work` once for each task, on up to [`LANES_MAX`] threads, the caller's among them. The first error, by the tasks'
+/// Calls `work` once for each task, on up to `lanes` threads, the caller's among them. The first error, by the tasks'
 /// order; after an error no further task is begun. Returns when nothing is under way any more, whatever happened (law 3).
 pub(super) fn each<T: Send, E: Send>(
+    lanes: usize,
     tasks: Vec<T>,
     work: impl Fn(T) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
-    let lanes = tasks.len().min(LANES_MAX);
+    let lanes = tasks.len().min(lanes);
     let queue = Mutex::new((tasks.into_iter().enumerate(), None::<(usize, E)>));
     let lane = || {
         loop {
@@ -58,17 +56,17 @@ mod tests {
             done.fetch_or(1 << at, Ordering::Relaxed);
             Ok::<_, u32>(())
         };
-        each((0..40).collect(), add).unwrap();
+        each(4, (0..40).collect(), add).unwrap();
         assert_eq!(done.load(Ordering::Relaxed), (1 << 40) - 1);
         let none: Vec<u32> = Vec::new();
-        assert_eq!(each(none, add), Ok(()));
-        assert_eq!(each((0..40).collect(), |at: u32| if at >= 7 { Err(at) } else { Ok(()) }), Err(7));
+        assert_eq!(each(4, none, add), Ok(()));
+        assert_eq!(each(4, (0..40).collect(), |at: u32| if at >= 7 { Err(at) } else { Ok(()) }), Err(7));
     }
 
     #[test]
     fn a_panic_in_a_lane_is_the_callers() {
         let caught = std::panic::catch_unwind(|| {
-            each((0..40).collect(), |at: u32| if at == 30 { panic!("injected") } else { Ok::<_, ()>(()) })
+            each(4, (0..40).collect(), |at: u32| if at == 30 { panic!("injected") } else { Ok::<_, ()>(()) })
         });
         assert_eq!(caught.unwrap_err().downcast_ref::<&str>(), Some(&"injected"));
     }

@@ -28,6 +28,11 @@ pub(crate) const BLOCK_BYTES: u64 = 4096;
 const EXTENT_BYTES_MAX: u64 = 1 << 20;
 /// Extents that a file has at least, where it is large enough.
 const EXTENTS_WANTED: u64 = 1024;
+/// Extents of an entry that are written at once, at most.
+const WRITE_LANES: usize = 4;
+/// Extents of an entry that are read at once: while one is copied the next is with the device, and what the device is asked for
+/// stays in order, which those that read ahead want.
+const READ_LANES: usize = 2;
 /// Bytes that are summed and copied at a time.
 const SUMMED_BYTES: usize = 64 << 10;
 /// Staging buffers kept for the next transfer.
@@ -123,7 +128,7 @@ impl Disk {
         let pieces = record.extents.iter().enumerate().map(|(at, extent)| {
             (*extent, at == 0, if at == 0 { first } else { rest.next().unwrap_or_default() })
         });
-        lanes::each(pieces.collect(), |(extent, is_first, piece)| {
+        lanes::each(WRITE_LANES, pieces.collect(), |(extent, is_first, piece)| {
             // Whoever writes the first extent sums the whole payload while others write theirs.
             let header = if is_first { &record::header(record.sequence, payload)[..] } else { &[] };
             self.write_extent(extent, header, piece)
@@ -159,7 +164,7 @@ impl Disk {
             let piece = first.take().or_else(|| rest.next()).unwrap_or_default();
             (*extent, header_once.take().unwrap_or_default(), piece, sum)
         });
-        lanes::each(pieces.collect(), |(extent, header, piece, sum)| {
+        lanes::each(READ_LANES, pieces.collect(), |(extent, header, piece, sum)| {
             self.read_extent(extent, header, piece, sum)
         })
         .map_err(|error: io::Error| DiskFault::Read(error.kind()))?;
