@@ -1,7 +1,7 @@
 //! A prefetch takes room only from what is read later than what it brings.
 
 use evanesce_cache::{
-    Budgets, Cache, ContentKey, Displace, Job, Key, Kind, Lifetime, PutSpec, Recover, Tick, Tier, Touch, Uses,
+    Budgets, Cache, ContentKey, Displace, Key, Kind, Lifetime, PutSpec, Recover, Tick, Tier, Touch, Uses,
 };
 
 const LEN: usize = 4096;
