@@ -1,10 +1,12 @@
 """evanesce's linear layers and attention against PyTorch's in f32, both held to one instruction set.
 
-    python bench/kernels.py --evanesce target/release/evanesce --isa avx512 --threads 2 --rounds 5
+    python bench/kernels.py --evanesce target/release/evanesce --threads 2 --rounds 5
 
 Every round measures each operation once with either side, in turning order, each in a process of its own; a ratio is
-PyTorch's median time over evanesce's in one round, above 1 where evanesce is faster. `--weights bf16` is what evanesce
-runs on (PyTorch computes the same layer in f32 from f32 weights); `--weights f32` gives both the same bytes.
+PyTorch's median time over evanesce's in one round, above 1 where evanesce is faster. `--weights f32` gives both the same
+bytes; `--weights bf16` is what evanesce runs on (PyTorch computes the same layer in f32 from f32 weights). `--isa` takes one
+instruction set; without it all are measured. `--peers BINARY` (see bench/peers) measures other crates' linear layers in the
+same rounds: they take the best that the machine has, whatever `--isa` says.
 
     python bench/kernels.py --evanesce target/release/evanesce --pages --threads 2 --rounds 5
 
@@ -42,8 +44,9 @@ HELD_TO = {
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--evanesce", type=Path, help="the evanesce binary")
-    parser.add_argument("--isa", choices=sorted(HELD_TO), default="avx512")
-    parser.add_argument("--weights", choices=["bf16", "f32"], default="bf16")
+    parser.add_argument("--isa", choices=sorted(HELD_TO), help="default: all of them, one after the other")
+    parser.add_argument("--weights", choices=["bf16", "f32"], default="f32")
+    parser.add_argument("--peers", type=Path, help="the binary of bench/peers")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="time for one operation in one round")
@@ -111,6 +114,11 @@ def median_of_evanesce(arguments, op, shape, *more):
     return run_evanesce(arguments, op, shape, *more)["median_s"]
 
 
+def run_peer(arguments, library, shape):
+    command = [arguments.peers, library, shape, str(arguments.threads), str(arguments.seconds)]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
 def show(name, ratios):
     ratios = sorted(ratios)
     print(f"{name:<52}{ratios[0]:.2f} / {statistics.median(ratios):.2f} / {ratios[-1]:.2f}", flush=True)
@@ -150,21 +158,42 @@ def main():
     if arguments.evanesce is None:
         sys.exit("kernels.py: name the binary with --evanesce")
     if arguments.pages:
+        arguments.isa = arguments.isa or "avx512"
         compare_pages(arguments)
         return
+    for isa in [arguments.isa] if arguments.isa else ["avx512", "avx2"]:
+        compare_operations(arguments, isa)
+
+
+def compare_operations(arguments, isa):
+    arguments.isa = isa
     linear, attention = (SMALL_LINEAR, SMALL_ATTENTION) if arguments.small else (LINEAR, ATTENTION)
-    operations = [("linear", shape) for shape in linear] + [("attention", shape) for shape in attention]
-    print(f"{arguments.isa}, {arguments.threads} threads, {arguments.weights} weights, {arguments.rounds} rounds")
-    print(f"{'operation':<30}{'evanesce ms':>12}{'PyTorch ms':>12}   ratio min / median / max")
-    for op, shape in operations:
-        times = {median_of_evanesce: [], run_torch: []}
-        for turn in range(arguments.rounds):
-            for side in sorted(times, key=lambda side: (side is run_torch) ^ (turn % 2 == 1)):
-                times[side].append(side(arguments, op, shape))
-        ratios = sorted(theirs / ours for ours, theirs in zip(times[median_of_evanesce], times[run_torch]))
-        ours, theirs = (1e3 * statistics.median(times[side]) for side in (median_of_evanesce, run_torch))
+    print(f"{isa}, {arguments.threads} threads, {arguments.weights} weights, {arguments.rounds} rounds")
+    print(f"{'operation':<30}{'other':<14}{'evanesce ms':>12}{'other ms':>12}   ratio min / median / max")
+    for shape in linear:
+        peers = ["gemm", "numkong-f32", "numkong-bf16"] if arguments.peers else []
+        sides = {name: lambda name=name: run_peer(arguments, name, shape) for name in peers}
+        compare_operation(arguments, "linear", shape, sides)
+    for shape in attention:
+        compare_operation(arguments, "attention", shape, {})
+
+
+def compare_operation(arguments, op, shape, peers):
+    """One operation by evanesce, PyTorch and others, in turning order."""
+    sides = {
+        "evanesce": lambda: median_of_evanesce(arguments, op, shape),
+        "PyTorch f32": lambda: run_torch(arguments, op, shape),
+    } | peers
+    times = {name: [] for name in sides}
+    for turn in range(arguments.rounds):
+        for name in list(sides) if turn % 2 == 0 else reversed(list(sides)):
+            times[name].append(sides[name]())
+    ours = times.pop("evanesce")
+    for name, theirs in times.items():
+        ratios = sorted(other / our for our, other in zip(ours, theirs))
         spread = f"{ratios[0]:.2f} / {statistics.median(ratios):.2f} / {ratios[-1]:.2f}"
-        print(f"{op + ' ' + shape:<30}{ours:>12.2f}{theirs:>12.2f}   {spread}", flush=True)
+        medians = [1e3 * statistics.median(side) for side in (ours, theirs)]
+        print(f"{op + ' ' + shape:<30}{name:<14}{medians[0]:>12.2f}{medians[1]:>12.2f}   {spread}", flush=True)
 
 
 if __name__ == "__main__":

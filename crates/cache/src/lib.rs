@@ -27,6 +27,7 @@ mod spec;
 mod store;
 mod tier;
 mod verify;
+mod workspace;
 mod writer;
 
 pub use buffer::entry_bytes;
@@ -43,4 +44,5 @@ pub use reservation::{Reservation, ReservationShort};
 pub use schedule::{Tick, Uses};
 pub use spec::{Displace, Fill, Lifetime, PutSpec, Recover};
 pub use tier::{Budgets, PerTier, Tier};
+pub use workspace::{Workspace, WorkspaceError};
 pub use writer::{GroupWriter, Writer};
