@@ -27,7 +27,9 @@ pub enum WorkspaceError {
     #[error(transparent)]
     OutOfBudget(#[from] OutOfBudget),
     /// The system has no such memory.
-    #[error("the system has no {len_bytes} bytes of memory for a workspace; lower the budget of the {tier} tier")]
+    #[error(
+        "the system has no {len_bytes} bytes of memory for a workspace; lower the budget of the {tier} tier"
+    )]
     NoMemory {
         /// The tier.
         tier: Tier,

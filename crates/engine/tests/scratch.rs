@@ -83,8 +83,7 @@ fn after_the_first_step_of_an_expert_a_denoising_step_allocates_nothing_large() 
         length: Some(RequestedLength::Frames(81)),
         ..Request::new("a red ball moving to the left on a black background", 1)
     };
-    let mut run =
-        JobRun::admit(&model, request, Kept::default().outputs(), CancelToken::new()).unwrap();
+    let mut run = JobRun::admit(&model, request, Kept::default().outputs(), CancelToken::new()).unwrap();
     let spec = run.spec().clone();
     let experts: Vec<_> = spec.schedule.timesteps().iter().map(|t| expert_for(*t, spec.boundary)).collect();
     let steps = large_allocations_by_step(&mut run);

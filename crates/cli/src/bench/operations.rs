@@ -1,8 +1,8 @@
 //! The operations to measure, over drawn numbers.
 
 use evanesce_engine::kernels::{
-    AttentionDims, Conv3d, Dtype, EncodedRows, KvSegment, LinearDims, PackedWeights, Rows, Scratch, Values, Weight,
-    attend, conv3d_causal, encode, linear, pack_weights, peak,
+    AttentionDims, Conv3d, Dtype, EncodedRows, KvSegment, LinearDims, PackedWeights, Rows, Scratch, Values,
+    Weight, attend, conv3d_causal, encode, linear, pack_weights, peak,
 };
 use evanesce_engine::{Codec, KvCodec, LoneBlock};
 

@@ -90,7 +90,12 @@ impl<'a> Block<'a> {
         Ok(CrossRows { keys, values })
     }
 
-    fn self_attention(&self, x: &mut [f32], around: Surroundings<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
+    fn self_attention(
+        &self,
+        x: &mut [f32],
+        around: Surroundings<'_>,
+        scratch: &mut Scratch<'_>,
+    ) -> Result<()> {
         let [shift, scale, gate] = self.rows(0);
         let Scratch { normed, queries, keys, values, .. } = scratch;
         layer_norm_modulate(x, scale, shift, self.eps(), normed);
@@ -151,7 +156,12 @@ impl<'a> Block<'a> {
         Ok(())
     }
 
-    fn cross_attention(&self, x: &mut [f32], text: &[KvSegment<'_>], scratch: &mut Scratch<'_>) -> Result<()> {
+    fn cross_attention(
+        &self,
+        x: &mut [f32],
+        text: &[KvSegment<'_>],
+        scratch: &mut Scratch<'_>,
+    ) -> Result<()> {
         let Scratch { normed, queries, values, .. } = scratch;
         if self.config.cross_attn_norm {
             let [weight, bias] = [self.vector("norm2.weight")?, self.vector("norm2.bias")?];

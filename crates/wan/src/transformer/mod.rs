@@ -323,11 +323,7 @@ impl Transformer {
                 turns,
                 tokens_per_frame: places.tokens_per_frame,
             });
-            block.forward(
-                pass.tokens,
-                Surroundings { rope: &places.rope, past, text: &text },
-                scratch,
-            )?;
+            block.forward(pass.tokens, Surroundings { rope: &places.rope, past, text: &text }, scratch)?;
         }
         Ok(())
     }
