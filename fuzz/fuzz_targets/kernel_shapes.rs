@@ -32,7 +32,7 @@ fn linear_of(shape: &Shape) {
     let [x, weight] = [rows * inputs, outputs * inputs];
     let (x, weight) = (numbers(x, shape.off[0]), numbers(weight, shape.off[1]));
     let mut out = numbers(rows * outputs, shape.off[2]);
-    linear(&x, Values::from(&weight[..]).into(), None, dims, &mut out);
+    linear(&x, Values::from(&weight[..]), None, dims, &mut out);
 }
 
 fn attention_of(shape: &Shape) {
