@@ -197,14 +197,14 @@ impl<'a> EncodedRows<'a> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn row(&self, at: usize) -> &'a [u8] {
         let row_bytes = self.codec.row_bytes(self.width);
         &self.bytes[at * row_bytes..][..row_bytes]
     }
 
     /// The grid of a group of row `at`; a step of 0 where there is none.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn grid(&self, at: usize, group: usize) -> Grid {
         match self.codec {
             Codec::F32 | Codec::Bf16 => Grid { step: 0.0, minimum: 0.0 },
