@@ -106,8 +106,8 @@ fn with_gemm(job: &Job) -> f64 {
 
 fn with_numkong<T>(job: &Job, cast: impl Fn(f32) -> T) -> f64
 where
-    T: numkong::Dots + Copy,
-    T::Accumulator: Copy + Default,
+    T: numkong::Dots + Copy + Send + Sync,
+    T::Accumulator: Copy + Default + Send + Sync,
 {
     let &Job { rows, inputs, outputs, threads, seconds } = job;
     let tensor = |height: usize| {
