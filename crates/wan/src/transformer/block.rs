@@ -105,8 +105,8 @@ impl<'a> Block<'a> {
         self.rms("attn1.norm_q", values, queries)?;
         self.linear("attn1.to_v", normed, values)?;
         let TransformerConfig { heads, head_dim, .. } = *self.config;
-        rotate(keys, heads, head_dim, &around.rope.cos, &around.rope.sin);
-        rotate(queries, heads, head_dim, &around.rope.cos, &around.rope.sin);
+        rotate(keys, heads, head_dim, around.rope.cos, around.rope.sin);
+        rotate(queries, heads, head_dim, around.rope.cos, around.rope.sin);
         let dims = self.attention_dims(queries);
         match around.past {
             None => {
