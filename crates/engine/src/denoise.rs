@@ -5,7 +5,7 @@ use evanesce_wan::checkpoint::{Context, ContextSample};
 use evanesce_wan::kernels::{Scratch, Taken};
 use evanesce_wan::noise::step_noise;
 use evanesce_wan::schedule::{History, StepInput, StepOutput, expert_for};
-use evanesce_wan::transformer::{Branch, FrameKv, Latents};
+use evanesce_wan::transformer::{Branch, FrameKv, Latents, PATCH};
 use evanesce_wan::weights::Component;
 
 use crate::adapt::Adapt;
@@ -231,7 +231,14 @@ impl Denoise<'_> {
         let expert = self.model.expert(component);
         let shape = self.spec.block_shape(expert.config().channels, self.block);
         let workspace_bytes = pass_workspace_bytes(&self.model.blueprint, self.spec, component, shape[1]);
-        let mut workspace = self.job.workspace(Tier::Device, workspace_bytes).map_err(EngineError::cache)?;
+        let tokens = sample.len() / (shape[0] * PATCH.iter().product::<usize>());
+        let numbers = expert.workspace_numbers(tokens, branches.len()) + branches.len() * sample.len();
+        // Whole lines, so that both parts together are charged what the whole would be. The rest is for text, which is
+        // embedded only where a page is missing.
+        let memory_bytes = (size_of::<f32>() * numbers).next_multiple_of(64);
+        let text_bytes = workspace_bytes.saturating_sub(memory_bytes) as u64;
+        let mut workspace = self.job.workspace(Tier::Device, memory_bytes).map_err(EngineError::cache)?;
+        let _text = self.job.reserve(&[(Tier::Device, text_bytes)]).map_err(EngineError::cache)?;
         let memory: &mut [f32] = bytemuck::cast_slice_mut(workspace.bytes_mut());
         let (velocities, memory) = memory.split_at_mut(branches.len() * sample.len());
         let weights = self.model.weights.for_job(self.job, pass.position, &self.model.waits);

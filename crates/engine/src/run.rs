@@ -386,7 +386,12 @@ impl<'m> JobRun<'m> {
         Ok(Denoise { model, spec, job, itinerary, adapt, block, cond, uncond, measured, scratch })
     }
 
-    fn begin_decoding(&self, block: &Block, observer: &mut dyn Observer) -> Phase {
+    fn begin_decoding(&mut self, block: &Block, observer: &mut dyn Observer) -> Phase {
+        if block.at + 1 == self.spec.n_blocks() {
+            // No step will work in it again.
+            self.scratch = Scratch::default();
+            self.model.cache.trim();
+        }
         observer.on_event(Event::Finished { stage: Stage::Denoise });
         let n_units = self.spec.blocks().decoded(block.at).len();
         observer.on_event(Event::Started { stage: Stage::Decode, n_units });
