@@ -287,7 +287,7 @@ const LIMITS: &[&str] = &[
 ];
 const WEBHOOKS: &[&str] = &["secret", "private_addresses", "attempts_max"];
 const TRACES: &[&str] = &["endpoint"];
-const ENCODER: &[&str] = &["ffmpeg", "arguments"];
+const ENCODER: &[&str] = &["ffmpeg", "arguments", "threads"];
 const KEYS: &[&str] = &[
     "tenant",
     "blake3",

@@ -79,6 +79,7 @@ struct Memory {
     written_bytes: u64,
     held_bytes: u64,
     snapshot_time: Histogram,
+    snapshot_pause: Histogram,
     moves: BTreeMap<&'static str, u64>,
     level: Level,
     gave_way: BTreeMap<&'static str, u64>,
@@ -172,6 +173,11 @@ impl Metrics {
         memory.written_bytes += written_bytes;
         memory.held_bytes = held_bytes;
         memory.snapshot_time.observe(took);
+    }
+
+    /// A job waited so long for what a snapshot takes out of the cache.
+    pub(crate) fn paused_to_keep(&self, paused: Duration) {
+        self.counted().memory.snapshot_pause.observe(paused);
     }
 
     pub(crate) fn not_kept(&self) {
@@ -301,8 +307,14 @@ impl Memory {
         out.line("evanesce_snapshot_written_bytes_total", self.written_bytes);
         out.head("evanesce_snapshot_held_bytes", "gauge", "Bytes that the last snapshot holds.");
         out.line("evanesce_snapshot_held_bytes", self.held_bytes);
-        out.head("evanesce_snapshot_seconds", "histogram", "Taking a snapshot.");
+        out.head("evanesce_snapshot_seconds", "histogram", "Writing a snapshot, while its job goes on.");
         self.snapshot_time.write(out, "evanesce_snapshot_seconds", "how=\"taken\"");
+        out.head(
+            "evanesce_snapshot_pause_seconds",
+            "histogram",
+            "What a snapshot keeps its job waiting: copying, or writing where there is no room for a copy.",
+        );
+        self.snapshot_pause.write(out, "evanesce_snapshot_pause_seconds", "how=\"taken\"");
         out.head("evanesce_job_moves_total", "counter", "Jobs that were parked or resumed.");
         for how in ["parked_in_host", "parked_in_snapshot", "resumed", "waits_for_space"] {
             let count = self.moves.get(how).copied().unwrap_or(0);

@@ -156,6 +156,9 @@ impl Service {
             videos: Arc::clone(&videos),
             board: Arc::clone(&board),
             metrics: Arc::clone(&metrics),
+            pool: Arc::new(
+                EncoderPool::start(config.encoder.threads).map_err(io_error("cannot start encoders"))?,
+            ),
         };
         let (reports, engine_ended) = worker::start(means, terms.clone(), waiting)
             .map_err(io_error("cannot start the engine's thread"))?;
@@ -298,7 +301,8 @@ fn terms(config: &Config, model: &Model, model_dir: &Path) -> Result<Terms, Serv
         lease: LEASE,
         retention: Duration::from_secs_f64(config.retention_hours * 3600.0),
         model_name: name,
-        keeper: Keeper::new(&config.data, config.snapshots),
+        keeper: Keeper::new(&config.data, config.snapshots)
+            .map_err(io_error("cannot start the thread that writes snapshots"))?,
         pressure: config.pressure,
         shares: shares(config),
     })

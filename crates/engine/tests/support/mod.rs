@@ -4,7 +4,7 @@
 pub(crate) mod rollout;
 pub(crate) mod tree;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -90,15 +90,12 @@ impl FrameSink for KeepingSink {
         Ok(())
     }
 
-    fn save(&mut self) -> VideoResult<Option<SinkState>> {
+    fn save(&mut self, from_bytes: u64) -> VideoResult<Option<SinkState>> {
         let stream_bytes = 4 * self.pictures.len() as u64;
-        Ok(Some(SinkState { facts: self.n_pictures.to_le_bytes().to_vec(), stream_bytes }))
-    }
-
-    fn copy_stream(&mut self, from_bytes: u64, to: &mut dyn Write) -> VideoResult<()> {
         let from = usize::try_from(from_bytes).unwrap() / 4;
-        self.pictures[from..].iter().for_each(|number| to.write_all(&number.to_le_bytes()).unwrap());
-        Ok(())
+        let tail: Vec<u8> = self.pictures[from..].iter().flat_map(|number| number.to_le_bytes()).collect();
+        let facts = self.n_pictures.to_le_bytes().to_vec();
+        Ok(Some(SinkState { facts, stream_bytes, tail: Box::new(std::io::Cursor::new(tail)) }))
     }
 
     fn restore(&mut self, facts: &[u8], stream: &mut dyn Read) -> VideoResult<()> {

@@ -38,12 +38,14 @@ pub struct EncoderConfig {
     pub ffmpeg: Option<PathBuf>,
     /// What it is told between its input and its output.
     pub arguments: Vec<String>,
+    /// Threads that encode while the engine computes.
+    pub threads: usize,
 }
 
 impl Default for EncoderConfig {
     fn default() -> Self {
         let arguments = ["-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-movflags", "+faststart"];
-        Self { ffmpeg: None, arguments: arguments.map(str::to_owned).to_vec() }
+        Self { ffmpeg: None, arguments: arguments.map(str::to_owned).to_vec(), threads: 1 }
     }
 }
 
@@ -94,6 +96,10 @@ impl Config {
         if !(1..=20).contains(&self.webhooks.attempts_max) {
             let n = self.webhooks.attempts_max;
             return refuse(format!("attempts_max of [webhooks] is {n}; it lies between 1 and 20"));
+        }
+        if !(1..=64).contains(&self.encoder.threads) {
+            let n = self.encoder.threads;
+            return refuse(format!("threads of [encoder] is {n}; it lies between 1 and 64"));
         }
         check_secret("secret of [webhooks]", self.webhooks.secret.as_ref())?;
         if let Some(url) = self.traces.endpoint.as_ref().filter(|url| Target::parse(url, true).is_err()) {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evanesce_engine::progress::Stage;
+use evanesce_engine::video::EncoderPool;
 use evanesce_engine::{Budgets, Model, Tier};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -65,6 +66,7 @@ pub(crate) struct Means {
     pub(crate) videos: Arc<dyn VideoStore>,
     pub(crate) board: Arc<Board>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) pool: Arc<EncoderPool>,
 }
 
 /// What the thread goes by.
@@ -427,6 +429,7 @@ impl<'m> Worker<'m> {
                 continue;
             }
             if let Some(mut run) = task.run {
+                self.note_kept(&task.job.id, self.keeper.settle(&mut run));
                 self.note_kept(&task.job.id, self.keeper.keep(&task.job.id, &mut run));
             }
             match self.runtime.block_on(self.means.store.release(&task.job.id, task.job.epoch)) {

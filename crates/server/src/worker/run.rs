@@ -2,17 +2,19 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use evanesce_engine::snapshot::{SnapshotDirectory, SnapshotStore};
-use evanesce_engine::video::{VideoError, VideoSettings};
+use evanesce_engine::video::{EncoderPool, VideoError, VideoSettings};
 use evanesce_engine::{
     CancelToken, EngineError, Fault, JobId, JobRun, JobSpec, Model, Outputs, Progress, Request,
     RequestedLength, Tier, Usage, VideoTarget,
 };
 
 use super::internal;
-use super::keep::Tend;
+use super::keep::{Pending, Tend};
 use super::meter::Meter;
+use crate::id::VideoId;
 use crate::job::{Failure, Job, JobMemory, Order, TierBytes};
 use crate::journal::note;
 use crate::pictures::IllustratedVideo;
@@ -51,7 +53,8 @@ impl Trouble {
 
 /// A job under way. Dropped, it gives back every byte and removes every file but its snapshot.
 pub(super) struct Run<'m> {
-    // The run's files lie in the draft, so it goes first.
+    // What is being written for it is waited for, then the run goes, whose files lie in the draft.
+    pub(super) pending: Option<Pending>,
     pub(super) run: JobRun<'m>,
     draft: Draft,
     pub(super) meter: Meter,
@@ -59,10 +62,13 @@ pub(super) struct Run<'m> {
     /// What it gives up now.
     pub(super) relief: Option<Relief>,
     id: JobId,
+    name: VideoId,
 }
 
 /// What a job is admitted with.
 pub(super) struct Door<'a> {
+    /// Who encodes.
+    pub(super) pool: &'a Arc<EncoderPool>,
     pub(super) videos: &'a dyn VideoStore,
     pub(super) snapshot: Option<&'a SnapshotDirectory>,
     pub(super) model_name: &'a str,
@@ -77,7 +83,7 @@ impl<'m> Run<'m> {
             return Err(Failure::new("model_not_found", message));
         }
         if let Some(snapshot) = door.snapshot {
-            match Self::resume(model, door.videos, job, snapshot) {
+            match Self::resume(model, door, job, snapshot) {
                 Ok(Some(run)) => return Ok(run),
                 Ok(None) => {}
                 Err(error) => note(&job.id, format_args!("begins anew: {error}")),
@@ -86,7 +92,7 @@ impl<'m> Run<'m> {
             drop(snapshot.remove());
         }
         let begun = || -> Result<_, EngineError> {
-            let (outputs, draft) = open(model, door.videos, job)?;
+            let (outputs, draft) = open(model, door, job)?;
             let run = JobRun::admit(model, request(&job.order), outputs, CancelToken::new())?;
             Ok(Self::new(run, draft, job))
         };
@@ -95,14 +101,14 @@ impl<'m> Run<'m> {
 
     fn resume(
         model: &'m Model,
-        videos: &dyn VideoStore,
+        door: &Door<'_>,
         job: &Job,
         snapshot: &SnapshotDirectory,
     ) -> Result<Option<Self>, EngineError> {
         if snapshot.manifest().ok().flatten().is_none() {
             return Ok(None);
         }
-        let (outputs, draft) = open(model, videos, job)?;
+        let (outputs, draft) = open(model, door, job)?;
         let run = JobRun::resume(model, request(&job.order), outputs, CancelToken::new(), snapshot)?;
         Ok(run.map(|run| {
             let position = run.position();
@@ -115,7 +121,7 @@ impl<'m> Run<'m> {
 
     fn new(run: JobRun<'m>, draft: Draft, job: &Job) -> Self {
         let tend = Tend::new(run.position().block);
-        Self { id: run.id(), run, draft, meter: Meter::new(&job.order), tend, relief: None }
+        Self { pending: None, id: run.id(), run, draft, meter: Meter::new(&job.order), tend, relief: None, name: job.id.clone() }
     }
 
     /// Does the next unit. A panic of the engine fails this job and no other.
@@ -124,9 +130,9 @@ impl<'m> Run<'m> {
         match catch_unwind(AssertUnwindSafe(|| run.advance(meter))) {
             Ok(Ok(Progress::More)) => Unit::More,
             Ok(Ok(Progress::Done)) => Unit::Done,
-            Ok(Err(error)) => Unit::Ended(Trouble::new(self.id, &error)),
+            Ok(Err(error)) => Unit::Ended(Trouble::new(&self.name, &error)),
             Err(_panic) => {
-                note(self.id, "the engine panicked");
+                note(&self.name, "the engine panicked");
                 Unit::Ended(Trouble::Failed(internal()))
             }
         }
@@ -139,7 +145,8 @@ impl<'m> Run<'m> {
         videos: &dyn VideoStore,
         job: &Job,
     ) -> Result<JobMemory, Trouble> {
-        let Self { run, draft, id, .. } = self;
+        let Self { pending, run, draft, id, .. } = self;
+        drop(pending);
         let held = model.cache().owned_by(id);
         run.finish().map_err(|error| Trouble::new(&job.id, &error))?;
         videos.publish(&job.id, draft).map_err(|error| {
@@ -162,12 +169,12 @@ impl<'m> Run<'m> {
 }
 
 /// Where a job's video and pictures go while they are made.
-fn open(model: &Model, videos: &dyn VideoStore, job: &Job) -> Result<(Outputs, Draft), EngineError> {
+fn open(model: &Model, door: &Door<'_>, job: &Job) -> Result<(Outputs, Draft), EngineError> {
     let spec = JobSpec::new(request(&job.order), model.checkpoint())?;
-    let draft = videos.draft(&job.id, job.epoch).map_err(|error| EngineError::file("draft", error))?;
+    let draft = door.videos.draft(&job.id, job.epoch).map_err(|error| EngineError::file("draft", error))?;
     let settings = VideoSettings::new(spec.width, spec.height, spec.fps);
     let sink = Box::new(IllustratedVideo::create(&draft, settings, spec.frames)?);
-    Ok((Outputs { video: VideoTarget::Sink(sink), latents: None, frames: None }, draft))
+    Ok((Outputs { video: VideoTarget::Pooled { sink, pool: Arc::clone(door.pool) }, latents: None, frames: None }, draft))
 }
 
 fn memory(now: &Usage, most: &Usage) -> JobMemory {

@@ -1,10 +1,6 @@
 //! Jobs on and off the device, and on disk: what the schedule chose is carried out here.
 
-use std::time::Duration;
-
-use evanesce_engine::EngineError;
-use evanesce_engine::snapshot::Taken;
-
+use super::keep::Kept;
 use super::run::{Door, Run};
 use super::{Task, Worker};
 use crate::clock::Stopwatch;
@@ -36,6 +32,7 @@ impl Worker<'_> {
         let snapshot = self.keeper.of(&task.job.id);
         let door = Door {
             videos: &*self.means.videos,
+            pool: &self.means.pool,
             snapshot: snapshot.as_ref(),
             model_name: &self.terms.model_name,
         };
@@ -68,15 +65,19 @@ impl Worker<'_> {
         let Some(Task { job, run: Some(run) }) = self.tasks.get_mut(&seq) else { return self.stop(seq) };
         let id = job.id.clone();
         let watch = Stopwatch::start();
+        let kept = self.keeper.settle(run);
         let left_bytes = if place == Place::Host { run.run.park() } else { u64::MAX };
         let is_in_host = left_bytes == 0;
         if !is_in_host {
             // What finds no room in the host waits in its snapshot: the last one, where none can be taken now.
-            let kept = self.keeper.keep(&id, run);
+            let last = self.keeper.keep(&id, run);
             self.note_kept(&id, kept);
+            self.note_kept(&id, last);
             if let Some(task) = self.tasks.get_mut(&seq) {
                 task.run = None;
             }
+        } else {
+            self.note_kept(&id, kept);
         }
         self.schedule.moved(seq, if is_in_host { Place::Host } else { Place::Snapshot });
         self.means.metrics.moved(if is_in_host { "parked_in_host" } else { "parked_in_snapshot" });
@@ -99,13 +100,20 @@ impl Worker<'_> {
             // There and back.
             entry.swap = milliseconds(2.0 * entry.held_bytes as f64 / MOVE_BYTES_PER_S);
         }
-        if self.keeper.is_due(run) {
-            let kept = self.keeper.keep(&id, run);
-            let is_first = matches!(kept, Ok(Some(_))) && !std::mem::replace(&mut run.tend.was_kept, true);
-            self.note_kept(&id, kept);
-            if is_first {
-                self.note_progress(seq);
-            }
+        let mut kept = self.keeper.settled(run);
+        let is_due = self.keeper.is_due(run) && run.pending.is_none();
+        if is_due {
+            let (paused, at_once) = self.keeper.begin(&id, run);
+            self.means.metrics.paused_to_keep(paused);
+            kept = match (kept, at_once) {
+                (kept, Ok(None)) => kept,
+                (_, at_once) => at_once,
+            };
+        }
+        let is_first = matches!(kept, Ok(Some(_))) && !std::mem::replace(&mut run.tend.was_kept, true);
+        self.note_kept(&id, kept);
+        if is_first {
+            self.note_progress(seq);
         }
         self.relieve(Some(seq));
     }
@@ -121,7 +129,7 @@ impl Worker<'_> {
     }
 
     /// Counts a snapshot, or says why there is none.
-    pub(super) fn note_kept(&self, id: &VideoId, kept: Result<Option<(Taken, Duration)>, EngineError>) {
+    pub(super) fn note_kept(&self, id: &VideoId, kept: Kept) {
         match kept {
             Ok(Some((taken, took))) => {
                 self.means.metrics.kept(id, taken.written_bytes, taken.held_bytes, took)
