@@ -161,7 +161,9 @@ impl OpenOutputs {
         }
         match &mut self.video {
             Video::Here(video) => {
-                pictures.chunks_exact(self.numbers_per_picture).try_for_each(|picture| video.push(picture))?;
+                pictures
+                    .chunks_exact(self.numbers_per_picture)
+                    .try_for_each(|picture| video.push(picture))?;
             }
             Video::Pooled(video) => video.push(pictures, self.numbers_per_picture, room)?,
         }

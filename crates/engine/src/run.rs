@@ -415,7 +415,10 @@ impl<'m> JobRun<'m> {
         let pictures = Decode { model, spec, job, itinerary }.take(at)?;
         observer.on_event(Event::Encoding(true));
         let outputs = self.outputs.as_mut().ok_or_else(closed)?;
-        let room = outputs.are_pooled().then(|| self.model.spare_room(&self.job, 4 * pictures.len() as u64)).flatten();
+        let room = outputs
+            .are_pooled()
+            .then(|| self.model.spare_room(&self.job, 4 * pictures.len() as u64))
+            .flatten();
         outputs.push(pictures, room)?;
         observer.on_event(Event::Encoding(false));
         let block = self.spec.block(self.spec.block_of(at));

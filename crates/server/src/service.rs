@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use evanesce_engine::video::EncoderPool;
 use evanesce_engine::{Budgets, EngineError, Model, Tier};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::Sender;

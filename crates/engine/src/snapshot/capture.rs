@@ -16,7 +16,7 @@ use crate::output::SavedVideo;
 use crate::run::Phase;
 use crate::video::SinkState;
 
-type Outcome<T> = std::result::Result<T, SnapshotError>;
+type Outcome<T> = Result<T, SnapshotError>;
 
 /// What a job was at one moment. It holds copies, so the job may go on, and room that counts them.
 pub struct Capture {
@@ -51,7 +51,7 @@ pub struct Written {
 }
 
 /// Where the bytes of an entry are read.
-trait Source {
+pub(super) trait Source {
     fn give(&self, owned: &Owned, to: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>;
 }
 
@@ -83,9 +83,14 @@ impl Capture {
         written
     }
 
-    pub(super) fn write_from(self, store: &dyn SnapshotStore, source: &dyn Source) -> Outcome<Option<Written>> {
+    pub(super) fn write_from(
+        self,
+        store: &dyn SnapshotStore,
+        source: &dyn Source,
+    ) -> Outcome<Option<Written>> {
         let Self { mut manifest, at, entries, before, video, .. } = self;
-        let Some(state) = video.wait().map_err(|error| SnapshotError::written(io::Error::other(error)))? else {
+        let Some(state) = video.wait().map_err(|error| SnapshotError::written(io::Error::other(error)))?
+        else {
             return Ok(None);
         };
         let mut writing = Writing { store, sequence: manifest.sequence, written_bytes: 0, before: &before };
@@ -188,7 +193,12 @@ impl Writing<'_> {
     }
 
     /// One part with an extent for each entry.
-    fn fresh(&mut self, kind: Kind, fresh: &[&Owned], source: &dyn Source) -> Outcome<Vec<(EntryId, Extent)>> {
+    fn fresh(
+        &mut self,
+        kind: Kind,
+        fresh: &[&Owned],
+        source: &dyn Source,
+    ) -> Outcome<Vec<(EntryId, Extent)>> {
         let part = self.name(kind.as_str());
         let mut extents = Vec::with_capacity(fresh.len());
         let mut offset = 0;

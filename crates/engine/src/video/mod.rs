@@ -29,9 +29,9 @@ mod thumbnails;
 mod writer;
 
 pub use error::{Result, VideoError};
+pub use pool::{EncoderPool, PooledVideo};
 pub(crate) use reader::Mp4Reader;
 pub use settings::{Quality, VideoSettings};
-pub use pool::{EncoderPool, PooledVideo};
 pub use sink::{FrameSink, SinkState, VideoSummary};
 pub use thumbnails::{Thumbnail, thumbnails};
 pub use writer::Mp4Writer;

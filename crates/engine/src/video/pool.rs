@@ -385,7 +385,7 @@ mod tests {
         }
 
         fn save(&mut self, _from_bytes: u64) -> Result<Option<SinkState>> {
-            let facts = self.seen.lock().unwrap().iter().map(|number| *number as u8).collect();
+            let facts = self.seen.lock().unwrap().len().to_string().into_bytes();
             Ok(Some(SinkState { facts, stream_bytes: 0, tail: Box::new(std::io::empty()) }))
         }
 
@@ -426,7 +426,8 @@ mod tests {
             }
         }
         for (frame, save) in saves {
-            assert_eq!(save.recv().unwrap().unwrap().unwrap().facts, (0..=frame).collect::<Vec<_>>());
+            let state = save.recv().unwrap().unwrap().unwrap();
+            assert_eq!(state.facts, (frame + 1).to_string().into_bytes());
         }
         for (seen, video) in videos {
             assert_eq!(video.finish().unwrap().frames, 20);

@@ -63,7 +63,10 @@ pub struct SinkState {
 impl std::fmt::Debug for SinkState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { facts, stream_bytes, .. } = self;
-        f.debug_struct("SinkState").field("facts", facts).field("stream_bytes", stream_bytes).finish_non_exhaustive()
+        f.debug_struct("SinkState")
+            .field("facts", facts)
+            .field("stream_bytes", stream_bytes)
+            .finish_non_exhaustive()
     }
 }
 

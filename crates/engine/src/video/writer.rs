@@ -167,7 +167,11 @@ impl FrameSink for Mp4Writer {
         // Copied, because the end of the video moves what is in the file.
         let mut tail = Vec::new();
         self.muxer.copy_payload(from_bytes, &mut tail)?;
-        Ok(Some(SinkState { facts, stream_bytes: self.muxer.payload_bytes(), tail: Box::new(Cursor::new(tail)) }))
+        Ok(Some(SinkState {
+            facts,
+            stream_bytes: self.muxer.payload_bytes(),
+            tail: Box::new(Cursor::new(tail)),
+        }))
     }
 
     fn restore(&mut self, facts: &[u8], stream: &mut dyn Read) -> Result<()> {

@@ -183,9 +183,9 @@ pub(super) async fn retrieve(
     Extension(tenant): Extension<Tenant>,
     Path(id): Path<String>,
 ) -> Answer<Response> {
-    let under_way = VideoId::parse(&id).and_then(|id| app.board.under_way(&tenant.name, &id));
-    match under_way {
-        Some(job) => Ok(show(&app, &job)),
+    let open = VideoId::parse(&id).and_then(|id| app.board.open_job(&tenant.name, &id));
+    match open {
+        Some((job, live)) => Ok(answer(&job, &Video::new(&job, Some(&live)))),
         None => Ok(show(&app, &find(&app, &tenant, &id).await?)),
     }
 }
@@ -253,8 +253,11 @@ pub(super) async fn find(app: &App, tenant: &Tenant, id: &str) -> Answer<Job> {
 
 /// The object, and when to ask again.
 fn show(app: &App, job: &Job) -> Response {
-    let video = app.video(job);
-    let mut response = Json(&video).into_response();
+    answer(job, &app.video(job))
+}
+
+fn answer(job: &Job, video: &Video) -> Response {
+    let mut response = Json(video).into_response();
     if !job.status.is_over() {
         // A tenth of what is left, so that waiting clients neither flood nor sleep through the end.
         let tenth = |eta_s: f64| Duration::try_from_secs_f64(eta_s / 10.0).unwrap_or(POLL_AFTER_MAX);

@@ -142,7 +142,9 @@ impl Keeper {
     /// Begins a snapshot, if there are to be any and the job stands where one can be taken: what is to be kept is copied, and
     /// written while the job goes on. How long the job had to wait. Where there is no room for a copy it is written at once.
     pub(super) fn begin(&self, id: &VideoId, run: &mut Run<'_>) -> (Duration, Kept) {
-        let (Some(directory), Some(mode)) = (self.of(id), self.mode()) else { return Default::default() };
+        let (Some(directory), Some(mode)) = (self.of(id), self.mode()) else {
+            return (Duration::ZERO, Ok(None));
+        };
         let watch = Stopwatch::start();
         let kept = match run.run.capture(mode) {
             Ok(Captured::Copied(capture)) => self.send(capture, directory, run),

@@ -121,7 +121,16 @@ impl<'m> Run<'m> {
 
     fn new(run: JobRun<'m>, draft: Draft, job: &Job) -> Self {
         let tend = Tend::new(run.position().block);
-        Self { pending: None, id: run.id(), run, draft, meter: Meter::new(&job.order), tend, relief: None, name: job.id.clone() }
+        Self {
+            pending: None,
+            id: run.id(),
+            run,
+            draft,
+            meter: Meter::new(&job.order),
+            tend,
+            relief: None,
+            name: job.id.clone(),
+        }
     }
 
     /// Does the next unit. A panic of the engine fails this job and no other.
@@ -174,7 +183,14 @@ fn open(model: &Model, door: &Door<'_>, job: &Job) -> Result<(Outputs, Draft), E
     let draft = door.videos.draft(&job.id, job.epoch).map_err(|error| EngineError::file("draft", error))?;
     let settings = VideoSettings::new(spec.width, spec.height, spec.fps);
     let sink = Box::new(IllustratedVideo::create(&draft, settings, spec.frames)?);
-    Ok((Outputs { video: VideoTarget::Pooled { sink, pool: Arc::clone(door.pool) }, latents: None, frames: None }, draft))
+    Ok((
+        Outputs {
+            video: VideoTarget::Pooled { sink, pool: Arc::clone(door.pool) },
+            latents: None,
+            frames: None,
+        },
+        draft,
+    ))
 }
 
 fn memory(now: &Usage, most: &Usage) -> JobMemory {
