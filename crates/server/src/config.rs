@@ -285,7 +285,7 @@ const LIMITS: &[&str] = &[
     "header_bytes_max",
     "client_seconds_max",
 ];
-const WEBHOOKS: &[&str] = &["secret", "private_addresses", "attempts_max"];
+const WEBHOOKS: &[&str] = &["secret", "private_addresses", "attempts_max", "certificates"];
 const TRACES: &[&str] = &["endpoint"];
 const ENCODER: &[&str] = &["ffmpeg", "arguments", "threads"];
 const KEYS: &[&str] = &[

@@ -7,6 +7,7 @@
 mod extents;
 mod file;
 mod record;
+mod remains;
 mod staging;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 pub use file::BlockFile;
+pub use remains::DiskRemains;
 
 use file::ExtentFile;
 use staging::Staging;

@@ -76,11 +76,13 @@ pub struct WebhookConfig {
     pub private_addresses: bool,
     /// Attempts before a delivery is given up.
     pub attempts_max: u32,
+    /// Certificates (PEM) of authorities that are believed besides those of browsers.
+    pub certificates: Option<PathBuf>,
 }
 
 impl Default for WebhookConfig {
     fn default() -> Self {
-        Self { secret: None, private_addresses: false, attempts_max: 10 }
+        Self { secret: None, private_addresses: false, attempts_max: 10, certificates: None }
     }
 }
 
