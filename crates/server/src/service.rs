@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use evanesce_engine::video::EncoderPool;
@@ -182,6 +183,7 @@ impl Service {
             reports,
             stopping,
             started: UnixMs::now(),
+            n_polls: AtomicU32::new(0),
         };
         // What expired while no service ran is gone before anybody can ask for it.
         sweep(&app).await?;

@@ -287,7 +287,23 @@ impl<'m> Worker<'m> {
         self.means.metrics.started(task.job.order.class, Duration::from_millis(waited));
         self.begin_smaller(seq);
         self.admit(seq);
+        if let Some(Task { job, run: Some(run) }) = self.tasks.get(&seq) {
+            self.means.board.post(job, self.live(job, run));
+        }
         self.post_queue();
+    }
+
+    /// What a job that has begun is doing.
+    fn live(&self, job: &Job, run: &Run<'_>) -> Live {
+        Live {
+            phase: run.meter.phase,
+            step: run.meter.step(),
+            progress: run.meter.progress(),
+            eta_s: self.pace.seconds_left(&job.order, &run.meter),
+            queue_position: None,
+            memory: Some(run.memory(self.model)),
+            holder: Some(run.holder()),
+        }
     }
 
     /// Does a job's next unit.
@@ -303,15 +319,7 @@ impl<'m> Worker<'m> {
             Unit::More => {
                 self.tend(seq);
                 let Some(Task { job, run: Some(run) }) = self.tasks.get(&seq) else { return };
-                let live = Live {
-                    phase: run.meter.phase,
-                    step: run.meter.step(),
-                    progress: run.meter.progress(),
-                    eta_s: self.pace.seconds_left(&job.order, &run.meter),
-                    queue_position: None,
-                    memory: Some(run.memory(self.model)),
-                    holder: Some(run.holder()),
-                };
+                let live = self.live(job, run);
                 self.means.board.post(job, live);
                 return self.tell_memory(false);
             }
