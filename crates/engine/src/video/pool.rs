@@ -61,7 +61,7 @@ struct Shared {
     wake: Condvar,
 }
 
-/// Threads that encode videos. Dropped, it ends when all lanes are done with.
+/// Threads that encode videos. They end with the pool and the last video that was opened in it.
 pub struct EncoderPool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -91,10 +91,10 @@ impl EncoderPool {
 
     /// A video that is encoded here.
     #[must_use]
-    pub fn open(&self, sink: Box<dyn FrameSink + Send>) -> PooledVideo {
+    pub fn open(self: &Arc<Self>, sink: Box<dyn FrameSink + Send>) -> PooledVideo {
         let lane = Arc::new(Lane::default());
         lane.lock().sink = Some(sink);
-        PooledVideo { lane, shared: Arc::clone(&self.shared), is_between_segments: true }
+        PooledVideo { lane, pool: Arc::clone(self), is_between_segments: true }
     }
 }
 
@@ -216,7 +216,7 @@ fn do_task(task: Task, mut sink: Sink, has_failed: bool) -> (Option<Sink>, Resul
 /// what is being encoded is waited for; then nothing is left of it.
 pub struct PooledVideo {
     lane: Arc<Lane>,
-    shared: Arc<Shared>,
+    pool: Arc<EncoderPool>,
     is_between_segments: bool,
 }
 
@@ -324,7 +324,7 @@ impl PooledVideo {
         let was_listed = std::mem::replace(&mut state.is_listed, true);
         drop(state);
         if !was_listed {
-            self.shared.list(&self.lane);
+            self.pool.shared.list(&self.lane);
         }
         Ok(())
     }
@@ -409,7 +409,7 @@ mod tests {
 
     #[test]
     fn frames_of_each_video_stay_in_order_and_a_save_has_what_came_before_it() {
-        let (pool, alive, cache) = (EncoderPool::start(2).unwrap(), Arc::default(), cache());
+        let (pool, alive, cache) = (Arc::new(EncoderPool::start(2).unwrap()), Arc::default(), cache());
         let mut videos: Vec<_> = (0..3)
             .map(|_| {
                 let probe = Probe::new(&alive);
@@ -438,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_video_that_is_dropped_gives_back_every_byte_and_its_sink_at_once() {
-        let (pool, alive, cache) = (EncoderPool::start(1).unwrap(), Arc::default(), cache());
+        let (pool, alive, cache) = (Arc::new(EncoderPool::start(1).unwrap()), Arc::default(), cache());
         for n_frames in 0..6 {
             let mut video = pool.open(Box::new(Probe::new(&alive)));
             for _ in 0..n_frames {
@@ -451,7 +451,7 @@ mod tests {
 
     #[test]
     fn a_failure_and_a_panic_are_told_by_the_next_call_and_end_no_other_video() {
-        let (pool, alive, cache) = (EncoderPool::start(1).unwrap(), Arc::default(), cache());
+        let (pool, alive, cache) = (Arc::new(EncoderPool::start(1).unwrap()), Arc::default(), cache());
         let (mut fails, mut panics) = (Probe::new(&alive), Probe::new(&alive));
         (fails.fails_at, panics.panics_at) = (Some(1), Some(0));
         for (probe, word) in [(fails, "injected"), (panics, "panicked")] {
