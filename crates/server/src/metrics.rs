@@ -76,6 +76,7 @@ struct Counted {
 struct Memory {
     snapshots: u64,
     snapshots_failed: u64,
+    snapshots_over_quota: u64,
     written_bytes: u64,
     held_bytes: u64,
     snapshot_time: Histogram,
@@ -182,6 +183,11 @@ impl Metrics {
 
     pub(crate) fn not_kept(&self) {
         self.counted().memory.snapshots_failed += 1;
+    }
+
+    /// A snapshot was due, and its class may have no more on disk.
+    pub(crate) fn over_quota(&self) {
+        self.counted().memory.snapshots_over_quota += 1;
     }
 
     /// A job was parked or resumed.
@@ -299,10 +305,11 @@ impl Memory {
         out.head(
             "evanesce_snapshots_total",
             "counter",
-            "Snapshots of jobs under way, and those that failed.",
+            "Snapshots of jobs under way, those that failed, and those for which their class had no room on disk.",
         );
         out.line("evanesce_snapshots_total{how=\"taken\"}", self.snapshots);
         out.line("evanesce_snapshots_total{how=\"failed\"}", self.snapshots_failed);
+        out.line("evanesce_snapshots_total{how=\"over_quota\"}", self.snapshots_over_quota);
         out.head("evanesce_snapshot_written_bytes_total", "counter", "Bytes that snapshots wrote.");
         out.line("evanesce_snapshot_written_bytes_total", self.written_bytes);
         out.head("evanesce_snapshot_held_bytes", "gauge", "Bytes that the last snapshot holds.");

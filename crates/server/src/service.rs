@@ -24,7 +24,7 @@ use crate::http;
 use crate::id::random_hex;
 use crate::journal::{note, set_format};
 use crate::metrics::Metrics;
-use crate::schedule::{Quota, Quotas, Room, Rules, Share};
+use crate::schedule::{DiskShares, Quota, Quotas, Room, Rules, Share};
 use crate::store::{Abandoned, JobStore, QueueLimits, SqliteStore, StoreError};
 use crate::traces;
 use crate::videos::{VideoDirectory, VideoStore};
@@ -299,6 +299,13 @@ fn terms(config: &Config, model: &Model, model_dir: &Path) -> Result<Terms, Serv
             }),
             under_way_max: config.queue.under_way_max,
             ageing_units: config.queue.ageing_units,
+        },
+        disk: DiskShares {
+            bytes: config.snapshots.disk_bytes_max.unwrap_or(u64::MAX),
+            quotas: config
+                .classes
+                .all()
+                .map(|class| Quota { guarantee: class.disk_guarantee, limit: class.disk_limit }),
         },
         worker: format!("engine-{drawn}"),
         lease: LEASE,

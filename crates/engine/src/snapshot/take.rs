@@ -107,6 +107,12 @@ impl JobRun<'_> {
         Ok(Some(taken))
     }
 
+    /// Bytes that the job's last snapshot holds.
+    #[must_use]
+    pub fn saved_bytes(&self) -> u64 {
+        self.kept.at.as_ref().map_or(0, |(_, _, taken)| taken.held_bytes)
+    }
+
     fn can_be_saved(&self, mode: SnapshotMode) -> bool {
         let phase = self.phase_to_save();
         let decodes_within_block = matches!(phase, Phase::LatentFrame { at } if !self.begins_block(at));

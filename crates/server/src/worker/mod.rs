@@ -33,7 +33,7 @@ use crate::job::{Failure, Job, Status};
 use crate::journal::note;
 use crate::metrics::Metrics;
 use crate::pressure::Level;
-use crate::schedule::{Choice, Entry, Place, Rules, Schedule, Seq, Share};
+use crate::schedule::{Choice, DiskShares, Entry, Place, Rules, Schedule, Seq, Share};
 use crate::store::{Ending, Fenced, JobStore, Lease};
 use crate::videos::VideoStore;
 use crate::wire::MemoryNow;
@@ -73,6 +73,7 @@ pub(crate) struct Means {
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     pub(crate) rules: Rules,
+    pub(crate) disk: DiskShares,
     /// The worker's name in claims.
     pub(crate) worker: String,
     pub(crate) lease: Duration,
@@ -157,7 +158,8 @@ struct Worker<'m> {
 
 impl<'m> Worker<'m> {
     fn new(model: &'m Model, means: Means, terms: Terms, runtime: Handle, inbox: Receiver<Report>) -> Self {
-        let schedule = Schedule::new(terms.rules);
+        let mut schedule = Schedule::new(terms.rules);
+        schedule.share_disk(terms.disk);
         let (tasks, pace, unwritten) = (BTreeMap::new(), Pace::default(), Vec::new());
         let budget = |tier| model.counters().tier(tier).budget_bytes;
         let wanted = Budgets { device_bytes: budget(Tier::Device), host_bytes: budget(Tier::Host) };
@@ -251,7 +253,9 @@ impl<'m> Worker<'m> {
         let seq = job.seq;
         let mut entry = Entry::new(job.order.class, job.order.device_bytes);
         entry.deadline = job.deadline().map(|at| at.0);
-        entry.can_be_saved = self.keeper.of(&job.id).is_some();
+        let snapshot = self.keeper.of(&job.id);
+        entry.can_be_saved = snapshot.is_some();
+        entry.saved_bytes = snapshot.map_or(0, |snapshot| snapshot.held_bytes());
         entry.share = self.terms.shares.get(&job.tenant).copied();
         self.tasks.insert(seq, Task { job, run: None });
         entry.least_bytes = self.least_bytes(seq).unwrap_or(entry.needed_bytes).min(entry.needed_bytes);

@@ -96,13 +96,16 @@ impl Worker<'_> {
         let id = job.id.clone();
         if let Some(entry) = self.schedule.entry_mut(seq) {
             entry.held_bytes = run.run.held_bytes().iter().sum();
+            entry.saved_bytes = run.run.saved_bytes();
             entry.left = self.pace.seconds_left(&job.order, &run.meter).map(milliseconds);
             // There and back.
             entry.swap = milliseconds(2.0 * entry.held_bytes as f64 / MOVE_BYTES_PER_S);
         }
         let mut kept = self.keeper.settled(run);
         let is_due = self.keeper.is_due(run) && run.pending.is_none();
-        if is_due {
+        if is_due && !self.schedule.may_save(seq) {
+            self.means.metrics.over_quota();
+        } else if is_due {
             let (paused, at_once) = self.keeper.begin(&id, run);
             self.means.metrics.paused_to_keep(paused);
             kept = match (kept, at_once) {
