@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::extent_bytes;
 use super::file::{NAME_END, NAME_START};
-use super::record::{HEADER_BYTES, Header, checked};
+use super::record::{HEADER_BYTES, checked};
 
 /// The files of the disk tier in one directory, read through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,6 +78,7 @@ impl DiskRemains {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::record::Header;
     use crate::{Budgets, Cache, Disk, Key, Kind, Lifetime, Tier};
 
     #[test]
