@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 
 use evanesce_cache::JobId;
 use evanesce_engine::progress::{Event, Observer};
-use evanesce_engine::video::{FrameSink, Result as VideoResult, SinkState, VideoError, VideoSummary};
+use evanesce_engine::video::{
+    EncoderPool, FrameSink, Result as VideoResult, SinkState, VideoError, VideoSummary,
+};
 use evanesce_engine::{
     Budgets, CancelToken, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Result, Silent,
     VideoTarget,
@@ -113,8 +115,18 @@ impl FrameSink for KeepingSink {
 }
 
 impl Kept {
+    fn fresh(&self) -> KeepingSink {
+        KeepingSink { pictures: Vec::new(), n_pictures: 0, kept: self.clone() }
+    }
+
     pub(crate) fn sink(&self) -> VideoTarget {
-        VideoTarget::Sink(Box::new(KeepingSink { pictures: Vec::new(), n_pictures: 0, kept: self.clone() }))
+        VideoTarget::Sink(Box::new(self.fresh()))
+    }
+
+    /// The same, by the threads of a pool.
+    pub(crate) fn pooled(&self, pool: &Arc<EncoderPool>) -> Outputs {
+        let video = VideoTarget::Pooled { sink: Box::new(self.fresh()), pool: Arc::clone(pool) };
+        Outputs { video, latents: None, frames: None }
     }
 
     pub(crate) fn outputs(&self) -> Outputs {
