@@ -74,7 +74,8 @@ class Evanesce:
             with tempfile.TemporaryDirectory() as folder:
                 frames = Path(folder) / "frames.safetensors"
                 outputs = ["--seed", str(seed), "-o", f"{folder}/clip.mp4", "--frames-out", str(frames)]
-                done = subprocess.run([*self.command, *outputs, "--", prompt], capture_output=True, text=True)
+                asked = ["--", prompt] if prompt else ["--unconditional"]
+                done = subprocess.run([*self.command, *outputs, *asked], capture_output=True, text=True)
                 if done.returncode != 0:
                     raise SystemExit(f"evanesce failed on {prompt!r}: {done.stderr}")
                 made.append(load_file(frames)["frames"].permute(3, 0, 1, 2).numpy() * 2 - 1)

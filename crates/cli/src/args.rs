@@ -90,7 +90,11 @@ pub(crate) enum SolverName {
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
     /// What the video should show.
-    pub(crate) prompt: String,
+    #[arg(required_unless_present = "unconditional", conflicts_with = "unconditional")]
+    pub(crate) prompt: Option<String>,
+    /// Follow no prompt: the video shows what the model makes of nothing.
+    #[arg(long)]
+    pub(crate) unconditional: bool,
     /// Where the video goes; it appears when it is complete.
     #[arg(short, long, default_value = "out.mp4", value_name = "FILE")]
     pub(crate) output: PathBuf,

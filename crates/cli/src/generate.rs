@@ -59,7 +59,7 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
     let (times, total_s) = (display.into_times(), started.elapsed().as_secs_f64());
     let process_peak_bytes = machine::process_peak_bytes();
     if let Some(path) = &args.report {
-        let (prompt, video) = (&args.prompt, &args.output);
+        let (prompt, video) = (args.prompt.as_deref().unwrap_or_default(), &args.output);
         let fidelity = args.reference.as_deref().map(|reference| {
             let ours = args.frames_out.as_deref().unwrap_or(video);
             let block_frames = outcome.spec.rollout.map_or(3, |rollout| rollout.block_frames);
@@ -127,7 +127,8 @@ fn request(args: &Generate) -> Result<Request, EngineError> {
     let (kv_codec, kv_overrides) =
         codecs.map_or_else(Default::default, |(codec, others)| (Some(codec), others));
     Ok(Request {
-        prompt: args.prompt.clone(),
+        prompt: args.prompt.clone().unwrap_or_default(),
+        unconditional: args.unconditional,
         negative: args.negative.clone(),
         size: args.size,
         length: match (args.frames, args.seconds) {

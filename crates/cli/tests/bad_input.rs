@@ -44,6 +44,7 @@ fn numbers_out_of_range_are_refused_with_the_range() {
     refused_flags(&["--kv-codec", "int3"], &["--kv-codec", "int4, k8v4"]);
     refused_flags(&["--kv-codec", "int8"], &["block by block"]);
     refused_flags(&["--frames", "5", "--seconds", "2"], &["--frames", "--seconds"]);
+    refused_flags(&["--unconditional"], &["--unconditional", "[PROMPT]"]);
     refused_flags(&["--seconds", "nan"], &["seconds"]);
     refused_flags(&["--seconds=-3"], &["seconds", "-3"]);
     refused_flags(&["--steps", "0"], &["steps", "1000"]);

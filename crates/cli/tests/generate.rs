@@ -34,6 +34,21 @@ fn json_is_one_object_whose_numbers_add_up() {
     assert_eq!(names_in(dir.path()), ["out.mp4"]);
 }
 
+#[test]
+fn an_unconditional_video_is_the_same_under_any_guidance_and_unlike_a_prompted_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let video = |asked: &[&str], name: &str| {
+        let arguments = [asked, &["--seed", "7", "-o", name], &SMALL].concat();
+        let output = generate(&golden_checkpoint(), dir.path(), &arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        std::fs::read(dir.path().join(name)).unwrap()
+    };
+    let free = video(&["--unconditional", "--guidance-high", "2", "--guidance-low", "2"], "a.mp4");
+    let strong = video(&["--unconditional", "--guidance-high", "7", "--guidance-low", "9"], "b.mp4");
+    assert_eq!(free, strong, "there is nothing to be guided to");
+    assert_ne!(free, video(&["a red ball"], "c.mp4"));
+}
+
 /// Exactly, not nearly: a stricter bound than any tolerance between instruction sets.
 #[test]
 fn every_instruction_set_makes_the_same_video() {

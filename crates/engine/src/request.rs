@@ -29,6 +29,8 @@ pub enum RequestedLength {
 pub struct Request {
     /// What the video should show.
     pub prompt: String,
+    /// Whether there is no prompt, and the video shows what the model makes of nothing.
+    pub unconditional: bool,
     /// What it should not show.
     pub negative: Option<String>,
     /// Width and height in pixels.
@@ -65,6 +67,7 @@ impl Request {
     pub fn new(prompt: impl Into<String>, seed: u64) -> Self {
         Self {
             prompt: prompt.into(),
+            unconditional: false,
             negative: None,
             size: None,
             length: None,
@@ -136,8 +139,10 @@ impl JobSpec {
     pub fn of(request: Request, checkpoint: &Description) -> Result<Self> {
         let defaults = checkpoint.defaults();
         check_prompt("prompt", &request.prompt)?;
-        if request.prompt.trim().is_empty() {
-            return Err(refusal("the prompt is empty; say what the video should show"));
+        match (request.prompt.trim().is_empty(), request.unconditional) {
+            (true, false) => return Err(refusal("the prompt is empty; say what the video should show")),
+            (false, true) => return Err(refusal("an unconditional video has no prompt; leave one of the two out")),
+            _ => {}
         }
         let negative = request.negative.clone().or_else(|| defaults.negative_prompt.clone());
         let negative = negative.unwrap_or_default();
