@@ -141,7 +141,9 @@ impl JobSpec {
         check_prompt("prompt", &request.prompt)?;
         match (request.prompt.trim().is_empty(), request.unconditional) {
             (true, false) => return Err(refusal("the prompt is empty; say what the video should show")),
-            (false, true) => return Err(refusal("an unconditional video has no prompt; leave one of the two out")),
+            (false, true) => {
+                return Err(refusal("an unconditional video has no prompt; leave one of the two out"));
+            }
             _ => {}
         }
         let negative = request.negative.clone().or_else(|| defaults.negative_prompt.clone());
