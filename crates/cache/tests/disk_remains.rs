@@ -29,8 +29,12 @@ fn records_are_seen_from_outside_and_one_that_was_changed_is_told() {
     assert_eq!(seen, (1, 3, 2, 0, 1), "{remains:?}");
     let path = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
     let bytes = std::fs::read(&path).unwrap();
-    let is_record = |at: &u64| bytes[usize::try_from(at * EXTENT_BYTES).unwrap()..].starts_with(b"evanesce");
-    let at = (0..remains.file_bytes / EXTENT_BYTES).find(is_record).unwrap();
+    let is_short_record = |at: &u64| {
+        let extent = &bytes[usize::try_from(at * EXTENT_BYTES).unwrap()..];
+        extent.starts_with(b"evanesce")
+            && u64::from_le_bytes(extent[16..24].try_into().unwrap()) < EXTENT_BYTES
+    };
+    let at = (0..remains.file_bytes / EXTENT_BYTES).find(is_short_record).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
     file.write_all_at(&[8], at * EXTENT_BYTES + HEADER_BYTES).unwrap();
     let changed = DiskRemains::read(dir.path()).unwrap();
