@@ -108,7 +108,9 @@ impl App {
         status::live,
         status::ready,
         status::metrics
-    )
+    ),
+    // What only parameters name.
+    components(schemas(crate::store::Direction, crate::videos::Variant))
 )]
 struct Description;
 
