@@ -357,6 +357,8 @@ fn forms_say_the_same_as_json() {
         ("num_frames", "5"),
         ("num_inference_steps", "2"),
         ("seed", "9"),
+        // A form can write it as text only.
+        ("priority", "null"),
     ]);
     assert_eq!(made.status, 200, "{}", made.text());
     let by_json = client.create(&small(9));
