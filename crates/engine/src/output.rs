@@ -198,7 +198,7 @@ impl OpenOutputs {
         }
         Ok(match &mut self.video {
             Video::Here(video) => video.save(from_bytes)?.map(SavedVideo::Known),
-            Video::Pooled(video) => video.save(from_bytes)?.map(SavedVideo::Awaited),
+            Video::Pooled(video) => video.save(from_bytes).map(SavedVideo::Awaited),
         })
     }
 

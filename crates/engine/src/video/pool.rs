@@ -188,7 +188,6 @@ impl Lane {
 
 /// What is left of the sink, and whether the video is still whole.
 fn do_task(task: Task, mut sink: Sink, has_failed: bool) -> (Option<Sink>, Result<()>) {
-    const FAILED: VideoError = VideoError::State("an earlier frame could not be kept");
     match task {
         Task::Push { rgb, numbers_per_frame, room } => {
             let mut frames = rgb.chunks_exact(numbers_per_frame.max(1));
@@ -254,17 +253,17 @@ impl PooledVideo {
         self.give(Task::EndSegment)
     }
 
-    /// Asks for what [`FrameSink::save`] gives once everything before is done; `None` in the middle of a segment.
-    ///
-    /// # Errors
-    /// What went wrong with this video since the last call.
-    pub fn save(&self, from_bytes: u64) -> Result<Option<Receiver<Result<Option<SinkState>>>>> {
-        if !self.is_between_segments {
-            return Ok(None);
+    /// Asks for what [`FrameSink::save`] gives once everything before is done; `None` in the middle of a segment, and of a video that
+    /// has failed: what went wrong is told to whoever gives it more.
+    #[must_use]
+    pub fn save(&self, from_bytes: u64) -> Option<Receiver<Result<Option<SinkState>>>> {
+        let state = self.lane.lock();
+        if !self.is_between_segments || state.has_failed {
+            return None;
         }
-        let (to, state) = sync_channel(1);
-        self.give(Task::Save { from_bytes, to })?;
-        Ok(Some(state))
+        let (to, saved) = sync_channel(1);
+        self.enqueue(state, Task::Save { from_bytes, to });
+        Some(saved)
     }
 
     /// As [`FrameSink::restore`], before anything else.
@@ -317,19 +316,27 @@ impl PooledVideo {
         if let Some(failure) = state.failure.take() {
             return Err(failure);
         }
+        if state.has_failed {
+            return Err(FAILED);
+        }
         if state.sink.is_none() && !state.is_at_work {
             return Err(GONE);
         }
+        self.enqueue(state, task);
+        Ok(())
+    }
+
+    fn enqueue(&self, mut state: MutexGuard<'_, State>, task: Task) {
         state.tasks.push_back(task);
         let was_listed = std::mem::replace(&mut state.is_listed, true);
         drop(state);
         if !was_listed {
             self.pool.shared.list(&self.lane);
         }
-        Ok(())
     }
 }
 
+const FAILED: VideoError = VideoError::State("an earlier frame could not be kept");
 const GONE: VideoError = VideoError::State("it has ended already");
 
 impl Drop for PooledVideo {
@@ -420,9 +427,9 @@ mod tests {
         for frame in 0..20_u8 {
             for (_, video) in &mut videos {
                 video.push(vec![f32::from(frame); 2], 2, room(&cache, 8)).unwrap();
-                assert!(video.save(0).unwrap().is_none(), "in the middle of a segment");
+                assert!(video.save(0).is_none(), "in the middle of a segment");
                 video.end_segment().unwrap();
-                saves.push((frame, video.save(0).unwrap().unwrap()));
+                saves.push((frame, video.save(0).unwrap()));
             }
         }
         for (frame, save) in saves {
@@ -456,6 +463,12 @@ mod tests {
         (fails.fails_at, panics.panics_at) = (Some(1), Some(0));
         for (probe, word) in [(fails, "injected"), (panics, "panicked")] {
             let mut video = pool.open(Box::new(probe));
+            // Two frames.
+            video.push(vec![0.0; 4], 2, room(&cache, 16)).unwrap();
+            video.drain();
+            // Whoever wants to save it is told nothing, and takes nothing from whoever makes it.
+            video.is_between_segments = true;
+            assert!(video.save(0).is_none());
             let told = (0..50).find_map(|_| video.push(vec![0.0; 2], 2, room(&cache, 8)).err());
             let told = told.or_else(|| video.settle().err()).unwrap().to_string();
             assert!(told.contains(word), "{told}");
