@@ -107,7 +107,9 @@ impl Worker<'_> {
             self.means.metrics.over_quota();
         } else if is_due {
             let (paused, at_once) = self.keeper.begin(&id, run);
-            self.means.metrics.paused_to_keep(paused);
+            if run.pending.is_some() || !matches!(at_once, Ok(None)) {
+                self.means.metrics.paused_to_keep(paused);
+            }
             kept = match (kept, at_once) {
                 (kept, Ok(None)) => kept,
                 (_, at_once) => at_once,
