@@ -44,11 +44,12 @@ fn is_full(error: &io::Error) -> bool {
 impl Trouble {
     fn new(about: impl std::fmt::Display, error: &EngineError) -> Self {
         note(about, format_args!("failed: {error}"));
-        match error {
-            EngineError::Video(VideoError::Io { source, .. }) if is_full(source) => Self::NoSpace,
-            error => Self::Failed(sentence(error)),
-        }
+        if wants_space(error) { Self::NoSpace } else { Self::Failed(sentence(error)) }
     }
+}
+
+fn wants_space(error: &EngineError) -> bool {
+    matches!(error, EngineError::Video(VideoError::Io { source, .. }) if is_full(source))
 }
 
 /// A job under way. Dropped, it gives back every byte and removes every file but its snapshot.
@@ -77,15 +78,20 @@ pub(super) struct Door<'a> {
 impl<'m> Run<'m> {
     /// Admits a job to the engine: checks it against the model that is served now, opens its files, and goes on from its
     /// snapshot if there is one that can be gone on from.
-    pub(super) fn admit(model: &'m Model, door: &Door<'_>, job: &Job) -> Result<Self, Failure> {
+    ///
+    /// # Errors
+    /// Why it cannot be made, or not now.
+    pub(super) fn admit(model: &'m Model, door: &Door<'_>, job: &Job) -> Result<Self, Trouble> {
         if job.order.model != door.model_name {
             let message = format!("the model {:?} is no longer served", job.order.model);
-            return Err(Failure::new("model_not_found", message));
+            return Err(Trouble::Failed(Failure::new("model_not_found", message)));
         }
         if let Some(snapshot) = door.snapshot {
             match Self::resume(model, door, job, snapshot) {
                 Ok(Some(run)) => return Ok(run),
                 Ok(None) => {}
+                // The snapshot is as good as before.
+                Err(error) if wants_space(&error) => return Err(Trouble::NoSpace),
                 Err(error) => note(&job.id, format_args!("begins anew: {error}")),
             }
             // What cannot be gone on from is of no use.
@@ -96,7 +102,7 @@ impl<'m> Run<'m> {
             let run = JobRun::admit(model, request(&job.order), outputs, CancelToken::new())?;
             Ok(Self::new(run, draft, job))
         };
-        begun().map_err(|error| explain(job, &error))
+        begun().map_err(|error| Trouble::new(&job.id, &error))
     }
 
     fn resume(
@@ -180,7 +186,10 @@ impl<'m> Run<'m> {
 /// Where a job's video and pictures go while they are made.
 fn open(model: &Model, door: &Door<'_>, job: &Job) -> Result<(Outputs, Draft), EngineError> {
     let spec = JobSpec::new(request(&job.order), model.checkpoint())?;
-    let draft = door.videos.draft(&job.id, job.epoch).map_err(|error| EngineError::file("draft", error))?;
+    let draft = door
+        .videos
+        .draft(&job.id, job.epoch)
+        .map_err(|source| VideoError::Io { path: "draft".into(), source })?;
     let settings = VideoSettings::new(spec.width, spec.height, spec.fps);
     let sink = Box::new(IllustratedVideo::create(&draft, settings, spec.frames)?);
     Ok((
@@ -212,11 +221,6 @@ pub(crate) fn request(order: &Order) -> Request {
         shift: Some(order.shift),
         ..Request::new(order.prompt.clone(), order.seed)
     }
-}
-
-fn explain(job: &Job, error: &EngineError) -> Failure {
-    note(&job.id, format_args!("failed: {error}"));
-    sentence(error)
 }
 
 /// What a client may read: its own mistakes word for word, but nothing that may hold a path.

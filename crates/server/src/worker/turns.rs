@@ -1,7 +1,7 @@
 //! Jobs on and off the device, and on disk: what the schedule chose is carried out here.
 
 use super::keep::Kept;
-use super::run::{Door, Run};
+use super::run::{Door, Run, Trouble};
 use super::{Task, Worker};
 use crate::clock::Stopwatch;
 use crate::id::VideoId;
@@ -42,7 +42,8 @@ impl Worker<'_> {
                 self.schedule.moved(seq, Place::Device);
                 note(&task.job.id, format_args!("started, epoch {}", task.job.epoch));
             }
-            Err(failure) => {
+            Err(Trouble::NoSpace) => self.wait_for_space(seq),
+            Err(Trouble::Failed(failure)) => {
                 let job = task.job.clone();
                 self.stop(seq);
                 self.end(job, Ending::Failed(failure));
