@@ -428,7 +428,7 @@ fn models_health_metrics_page_and_description_are_there() {
 fn the_description_is_the_golden_one() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/openapi.json");
     let made = evanesce_server::openapi_json() + "\n";
-    let description: serde_json::Value = serde_json::from_str(&made).unwrap();
+    let description: Value = serde_json::from_str(&made).unwrap();
     for name in made.split("#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {
         assert!(description["components"]["schemas"][name].is_object(), "there is no schema {name}");
     }
