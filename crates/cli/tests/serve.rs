@@ -342,7 +342,7 @@ fn a_full_disk_and_kills_on_it_lose_nothing() {
     for (what, model) in [("at once", golden_checkpoint()), ("block by block", causal.path().to_path_buf())] {
         let dir = tempfile::tempdir().unwrap();
         let mounted = Mounted::new(&dir.path().join("data"), "16m");
-        let happened = kill_campaign(&model, &mounted.0, true, 50, &mut dice);
+        let happened = kill_campaign(&model, &mounted.0, true, 100, &mut dice);
         println!("{what}, on a disk that fills up: {happened:?}");
         assert!(happened.disk_full >= 10);
     }
