@@ -29,10 +29,14 @@ pub(crate) struct Keeper {
 
 type Outcome = Result<Option<Written>, SnapshotError>;
 
+/// Who notes in the store that a job has got on since it was started, as soon as that is on disk.
+pub(super) type NoteProgress = Box<dyn FnOnce() + Send>;
+
 /// A captured snapshot, where it goes, and who is told.
 struct Order {
     capture: Box<Capture>,
     directory: SnapshotDirectory,
+    note_progress: Option<NoteProgress>,
     done: SyncSender<(Outcome, Duration)>,
 }
 
@@ -40,6 +44,9 @@ impl Order {
     fn carry_out(self) {
         let watch = Stopwatch::start();
         let outcome = self.capture.write(&self.directory);
+        if let (Ok(Some(_)), Some(note_progress)) = (&outcome, self.note_progress) {
+            note_progress();
+        }
         // Whoever waited may have gone.
         drop(self.done.send((outcome, watch.elapsed())));
     }
@@ -141,13 +148,23 @@ impl Keeper {
 
     /// Begins a snapshot, if there are to be any and the job stands where one can be taken: what is to be kept is copied, and
     /// written while the job goes on. How long the job had to wait. Where there is no room for a copy it is written at once.
-    pub(super) fn begin(&self, id: &VideoId, run: &mut Run<'_>) -> (Duration, Kept) {
+    pub(super) fn begin(
+        &self,
+        id: &VideoId,
+        run: &mut Run<'_>,
+        note_progress: Option<NoteProgress>,
+    ) -> (Duration, Kept) {
         let (Some(directory), Some(mode)) = (self.of(id), self.mode()) else {
             return (Duration::ZERO, Ok(None));
         };
         let watch = Stopwatch::start();
         let kept = match run.run.capture(mode) {
-            Ok(Captured::Copied(capture)) => self.send(capture, directory, run),
+            Ok(Captured::Copied(capture)) => {
+                let (done, pending) = sync_channel(1);
+                run.pending = Some(Pending(pending));
+                self.send(Order { capture, directory, note_progress, done });
+                Ok(None)
+            }
             Ok(Captured::NoRoom) => self.keep(id, run),
             Ok(Captured::Known(_) | Captured::Nothing) => Ok(None),
             Err(error) => Err(error),
@@ -160,15 +177,11 @@ impl Keeper {
         (paused, kept)
     }
 
-    fn send(&self, capture: Box<Capture>, directory: SnapshotDirectory, run: &mut Run<'_>) -> Kept {
-        let (done, pending) = sync_channel(1);
-        run.pending = Some(Pending(pending));
-        match self.writer.try_send(Order { capture, directory, done }) {
-            Ok(()) => Ok(None),
-            Err(TrySendError::Full(order) | TrySendError::Disconnected(order)) => {
-                order.carry_out();
-                Ok(None)
-            }
+    fn send(&self, order: Order) {
+        if let Err(TrySendError::Full(order) | TrySendError::Disconnected(order)) =
+            self.writer.try_send(order)
+        {
+            order.carry_out();
         }
     }
 

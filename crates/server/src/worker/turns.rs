@@ -1,15 +1,19 @@
 //! Jobs on and off the device, and on disk: what the schedule chose is carried out here.
 
-use super::keep::Kept;
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use super::keep::{Kept, NoteProgress};
 use super::run::{Door, Run, Trouble};
 use super::{Task, Worker};
 use crate::clock::Stopwatch;
 use crate::id::VideoId;
-use crate::job::Failure;
+use crate::job::{Failure, Job};
 use crate::journal::note;
 use crate::pressure::Level;
 use crate::schedule::{Place, Seq};
-use crate::store::{Ending, Fenced};
+use crate::store::{Ending, Fenced, JobStore};
 
 /// Bytes a second that moves between tiers are taken to make before any was timed.
 const MOVE_BYTES_PER_S: f64 = 1e9;
@@ -107,7 +111,9 @@ impl Worker<'_> {
         if is_due && !self.schedule.may_save(seq) {
             self.means.metrics.over_quota();
         } else if is_due {
-            let (paused, at_once) = self.keeper.begin(&id, run);
+            let is_first = !run.tend.was_kept;
+            let first_note = is_first.then(|| progress_note(&self.means.store, &self.runtime, job));
+            let (paused, at_once) = self.keeper.begin(&id, run, first_note);
             if run.pending.is_some() || !matches!(at_once, Ok(None)) {
                 self.means.metrics.paused_to_keep(paused);
             }
@@ -116,22 +122,12 @@ impl Worker<'_> {
                 (_, at_once) => at_once,
             };
         }
-        let is_first = matches!(kept, Ok(Some(_))) && !std::mem::replace(&mut run.tend.was_kept, true);
+        if matches!(kept, Ok(Some(_))) && !std::mem::replace(&mut run.tend.was_kept, true) {
+            // Noted already, unless there was no room for a copy.
+            progress_note(&self.means.store, &self.runtime, job)();
+        }
         self.note_kept(&id, kept);
-        if is_first {
-            self.note_progress(seq);
-        }
         self.relieve(Some(seq));
-    }
-
-    /// A job that has been kept since it was started has got on: what ended earlier starts was not its fault.
-    fn note_progress(&self, seq: Seq) {
-        let Some(Task { job, .. }) = self.tasks.get(&seq) else { return };
-        match self.runtime.block_on(self.means.store.progressed(&job.id, job.epoch)) {
-            // Whoever fenced it has reported, or will.
-            Ok(Fenced::No | Fenced::Yes) => {}
-            Err(error) => note(&job.id, format_args!("cannot be noted: {error}")),
-        }
     }
 
     /// Counts a snapshot, or says why there is none.
@@ -147,6 +143,16 @@ impl Worker<'_> {
             }
         }
     }
+}
+
+/// A job that has been kept since it was started has got on: what ended earlier starts was not its fault.
+fn progress_note(store: &Arc<dyn JobStore>, runtime: &Handle, job: &Job) -> NoteProgress {
+    let (store, runtime, id, epoch) = (Arc::clone(store), runtime.clone(), job.id.clone(), job.epoch);
+    Box::new(move || match runtime.block_on(store.progressed(&id, epoch)) {
+        // Whoever fenced it has reported, or will.
+        Ok(Fenced::No | Fenced::Yes) => {}
+        Err(error) => note(&id, format_args!("cannot be noted: {error}")),
+    })
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a float too large saturates")]
