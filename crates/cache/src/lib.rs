@@ -35,7 +35,7 @@ mod writer;
 pub use buffer::entry_bytes;
 pub use cache::Cache;
 pub use counters::{Counters, Expired, KindCounters, Overdue, TierCounters, TierTraffic, Usage};
-pub use disk::{BlockFile, Disk, DiskError, DiskFault};
+pub use disk::{BlockFile, Disk, DiskError, DiskFault, DiskRemains};
 pub use error::{CommitError, CommitRefusal, GetError, Held, Inconsistency, OutOfBudget, PutError};
 pub use fetch::Fetcher;
 pub use fork::ForkError;

@@ -34,7 +34,7 @@ pub(crate) enum Command {
     Calibrate(Box<Calibrate>),
     /// Say how far two videos are from each other: PSNR and SSIM of the first block, of 0 to 2 s, of 2 to 5 s, and of all.
     Compare(Compare),
-    /// Say what a snapshot of a job or a checkpoint holds, and read all of it to verify it.
+    /// Say what a snapshot, a checkpoint or a directory of the cache holds, and read all of it to verify it.
     Inspect(Inspect),
     /// Say what a video would hold and move, what fits, and which policy would be chosen; no weights are needed.
     Plan(Box<PlanArgs>),
@@ -238,7 +238,7 @@ pub(crate) struct Calibrate {
 /// Flags of `inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// A snapshot, the directory with all snapshots of a service, or a checkpoint.
+    /// A snapshot, the directory with all snapshots of a service, a checkpoint, a disk tier's directory, or a service's embeddings.
     pub(crate) directory: PathBuf,
     /// Print one JSON object on standard output, and nothing else there.
     #[arg(long)]

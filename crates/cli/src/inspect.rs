@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use evanesce_engine::snapshot::{Contents, SnapshotDirectory, inspect};
-use evanesce_engine::{EngineError, ModelContents};
+use evanesce_engine::{DiskRemains, Embeddings, EngineError, ModelContents};
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
@@ -20,7 +20,16 @@ pub(crate) fn run(args: &Inspect) -> ExitCode {
 fn look(args: &Inspect) -> anyhow::Result<()> {
     let directory = &args.directory;
     let snapshots = snapshots(directory)?;
-    let (json, text) = if snapshots.is_empty() {
+    let read = |error| EngineError::file(directory, error);
+    let remains = DiskRemains::read(directory).map_err(read)?;
+    let embeddings = Embeddings::read(directory).map_err(read)?;
+    let (json, text) = if remains.files > 0 {
+        (remains_json(&remains), remains_text(&remains))
+    } else if embeddings != Embeddings::default() {
+        let Embeddings { whole, bytes, damaged } = embeddings;
+        let text = format!("embeddings: {whole}, {bytes} bytes, every checksum matches; {damaged} damaged\n");
+        (json!({"embeddings": {"whole": whole, "bytes": bytes, "damaged": damaged}}), text)
+    } else if snapshots.is_empty() {
         let parts = ModelContents::read(directory)?;
         (checkpoint_json(&parts), checkpoint_text(&parts))
     } else {
@@ -82,6 +91,20 @@ fn snapshots_text(looked: &[(PathBuf, Contents)]) -> String {
         );
     }
     text
+}
+
+fn remains_json(remains: &DiskRemains) -> Value {
+    let DiskRemains { files, file_bytes, records, payload_bytes, verified, damaged, spread } = remains;
+    json!({"disk_cache": {"files": files, "file_bytes": file_bytes, "records": records, "payload_bytes": payload_bytes,
+        "verified": verified, "damaged": damaged, "spread": spread}})
+}
+
+fn remains_text(remains: &DiskRemains) -> String {
+    let DiskRemains { files, file_bytes, records, payload_bytes, verified, damaged, spread } = remains;
+    format!(
+        "disk tier: {files} files of {file_bytes} bytes, {records} records of {payload_bytes} bytes: {verified} verified, {damaged} damaged, \
+         {spread} spread over several extents, which only the process that wrote them can read\n"
+    )
 }
 
 fn checkpoint_json(parts: &ModelContents) -> Value {

@@ -33,6 +33,7 @@ fn it_says_what_is_there_and_refuses_what_is_damaged_or_neither() {
         assert!(job.advance(&mut Silent).unwrap().is_more());
     }
     let taken = job.snapshot(&store, SnapshotMode::Full).unwrap().unwrap();
+    drop(job);
     let (code, out, err) = inspected(&dir.path().join("snapshots"), &["--json"]);
     assert_eq!(code, Some(0), "{err}");
     let json: Value = serde_json::from_str(&out).unwrap();
@@ -49,6 +50,27 @@ fn it_says_what_is_there_and_refuses_what_is_damaged_or_neither() {
         code == Some(2) && err.contains("damaged") && err.trim_end().lines().count() == 1,
         "{code:?} {err}"
     );
+    // Directories of the cache.
+    let shelf = dir.path().join("embeddings");
+    let model = model.keep_embeddings(&shelf, 1 << 20).unwrap();
+    let again = Request {
+        size: Some((32, 32)),
+        length: Some(RequestedLength::Frames(5)),
+        ..Request::new("a blue cube", 1)
+    };
+    let mut job =
+        JobRun::admit(&model, again, Outputs::mp4(dir.path().join("2.mp4")), CancelToken::new()).unwrap();
+    assert!(job.advance(&mut Silent).unwrap().is_more());
+    drop(job);
+    let (code, out, err) = inspected(&shelf, &["--json"]);
+    let json: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{code:?} {out} {err}"));
+    assert!(json["embeddings"]["whole"].as_u64() >= Some(1) && json["embeddings"]["damaged"] == 0, "{json}");
+    let tier = dir.path().join("tier");
+    std::fs::create_dir(&tier).unwrap();
+    let disk = evanesce_engine::Disk::open(&tier, 1 << 20).unwrap();
+    let (code, out, _) = inspected(&tier, &[]);
+    assert!(code == Some(0) && out.starts_with("disk tier: 1 files of 1048576 bytes, 0 records"), "{out}");
+    drop(disk);
     assert_eq!(inspected(&dir.path().join("nowhere"), &[]).0, Some(2));
     assert_eq!(inspected(dir.path(), &[]).0, Some(2));
 }

@@ -45,7 +45,7 @@ mod waits;
 pub use cancel::CancelToken;
 pub use contents::{ModelContents, PartContents};
 pub use error::{EngineError, Fault, Result};
-pub use evanesce_cache::{Budgets, Counters, Disk, JobId, Kind, Tier, TierTraffic, Usage};
+pub use evanesce_cache::{Budgets, Counters, Disk, DiskRemains, JobId, Kind, Tier, TierTraffic, Usage};
 pub use evanesce_wan::checkpoint::{Context, ContextSample, Description, Positions, Rollout};
 pub use evanesce_wan::kernels;
 pub use evanesce_wan::schedule::Solver;
@@ -58,6 +58,7 @@ pub use progress::Silent;
 pub use request::{JobSpec, Request, RequestedLength};
 pub use run::{JobRun, Outcome, Position, Progress};
 pub use self_kv::KvCodec;
+pub use shelf::Embeddings;
 pub use waits::{Wait, WaitWatcher};
 
 use evanesce_wan::WanError;

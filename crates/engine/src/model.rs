@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use evanesce_cache::{Budgets, Cache, Counters, Disk, Tier};
+use evanesce_cache::{Budgets, Cache, Counters, Disk, Job, Reservation, Tier};
 use evanesce_wan::checkpoint::Checkpoint;
 use evanesce_wan::text::{TextEncoder, Tokenizer};
 use evanesce_wan::transformer::Transformer;
@@ -109,6 +109,14 @@ impl Model {
     #[must_use]
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// Room below the device for a job's bytes outside the cache, as long as nothing must leave for them.
+    pub(crate) fn spare_room(&self, job: &Job, bytes: u64) -> Option<Reservation> {
+        let counters = self.cache.counters();
+        let host = counters.tier(Tier::Host);
+        let is_spare = host.budget_bytes.saturating_sub(host.used_bytes) >= bytes;
+        is_spare.then(|| job.reserve(&[(Tier::Host, bytes)]).ok()).flatten()
     }
 
     /// The least bytes of the Device tier in which the job finishes: what to plan for before it starts.

@@ -1,12 +1,20 @@
 //! Where a job's results go. Nothing is visible before it is complete, except a video that is to grow; dropped before that,
 //! nothing stays.
 
+use std::io::Read;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use evanesce_cache::Reservation;
 
 use crate::error::Result;
 use crate::request::JobSpec;
 use crate::tensors::TensorWriter;
-use crate::video::{FrameSink, Mp4Writer, Quality, VideoSettings, VideoSummary};
+use crate::video::{
+    EncoderPool, FrameSink, Mp4Writer, PooledVideo, Quality, Result as VideoResult, SinkState, VideoError,
+    VideoSettings, VideoSummary,
+};
 
 /// Where the pictures go.
 pub enum VideoTarget {
@@ -21,6 +29,13 @@ pub enum VideoTarget {
     },
     /// Somewhere else.
     Sink(Box<dyn FrameSink>),
+    /// The same, by the threads of a pool, while the job goes on.
+    Pooled {
+        /// Where they go.
+        sink: Box<dyn FrameSink + Send>,
+        /// Who takes them there.
+        pool: Arc<EncoderPool>,
+    },
 }
 
 impl std::fmt::Debug for VideoTarget {
@@ -31,6 +46,7 @@ impl std::fmt::Debug for VideoTarget {
                 shown.field("path", path).field("qp", qp).field("growing", growing).finish()
             }
             Self::Sink(_) => f.write_str("Sink"),
+            Self::Pooled { pool, .. } => f.debug_struct("Pooled").field("pool", pool).finish_non_exhaustive(),
         }
     }
 }
@@ -55,9 +71,31 @@ impl Outputs {
     }
 }
 
+/// The video, encoded by whoever computes it or by others.
+enum Video {
+    Here(Box<dyn FrameSink>),
+    Pooled(PooledVideo),
+}
+
+/// What a video is when it is saved: known now, or once those who encode it get there.
+pub(crate) enum SavedVideo {
+    Known(SinkState),
+    Awaited(Receiver<VideoResult<Option<SinkState>>>),
+}
+
+impl SavedVideo {
+    /// Waits until it is known; `None` where the sink cannot be gone on from.
+    pub(crate) fn wait(self) -> VideoResult<Option<SinkState>> {
+        match self {
+            Self::Known(state) => Ok(Some(state)),
+            Self::Awaited(state) => state.recv().map_err(|_| VideoError::State("it was given up"))?,
+        }
+    }
+}
+
 /// Results under way.
 pub(crate) struct OpenOutputs {
-    video: Box<dyn FrameSink>,
+    video: Video,
     latents: Option<TensorWriter>,
     frames: Option<TensorWriter>,
     numbers_per_picture: usize,
@@ -76,13 +114,14 @@ impl OpenOutputs {
     /// Opens everything, so that what cannot be written is known before anything is computed.
     pub(crate) fn open(outputs: Outputs, spec: &JobSpec, channels: usize) -> Result<Self> {
         let video = match outputs.video {
-            VideoTarget::Sink(sink) => sink,
+            VideoTarget::Sink(sink) => Video::Here(sink),
+            VideoTarget::Pooled { sink, pool } => Video::Pooled(pool.open(sink)),
             VideoTarget::Mp4 { path, qp, growing } => {
                 let quality = Quality::from_qp(qp)?;
                 let settings =
                     VideoSettings { quality, ..VideoSettings::new(spec.width, spec.height, spec.fps) };
                 let create = if growing { Mp4Writer::create_growing } else { Mp4Writer::create };
-                Box::new(create(&path, settings)?)
+                Video::Here(Box::new(create(&path, settings)?))
             }
         };
         let latents =
@@ -110,26 +149,69 @@ impl OpenOutputs {
         self.latents.is_some()
     }
 
-    /// Takes pictures in display order.
-    pub(crate) fn push(&mut self, pictures: &[f32]) -> Result<()> {
-        for picture in pictures.chunks_exact(self.numbers_per_picture) {
-            self.video.push(picture)?;
+    /// Whether pictures wait for others to encode them, and need room for that.
+    pub(crate) fn are_pooled(&self) -> bool {
+        matches!(self.video, Video::Pooled(_))
+    }
+
+    /// Takes pictures in display order. `room` counts their bytes while they wait.
+    pub(crate) fn push(&mut self, pictures: Vec<f32>, room: Option<Reservation>) -> Result<()> {
+        if let Some(frames) = &mut self.frames {
+            frames.push(pictures.iter().copied())?;
         }
-        match &mut self.frames {
-            Some(frames) => frames.push(pictures.iter().copied()),
-            None => Ok(()),
+        match &mut self.video {
+            Video::Here(video) => {
+                pictures
+                    .chunks_exact(self.numbers_per_picture)
+                    .try_for_each(|picture| video.push(picture))?;
+            }
+            Video::Pooled(video) => video.push(pictures, self.numbers_per_picture, room)?,
         }
+        Ok(())
     }
 
     /// Says that a segment of the video ends here.
     pub(crate) fn end_segment(&mut self) -> Result<()> {
-        Ok(self.video.end_segment()?)
+        match &mut self.video {
+            Video::Here(video) => video.end_segment()?,
+            Video::Pooled(video) => video.end_segment()?,
+        }
+        Ok(())
     }
 
-    /// The video, if it is all that is made: files of numbers cannot be gone on with.
-    pub(crate) fn saved_video(&mut self) -> Option<&mut dyn FrameSink> {
-        let alone = self.latents.is_none() && self.frames.is_none();
-        alone.then_some(&mut *self.video as &mut dyn FrameSink)
+    /// Waits until no picture waits.
+    pub(crate) fn drain(&self) {
+        if let Video::Pooled(video) = &self.video {
+            video.drain();
+        }
+    }
+
+    fn is_video_alone(&self) -> bool {
+        self.latents.is_none() && self.frames.is_none()
+    }
+
+    /// What the video is now, with its stream from `from_bytes` on; `None` where it cannot be gone on from, also if it is not all
+    /// that is made: files of numbers cannot be gone on with.
+    pub(crate) fn save_video(&mut self, from_bytes: u64) -> Result<Option<SavedVideo>> {
+        if !self.is_video_alone() {
+            return Ok(None);
+        }
+        Ok(match &mut self.video {
+            Video::Here(video) => video.save(from_bytes)?.map(SavedVideo::Known),
+            Video::Pooled(video) => video.save(from_bytes).map(SavedVideo::Awaited),
+        })
+    }
+
+    /// Makes the video what the saved one was.
+    pub(crate) fn restore_video(&mut self, facts: &[u8], stream: &mut dyn Read) -> Result<()> {
+        if !self.is_video_alone() {
+            return Err(VideoError::State("a job that writes latents or frames has none").into());
+        }
+        match &mut self.video {
+            Video::Here(video) => video.restore(facts, stream)?,
+            Video::Pooled(video) => video.restore(facts, stream)?,
+        }
+        Ok(())
     }
 
     /// Does whatever takes time or may fail before the files are put in place, so that all of them appear or none (law 7).
@@ -137,13 +219,20 @@ impl OpenOutputs {
         for numbers in [&mut self.latents, &mut self.frames].into_iter().flatten() {
             numbers.complete()?;
         }
-        Ok(self.video.complete()?)
+        match &mut self.video {
+            Video::Here(video) => video.complete()?,
+            Video::Pooled(video) => video.complete()?,
+        }
+        Ok(())
     }
 
     /// Puts every file in place.
     pub(crate) fn finish(mut self) -> Result<VideoSummary> {
         self.complete()?;
-        let video = self.video.finish()?;
+        let video = match self.video {
+            Video::Here(video) => video.finish()?,
+            Video::Pooled(video) => video.finish()?,
+        };
         for numbers in [self.latents, self.frames].into_iter().flatten() {
             numbers.finish()?;
         }

@@ -36,6 +36,10 @@ impl JobRun<'_> {
     /// Parks the job: what it can compute again is given up, and everything else leaves the device, as far as the tiers below can
     /// take it. Entries come home as they are read, so the next unit resumes it. Bytes that it still owns on the device.
     pub fn park(&mut self) -> u64 {
+        // Pictures that wait are counted below the device, where room is wanted now.
+        if let Some(outputs) = &self.outputs {
+            outputs.drain();
+        }
         let phase = self.phase_to_save();
         self.go_on_with_prompts(phase);
         self.drop_recomputable();

@@ -1,6 +1,7 @@
 //! One job from admission to its video, one unit at a time.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use evanesce_cache::{Job, JobId, Key, Uses};
 use evanesce_wan::kernels::Scratch;
@@ -105,7 +106,9 @@ pub struct JobRun<'m> {
     pub(crate) outputs: Option<OpenOutputs>,
     video: Option<VideoSummary>,
     /// What the last snapshot has on disk.
-    pub(crate) kept: Kept,
+    pub(crate) kept: Arc<Kept>,
+    /// A snapshot is being written.
+    pub(crate) is_captured: bool,
     /// Reads of a parked job's entries, which are not announced while it is parked.
     pub(crate) parked: Option<BTreeMap<Key, Vec<Uses>>>,
     // Leases go before the job that owns what they hold.
@@ -143,7 +146,8 @@ impl<'m> JobRun<'m> {
             phase: Phase::Prompt { at: 0 },
             after_prompts: Phase::Noise { block: 0 },
             adapt: Adapt::new(&spec),
-            kept: Kept::default(),
+            kept: Arc::default(),
+            is_captured: false,
             parked: None,
             outputs: Some(outputs),
             video: None,
@@ -444,7 +448,12 @@ impl<'m> JobRun<'m> {
         let (model, spec, job, itinerary) = (self.model, &self.spec, &self.job, &self.itinerary);
         let pictures = Decode { model, spec, job, itinerary }.take(at)?;
         observer.on_event(Event::Encoding(true));
-        self.outputs.as_mut().ok_or_else(closed)?.push(&pictures)?;
+        let outputs = self.outputs.as_mut().ok_or_else(closed)?;
+        let room = outputs
+            .are_pooled()
+            .then(|| self.model.spare_room(&self.job, 4 * pictures.len() as u64))
+            .flatten();
+        outputs.push(pictures, room)?;
         observer.on_event(Event::Encoding(false));
         let block = self.spec.block(self.spec.block_of(at));
         let done_units = at + 1 - block.frames.start;

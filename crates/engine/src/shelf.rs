@@ -84,6 +84,40 @@ impl Shelf {
     }
 }
 
+/// Embeddings in a directory, read through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Embeddings {
+    /// Those that are as they were kept.
+    pub whole: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those that are not; they are computed again when somebody wants them.
+    pub damaged: u64,
+}
+
+impl Embeddings {
+    /// Reads all of a directory.
+    ///
+    /// # Errors
+    /// When it, or a file in it, cannot be read.
+    pub fn read(directory: &Path) -> io::Result<Self> {
+        let mut found = Self::default();
+        for entry in fs::read_dir(directory)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|suffix| suffix == SUFFIX) {
+                match fs::read(path)?.split_first_chunk::<DIGEST_BYTES>() {
+                    Some((digest, bytes)) if blake3::hash(bytes) == *digest => {
+                        found.whole += 1;
+                        found.bytes += bytes.len() as u64;
+                    }
+                    _ => found.damaged += 1,
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +132,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shelf = Shelf::open(dir.path(), 1000).unwrap();
         shelf.keep(&key(1), &[7; 100]);
+        assert_eq!(Embeddings::read(dir.path()).unwrap(), Embeddings { whole: 1, bytes: 100, damaged: 0 });
         fs::write(dir.path().join("half.tmp"), b"half").unwrap();
         let shelf = Shelf::open(dir.path(), 1000).unwrap();
         assert_eq!((shelf.load(&key(1)), shelf.load(&key(2))), (Some(vec![7; 100]), None));
@@ -105,6 +140,7 @@ mod tests {
         let mut bytes = fs::read(&path).unwrap();
         bytes[DIGEST_BYTES + 5] ^= 1;
         fs::write(&path, bytes).unwrap();
+        assert_eq!(Embeddings::read(dir.path()).unwrap(), Embeddings { whole: 0, bytes: 0, damaged: 1 });
         assert_eq!(shelf.load(&key(1)), None);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

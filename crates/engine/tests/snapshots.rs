@@ -7,11 +7,13 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use evanesce_cache::{Kind, Tier};
 use evanesce_engine::snapshot::{
-    SnapshotDirectory, SnapshotError, SnapshotMode, SnapshotStore, Taken, inspect,
+    Captured, SnapshotDirectory, SnapshotError, SnapshotMode, SnapshotStore, Taken, inspect,
 };
+use evanesce_engine::video::EncoderPool;
 use evanesce_engine::{
     Budgets, CancelToken, EngineError, JobRun, KvCodec, Model, Outputs, Request, RequestedLength, Silent,
 };
@@ -110,6 +112,59 @@ fn a_job_interrupted_at_every_unit_makes_the_frames_and_the_file_of_an_undisturb
             assert!(kept.take() == pictures, "{mode:?}: the frames differ");
         }
     }
+}
+
+#[test]
+fn a_snapshot_that_is_written_while_the_job_goes_on_is_that_of_its_moment() {
+    for scene in [Scene::whole(), Scene::causal()] {
+        let model = scene.open(AMPLE);
+        let kept = Kept::default();
+        run(&model, scene.request.clone(), kept.outputs(), &mut Silent).unwrap();
+        let pictures = kept.take();
+        let pool = Arc::new(EncoderPool::start(1).unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let store = SnapshotDirectory::new(dir.path().join("snapshot"));
+        let mut job = scene.admit(&model, kept.pooled(&pool));
+        let (mut n_captured, mut n_resumed, mut more) = (0, 0, true);
+        while more {
+            more = job.advance(&mut Silent).unwrap().is_more();
+            let Captured::Copied(capture) = job.capture(SnapshotMode::Full).unwrap() else { continue };
+            let position = job.position();
+            assert!(matches!(job.capture(SnapshotMode::Full).unwrap(), Captured::Nothing), "one at a time");
+            more = job.advance(&mut Silent).unwrap().is_more();
+            assert!(job.captured(capture.write(&store)).unwrap().is_some());
+            n_captured += 1;
+            if more && n_captured % 3 == 0 {
+                drop(job);
+                job = scene.resume(&model, kept.pooled(&pool), &store).unwrap().unwrap();
+                assert_eq!(job.position(), position);
+                n_resumed += 1;
+            }
+        }
+        assert!(n_resumed > 1, "{n_resumed} of {n_captured}");
+        let id = job.id();
+        job.finish().unwrap();
+        assert!(kept.take() == pictures);
+        assert_eq!(model.cache().owned_by(id).bytes.total(), 0);
+        assert_eq!(model.counters().tier(Tier::Host).reserved_bytes, 0, "copies and pictures are gone");
+        model.cache().verify().unwrap();
+    }
+}
+
+#[test]
+fn without_room_for_a_copy_a_snapshot_is_written_from_where_it_is() {
+    let scene = Scene::whole();
+    let model = scene.open(Budgets { host_bytes: 0, ..AMPLE });
+    let dir = tempfile::tempdir().unwrap();
+    let store = SnapshotDirectory::new(dir.path());
+    let mut job = scene.admit(&model, Kept::default().outputs());
+    while job.position().steps < 1 {
+        assert!(job.advance(&mut Silent).unwrap().is_more());
+    }
+    assert!(matches!(job.capture(SnapshotMode::Full).unwrap(), Captured::NoRoom));
+    let taken = job.snapshot(&store, SnapshotMode::Full).unwrap().unwrap();
+    assert!(taken.written_bytes > 0 && job.saved_bytes() == taken.held_bytes);
+    assert!(matches!(job.capture(SnapshotMode::Full).unwrap(), Captured::Known(_)));
 }
 
 #[test]

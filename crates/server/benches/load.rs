@@ -174,8 +174,14 @@ fn crowd(
         runtime.block_on(async {
             let reads = Arc::default();
             let mut tasks = tokio::task::JoinSet::new();
-            for _ in 0..clients {
-                tasks.spawn(poll(address, path.clone(), Arc::clone(&reads), Arc::clone(&told)));
+            for at in 0..clients {
+                let client = poll(address, path.clone(), Arc::clone(&reads), Arc::clone(&told));
+                // They come over a second, not in one moment.
+                let comes = Duration::from_secs(1).mul_f64(at as f64 / clients as f64);
+                tasks.spawn(async move {
+                    tokio::time::sleep(comes).await;
+                    client.await;
+                });
             }
             for _ in 0..listeners {
                 tasks.spawn(listen(address, Arc::clone(&told)));

@@ -135,11 +135,11 @@ impl Board {
         self.posts().jobs.get(id).map(|posted| posted.live)
     }
 
-    /// A job that is under way, without asking the store; `None` for all others, which the store knows.
-    pub(crate) fn under_way(&self, tenant: &str, id: &VideoId) -> Option<Job> {
+    /// A job that waits or is under way, without asking the store; `None` for all others, which the store knows.
+    pub(crate) fn open_job(&self, tenant: &str, id: &VideoId) -> Option<(Job, Live)> {
         let posts = self.posts();
         let posted = posts.jobs.get(id).filter(|posted| posted.job.tenant == tenant)?;
-        (posted.live.phase != Phase::Queued).then(|| posted.job.clone())
+        Some((posted.job.clone(), posted.live))
     }
 
     /// Takes a job off the board that somebody has ended in the store: nothing that is posted of it is taken any more.

@@ -120,11 +120,22 @@ pub struct ClassConfig {
     pub host_guarantee: f64,
     /// Of the host.
     pub host_limit: f64,
+    /// Of the disk that snapshots may have.
+    pub disk_guarantee: f64,
+    /// Of the disk that snapshots may have.
+    pub disk_limit: f64,
 }
 
 impl Default for ClassConfig {
     fn default() -> Self {
-        Self { device_guarantee: 0.0, device_limit: 1.0, host_guarantee: 0.0, host_limit: 1.0 }
+        Self {
+            device_guarantee: 0.0,
+            device_limit: 1.0,
+            host_guarantee: 0.0,
+            host_limit: 1.0,
+            disk_guarantee: 0.0,
+            disk_limit: 1.0,
+        }
     }
 }
 
@@ -153,6 +164,8 @@ pub struct SnapshotConfig {
     pub every_seconds: f64,
     /// The largest share of the time that snapshots may take.
     pub share_max: f64,
+    /// Bytes of disk that all snapshots may have; left out: what there is.
+    pub disk_bytes_max: Option<u64>,
     /// Bytes of prompts' embeddings that are kept over restarts.
     pub embeddings_bytes_max: u64,
 }
@@ -164,6 +177,7 @@ impl Default for SnapshotConfig {
             every_units: 10,
             every_seconds: 60.0,
             share_max: 0.1,
+            disk_bytes_max: None,
             embeddings_bytes_max: 256 << 20,
         }
     }
@@ -271,8 +285,10 @@ const TOP: &[&str] = &[
     "keys",
 ];
 const CLASSES: &[&str] = &["interactive", "standard", "background"];
-const CLASS: &[&str] = &["device_guarantee", "device_limit", "host_guarantee", "host_limit"];
-const SNAPSHOTS: &[&str] = &["mode", "every_units", "every_seconds", "share_max", "embeddings_bytes_max"];
+const CLASS: &[&str] =
+    &["device_guarantee", "device_limit", "host_guarantee", "host_limit", "disk_guarantee", "disk_limit"];
+const SNAPSHOTS: &[&str] =
+    &["mode", "every_units", "every_seconds", "share_max", "disk_bytes_max", "embeddings_bytes_max"];
 const PRESSURE: &[&str] = &["watch", "high", "critical", "hysteresis", "process_bytes_max"];
 const QUEUE: &[&str] = &["jobs_max", "jobs_per_tenant_max", "under_way_max", "ageing_units", "starts_max"];
 const LIMITS: &[&str] = &[
@@ -285,9 +301,9 @@ const LIMITS: &[&str] = &[
     "header_bytes_max",
     "client_seconds_max",
 ];
-const WEBHOOKS: &[&str] = &["secret", "private_addresses", "attempts_max"];
+const WEBHOOKS: &[&str] = &["secret", "private_addresses", "attempts_max", "certificates"];
 const TRACES: &[&str] = &["endpoint"];
-const ENCODER: &[&str] = &["ffmpeg", "arguments"];
+const ENCODER: &[&str] = &["ffmpeg", "arguments", "threads"];
 const KEYS: &[&str] = &[
     "tenant",
     "blake3",
@@ -385,13 +401,22 @@ impl Config {
         let refuse = |sentence: String| Err(ConfigError(sentence));
         let classes = self.classes.all();
         let shares = classes.iter().flat_map(|class| {
-            [class.device_guarantee, class.device_limit, class.host_guarantee, class.host_limit]
+            let device = [class.device_guarantee, class.device_limit];
+            device.into_iter().chain([
+                class.host_guarantee,
+                class.host_limit,
+                class.disk_guarantee,
+                class.disk_limit,
+            ])
         });
         if let Some(share) = shares.into_iter().find(|share| !(0.0..=1.0).contains(share)) {
             return refuse(format!("a share of [classes] is {share}; it lies between 0 and 1"));
         }
         let sum = |share: fn(&ClassConfig) -> f64| classes.iter().map(share).sum::<f64>() > 1.0;
-        if sum(|class| class.device_guarantee) || sum(|class| class.host_guarantee) {
+        if sum(|class| class.device_guarantee)
+            || sum(|class| class.host_guarantee)
+            || sum(|class| class.disk_guarantee)
+        {
             return refuse("the guarantees of [classes] add up to more than 1 in one tier".to_owned());
         }
         let SnapshotConfig { every_units, every_seconds, share_max, .. } = self.snapshots;

@@ -1,9 +1,12 @@
 //! What turns frames into a video file: the H.264 encoder that is built in, or a program of the machine, such as ffmpeg, that takes raw
 //! frames on its standard input. It is named in the configuration; nothing of it is chosen by a client.
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+
+use tempfile::NamedTempFile;
 
 use evanesce_engine::video::{
     FrameSink, Mp4Writer, Result, SinkState, VideoError, VideoSettings, VideoSummary,
@@ -44,7 +47,11 @@ impl Encoder {
     ///
     /// # Errors
     /// [`VideoError`] when it cannot be begun.
-    pub(crate) fn open(&self, path: &Path, settings: VideoSettings) -> Result<(Box<dyn FrameSink>, bool)> {
+    pub(crate) fn open(
+        &self,
+        path: &Path,
+        settings: VideoSettings,
+    ) -> Result<(Box<dyn FrameSink + Send>, bool)> {
         match self {
             Self::BuiltIn => Ok((Box::new(Mp4Writer::create_growing(path, settings)?), true)),
             Self::Ffmpeg { program, arguments } => {
@@ -54,7 +61,8 @@ impl Encoder {
     }
 }
 
-/// Frames on their way to another program.
+/// Frames on their way to another program. What such a program has in it cannot be saved, so the frames themselves are kept beside the
+/// video until it is done: one that goes on after a restart is given them all again.
 #[derive(Debug)]
 struct Piped {
     child: Child,
@@ -64,6 +72,8 @@ struct Piped {
     /// One frame `[height, width, 3]` of bytes.
     rgb: Vec<u8>,
     frames: usize,
+    /// All frames so far, as the program got them.
+    spool: NamedTempFile,
 }
 
 impl Piped {
@@ -83,10 +93,37 @@ impl Piped {
         ]);
         command.args(["-video_size", &size, "-framerate", &rate, "-i", "pipe:0"]).args(arguments).arg(path);
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let spool = tempfile::Builder::new().prefix(".frames-").tempfile_in(directory);
+        let spool = spool.map_err(|source| VideoError::Io { path: path.to_path_buf(), source })?;
         let mut child = spawned.map_err(|error| failed(0, &format!("it cannot be run: {error}")))?;
         let input = child.stdin.take();
         let path = path.to_path_buf();
-        Ok(Self { child, input, path, settings, rgb: vec![0; settings.frame_len()], frames: 0 })
+        Ok(Self { child, input, path, settings, rgb: vec![0; settings.frame_len()], frames: 0, spool })
+    }
+
+    /// Gives the frame in `rgb` to the program, and keeps it.
+    fn give(&mut self) -> Result<()> {
+        let kept = self.spool.write_all(&self.rgb);
+        kept.map_err(|source| VideoError::Io { path: self.path.clone(), source })?;
+        let written = self.input.as_mut().map(|input| input.write_all(&self.rgb));
+        match written {
+            Some(Ok(())) => {
+                self.frames += 1;
+                Ok(())
+            }
+            Some(Err(_)) | None => {
+                let reason = self.last_words();
+                Err(failed(self.frames, &reason))
+            }
+        }
+    }
+
+    /// The spool from `from_bytes` on, for somebody who reads it while it grows.
+    fn tail(&self, from_bytes: u64, stream_bytes: u64) -> io::Result<io::Take<File>> {
+        let mut file = self.spool.reopen()?;
+        file.seek(SeekFrom::Start(from_bytes))?;
+        Ok(file.take(stream_bytes.saturating_sub(from_bytes)))
     }
 
     /// What it said before it ended.
@@ -117,29 +154,26 @@ impl FrameSink for Piped {
                 *byte = (value.clamp(0.0, 1.0) * 255.0).round() as u8;
             }
         }
-        let written = self.input.as_mut().map(|input| input.write_all(&self.rgb));
-        match written {
-            Some(Ok(())) => {
-                self.frames += 1;
-                Ok(())
-            }
-            Some(Err(_)) | None => {
-                let reason = self.last_words();
-                Err(failed(self.frames, &reason))
-            }
-        }
+        self.give()
     }
 
-    /// Before its first frame there is nothing to save; what the program keeps after that cannot be.
-    fn save(&mut self) -> Result<Option<SinkState>> {
-        Ok((self.frames == 0).then(|| SinkState { facts: Vec::new(), stream_bytes: 0 }))
+    fn save(&mut self, from_bytes: u64) -> Result<Option<SinkState>> {
+        let stream_bytes = (self.frames * self.rgb.len()) as u64;
+        let tail = self.tail(from_bytes, stream_bytes);
+        let tail = tail.map_err(|source| VideoError::Io { path: self.path.clone(), source })?;
+        let facts = self.frames.to_string().into_bytes();
+        Ok(Some(SinkState { facts, stream_bytes, tail: Box::new(tail) }))
     }
 
-    fn restore(&mut self, facts: &[u8], _stream: &mut dyn Read) -> Result<()> {
-        if facts.is_empty() {
-            return Ok(());
+    fn restore(&mut self, facts: &[u8], stream: &mut dyn Read) -> Result<()> {
+        const FOREIGN: VideoError = VideoError::State("what was saved was made by another encoder");
+        let frames = std::str::from_utf8(facts).ok().and_then(|frames| frames.parse::<usize>().ok());
+        for _ in 0..frames.ok_or(FOREIGN)? {
+            let read = stream.read_exact(&mut self.rgb);
+            read.map_err(|source| VideoError::Io { path: self.path.clone(), source })?;
+            self.give()?;
         }
-        Err(VideoError::State("what was saved was made by another encoder"))
+        Ok(())
     }
 
     fn finish(mut self: Box<Self>) -> Result<VideoSummary> {
@@ -195,6 +229,35 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!((summary.frames, summary.bytes, grows), (9, bytes.len() as u64, false));
         assert_eq!(&bytes[4..8], b"ftyp");
+    }
+
+    #[test]
+    fn a_video_goes_on_in_another_process_of_the_program_with_the_same_bytes() {
+        let Some(encoder) = ffmpeg(&["-c:v", "mpeg4", "-threads", "1", "-bitexact"]) else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let settings = VideoSettings::new(64, 32, 16);
+        let frame = |at: usize| vec![at as f32 / 12.0; settings.frame_len()];
+        let path = dir.path().join("video.mp4");
+        let (mut video, _) = encoder.open(&path, settings).unwrap();
+        (0..12).for_each(|at| video.push(&frame(at)).unwrap());
+        video.finish().unwrap();
+        let expected = std::fs::read(&path).unwrap();
+        let (mut saved, mut facts) = (Vec::new(), b"0".to_vec());
+        // It ends after 5 frames, and after 4 more.
+        for range in [0..5, 5..9, 9..12] {
+            let (mut video, _) = encoder.open(&path, settings).unwrap();
+            video.restore(&facts, &mut saved.as_slice()).unwrap();
+            range.clone().for_each(|at| video.push(&frame(at)).unwrap());
+            let mut state = video.save(saved.len() as u64).unwrap().unwrap();
+            state.tail.read_to_end(&mut saved).unwrap();
+            assert_eq!(state.stream_bytes, saved.len() as u64);
+            facts = state.facts;
+            if range.end == 12 {
+                video.finish().unwrap();
+            }
+        }
+        assert!(std::fs::read(&path).unwrap() == expected);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the frames are gone with the video");
     }
 
     #[test]

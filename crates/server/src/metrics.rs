@@ -76,9 +76,11 @@ struct Counted {
 struct Memory {
     snapshots: u64,
     snapshots_failed: u64,
+    snapshots_over_quota: u64,
     written_bytes: u64,
     held_bytes: u64,
     snapshot_time: Histogram,
+    snapshot_pause: Histogram,
     moves: BTreeMap<&'static str, u64>,
     level: Level,
     gave_way: BTreeMap<&'static str, u64>,
@@ -174,8 +176,18 @@ impl Metrics {
         memory.snapshot_time.observe(took);
     }
 
+    /// A job waited so long for what a snapshot takes out of the cache.
+    pub(crate) fn paused_to_keep(&self, paused: Duration) {
+        self.counted().memory.snapshot_pause.observe(paused);
+    }
+
     pub(crate) fn not_kept(&self) {
         self.counted().memory.snapshots_failed += 1;
+    }
+
+    /// A snapshot was due, and its class may have no more on disk.
+    pub(crate) fn over_quota(&self) {
+        self.counted().memory.snapshots_over_quota += 1;
     }
 
     /// A job was parked or resumed.
@@ -293,16 +305,23 @@ impl Memory {
         out.head(
             "evanesce_snapshots_total",
             "counter",
-            "Snapshots of jobs under way, and those that failed.",
+            "Snapshots of jobs under way, those that failed, and those for which their class had no room on disk.",
         );
         out.line("evanesce_snapshots_total{how=\"taken\"}", self.snapshots);
         out.line("evanesce_snapshots_total{how=\"failed\"}", self.snapshots_failed);
+        out.line("evanesce_snapshots_total{how=\"over_quota\"}", self.snapshots_over_quota);
         out.head("evanesce_snapshot_written_bytes_total", "counter", "Bytes that snapshots wrote.");
         out.line("evanesce_snapshot_written_bytes_total", self.written_bytes);
         out.head("evanesce_snapshot_held_bytes", "gauge", "Bytes that the last snapshot holds.");
         out.line("evanesce_snapshot_held_bytes", self.held_bytes);
-        out.head("evanesce_snapshot_seconds", "histogram", "Taking a snapshot.");
+        out.head("evanesce_snapshot_seconds", "histogram", "Writing a snapshot, while its job goes on.");
         self.snapshot_time.write(out, "evanesce_snapshot_seconds", "how=\"taken\"");
+        out.head(
+            "evanesce_snapshot_pause_seconds",
+            "histogram",
+            "What a snapshot keeps its job waiting: copying, or writing where there is no room for a copy.",
+        );
+        self.snapshot_pause.write(out, "evanesce_snapshot_pause_seconds", "how=\"taken\"");
         out.head("evanesce_job_moves_total", "counter", "Jobs that were parked or resumed.");
         for how in ["parked_in_host", "parked_in_snapshot", "resumed", "waits_for_space"] {
             let count = self.moves.get(how).copied().unwrap_or(0);

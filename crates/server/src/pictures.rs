@@ -1,6 +1,6 @@
 //! Thumbnail and spritesheet, kept small while the frames of a video pass by, and written as JPEG when it ends.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 use evanesce_engine::video::{FrameSink, Result, SinkState, VideoError, VideoSettings, VideoSummary};
@@ -99,7 +99,7 @@ fn take<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
 
 /// Frames into a video and its two pictures, all in one draft.
 pub(crate) struct IllustratedVideo {
-    video: Box<dyn FrameSink>,
+    video: Box<dyn FrameSink + Send>,
     settings: VideoSettings,
     n_frames: usize,
     at: usize,
@@ -171,8 +171,8 @@ impl FrameSink for IllustratedVideo {
         self.video.end_segment()
     }
 
-    fn save(&mut self) -> Result<Option<SinkState>> {
-        let Some(video) = self.video.save()? else { return Ok(None) };
+    fn save(&mut self, from_bytes: u64) -> Result<Option<SinkState>> {
+        let Some(video) = self.video.save(from_bytes)? else { return Ok(None) };
         let mut facts = Vec::new();
         put(&mut facts, &video.facts);
         facts.extend((self.at as u64).to_le_bytes());
@@ -183,10 +183,6 @@ impl FrameSink for IllustratedVideo {
             put(&mut facts, &picture.rgb);
         }
         Ok(Some(SinkState { facts, ..video }))
-    }
-
-    fn copy_stream(&mut self, from_bytes: u64, to: &mut dyn Write) -> Result<()> {
-        self.video.copy_stream(from_bytes, to)
     }
 
     fn restore(&mut self, facts: &[u8], stream: &mut dyn Read) -> Result<()> {

@@ -50,6 +50,21 @@ pub struct Quotas {
     pub host: Quota,
 }
 
+/// Bytes of the disk that snapshots may have together, and each class's quota of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DiskShares {
+    /// For all snapshots.
+    pub bytes: u64,
+    /// By class, in the order of [`Class::ALL`].
+    pub quotas: [Quota; Class::ALL.len()],
+}
+
+impl Default for DiskShares {
+    fn default() -> Self {
+        Self { bytes: u64::MAX, quotas: [Quota::default(); Class::ALL.len()] }
+    }
+}
+
 /// Bytes of the tiers that are shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
@@ -109,6 +124,8 @@ pub struct Entry {
     pub least_bytes: u64,
     /// Bytes that it holds between two units, and so while it is parked.
     pub held_bytes: u64,
+    /// Bytes of its snapshot on disk.
+    pub saved_bytes: u64,
     /// Time on the machine that it still needs, where that is known.
     pub left: Option<i64>,
     /// Time that parking it and bringing it back takes.
@@ -140,6 +157,7 @@ impl Entry {
             needed_bytes,
             least_bytes: needed_bytes,
             held_bytes: 0,
+            saved_bytes: 0,
             left: None,
             swap: 0,
             place: Place::Queue,
@@ -181,13 +199,15 @@ pub struct Schedule {
     without: [Without; Class::ALL.len()],
     /// A class that stands back while others have jobs: memory is critically short.
     held_back: Option<Class>,
+    disk: DiskShares,
 }
 
 impl Schedule {
     /// An empty table.
     #[must_use]
     pub fn new(rules: Rules) -> Self {
-        Self { rules, room: rules.room, jobs: BTreeMap::new(), without: Default::default(), held_back: None }
+        let (jobs, without, disk) = (BTreeMap::new(), Default::default(), DiskShares::default());
+        Self { rules, room: rules.room, jobs, without, held_back: None, disk }
     }
 
     /// Adds a job.
@@ -198,6 +218,31 @@ impl Schedule {
     /// Changes what there is.
     pub fn set_room(&mut self, room: Room) {
         self.room = room;
+    }
+
+    /// Shares the disk out among snapshots; without this they may have all of it.
+    pub fn share_disk(&mut self, disk: DiskShares) {
+        self.disk = disk;
+    }
+
+    /// Whether a job may have a snapshot of what it holds now, beside those of others.
+    #[must_use]
+    pub fn may_save(&self, seq: Seq) -> bool {
+        self.jobs.get(&seq).is_some_and(|entry| self.has_disk_for(seq, entry))
+    }
+
+    fn has_disk_for(&self, seq: Seq, entry: &Entry) -> bool {
+        let saved = |class: Class| -> u64 {
+            let of_class = self.jobs.iter().filter(|(other, entry)| **other != seq && entry.class == class);
+            of_class.map(|(_, entry)| entry.saved_bytes).fold(0, u64::saturating_add)
+        };
+        let quota = |class: Class| self.disk.quotas[class as usize];
+        let own = saved(entry.class).saturating_add(entry.held_bytes.max(entry.saved_bytes));
+        let others = Class::ALL.into_iter().filter(|class| *class != entry.class);
+        let kept_free = |class: Class| share(quota(class).guarantee, self.disk.bytes);
+        let others = others.map(|class| saved(class).max(kept_free(class))).fold(0, u64::saturating_add);
+        own <= share(quota(entry.class).limit, self.disk.bytes)
+            && own.saturating_add(others) <= self.disk.bytes
     }
 
     /// Holds a class back, or none: its jobs leave the device, and do nothing while others have jobs.
@@ -314,7 +359,7 @@ impl Schedule {
         let one_stays = usize::from(self.on_device().any(|(_, entry)| fits(entry)));
         let leaves = |entry: &Entry| !fits(entry) || self.on_device().count() > one_stays;
         let last = self.on_device().filter(|(_, entry)| leaves(entry)).filter_map(|(seq, entry)| {
-            Some(((!fits(entry), order(seq, entry)), Choice::Park(seq, self.berth(entry)?)))
+            Some(((!fits(entry), order(seq, entry)), Choice::Park(seq, self.berth(seq, entry)?)))
         });
         last.max_by_key(|(rank, _)| *rank).map(|(_, choice)| choice)
     }
@@ -409,7 +454,7 @@ impl Schedule {
         let mut victims: Vec<_> = self
             .on_device()
             .filter(|(other, entry)| *other != seq && self.gives_way(entry, wanted, now, is_aged))
-            .filter_map(|(other, entry)| Some((other, entry, self.berth(entry)?)))
+            .filter_map(|(other, entry)| Some((other, entry, self.berth(other, entry)?)))
             .collect();
         victims.sort_by_key(|(other, entry, _)| (Reverse(entry.class), entry.held_bytes, Reverse(*other)));
         let mut parked = Vec::new();
@@ -445,7 +490,7 @@ impl Schedule {
     }
 
     /// Where a job can be parked.
-    fn berth(&self, entry: &Entry) -> Option<Place> {
+    fn berth(&self, seq: Seq, entry: &Entry) -> Option<Place> {
         let parked = |class: Class| -> u64 {
             let there = self.jobs.values().filter(|entry| entry.place == Place::Host && entry.class == class);
             there.map(|entry| entry.held_bytes).sum()
@@ -455,7 +500,8 @@ impl Schedule {
         let others: u64 = others.map(|class| parked(class).max(self.quota(class, true).0)).sum();
         let in_host =
             own <= self.quota(entry.class, true).1 && own.saturating_add(others) <= self.room.host_bytes;
-        if in_host { Some(Place::Host) } else { entry.can_be_saved.then_some(Place::Snapshot) }
+        let on_disk = entry.can_be_saved && self.has_disk_for(seq, entry);
+        if in_host { Some(Place::Host) } else { on_disk.then_some(Place::Snapshot) }
     }
 }
 

@@ -6,8 +6,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use evanesce_engine::video::EncoderPool;
 use evanesce_engine::{Budgets, EngineError, Model, Tier};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::Sender;
@@ -22,7 +24,7 @@ use crate::http;
 use crate::id::random_hex;
 use crate::journal::{note, set_format};
 use crate::metrics::Metrics;
-use crate::schedule::{Quota, Quotas, Room, Rules, Share};
+use crate::schedule::{DiskShares, Quota, Quotas, Room, Rules, Share};
 use crate::store::{Abandoned, JobStore, QueueLimits, SqliteStore, StoreError};
 use crate::traces;
 use crate::videos::{VideoDirectory, VideoStore};
@@ -156,6 +158,9 @@ impl Service {
             videos: Arc::clone(&videos),
             board: Arc::clone(&board),
             metrics: Arc::clone(&metrics),
+            pool: Arc::new(
+                EncoderPool::start(config.encoder.threads).map_err(io_error("cannot start encoders"))?,
+            ),
         };
         let (reports, engine_ended) = worker::start(means, terms.clone(), waiting)
             .map_err(io_error("cannot start the engine's thread"))?;
@@ -178,6 +183,7 @@ impl Service {
             reports,
             stopping,
             started: UnixMs::now(),
+            n_polls: AtomicU32::new(0),
         };
         // What expired while no service ran is gone before anybody can ask for it.
         sweep(&app).await?;
@@ -294,11 +300,19 @@ fn terms(config: &Config, model: &Model, model_dir: &Path) -> Result<Terms, Serv
             under_way_max: config.queue.under_way_max,
             ageing_units: config.queue.ageing_units,
         },
+        disk: DiskShares {
+            bytes: config.snapshots.disk_bytes_max.unwrap_or(u64::MAX),
+            quotas: config
+                .classes
+                .all()
+                .map(|class| Quota { guarantee: class.disk_guarantee, limit: class.disk_limit }),
+        },
         worker: format!("engine-{drawn}"),
         lease: LEASE,
         retention: Duration::from_secs_f64(config.retention_hours * 3600.0),
         model_name: name,
-        keeper: Keeper::new(&config.data, config.snapshots),
+        keeper: Keeper::new(&config.data, config.snapshots)
+            .map_err(io_error("cannot start the thread that writes snapshots"))?,
         pressure: config.pressure,
         shares: shares(config),
     })

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use crate::clock::UnixMs;
 use crate::job::{Job, Status};
 use crate::journal::note;
-use crate::webhooks::{Target, post};
+use crate::webhooks::{Reach, Target, Trust, post};
 
 /// Traces that may wait to be sent; what comes when there are more is dropped.
 const WAITING_MAX: usize = 256;
@@ -48,9 +48,11 @@ async fn export(endpoint: String, mut traces: Receiver<Value>) {
     let url = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
     let mut n_failed: u64 = 0;
     while let Some(trace) = traces.recv().await {
-        let sent = match Target::parse(&url, true) {
-            Ok(target) => post(&target, true, &[], trace.to_string()).await,
-            Err(sentence) => Err(sentence),
+        let sent = match (Target::parse(&url, true), Trust::new(None)) {
+            (Ok(target), Ok(trust)) => {
+                post(&target, Reach { private_addresses: true, trust: &trust }, &[], trace.to_string()).await
+            }
+            (Err(sentence), _) | (_, Err(sentence)) => Err(sentence),
         };
         let failed = match sent {
             Ok(200..300) => continue,

@@ -84,7 +84,7 @@ impl Draft {
     ///
     /// # Errors
     /// [`VideoError`](evanesce_engine::video::VideoError) when it cannot be begun.
-    pub(crate) fn begin_video(&self, settings: VideoSettings) -> Result<Box<dyn FrameSink>> {
+    pub(crate) fn begin_video(&self, settings: VideoSettings) -> Result<Box<dyn FrameSink + Send>> {
         let path = self.path(Variant::Video);
         let (video, grows) = self.encoder.open(&path, settings)?;
         let shown = if grows { fs::hard_link(&path, self.directory.join(GROWING)) } else { Ok(()) };

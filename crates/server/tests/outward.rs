@@ -29,6 +29,25 @@ impl Message {
     }
 }
 
+fn read_message(stream: &mut impl BufRead) -> Message {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        if line.trim().is_empty() {
+            break;
+        }
+        lines.push(line.trim().to_owned());
+    }
+    let path = lines[0].split(' ').nth(1).unwrap().to_owned();
+    let pairs = lines[1..].iter().filter_map(|line| line.split_once(": "));
+    let headers: Vec<_> = pairs.map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned())).collect();
+    let mut message = Message { path, headers, body: String::new() };
+    let length: u64 = message.header("content-length").parse().unwrap();
+    stream.by_ref().take(length).read_to_string(&mut message.body).unwrap();
+    message
+}
+
 /// Somebody's server: gives each request the next of `statuses`, the last again and again.
 fn receiver(statuses: &'static [u16]) -> (String, Receiver<Message>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -37,21 +56,7 @@ fn receiver(statuses: &'static [u16]) -> (String, Receiver<Message>) {
     std::thread::spawn(move || {
         for (at, stream) in listener.incoming().enumerate() {
             let mut stream = BufReader::new(stream.unwrap());
-            let mut lines = Vec::new();
-            loop {
-                let mut line = String::new();
-                stream.read_line(&mut line).unwrap();
-                if line.trim().is_empty() {
-                    break;
-                }
-                lines.push(line.trim().to_owned());
-            }
-            let path = lines[0].split(' ').nth(1).unwrap().to_owned();
-            let pairs = lines[1..].iter().filter_map(|line| line.split_once(": "));
-            let headers: Vec<_> = pairs.map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned())).collect();
-            let mut message = Message { path, headers, body: String::new() };
-            let length: u64 = message.header("content-length").parse().unwrap();
-            stream.by_ref().take(length).read_to_string(&mut message.body).unwrap();
+            let message = read_message(&mut stream);
             let status = statuses[at.min(statuses.len() - 1)];
             let answer =
                 format!("HTTP/1.1 {status} X\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n");
@@ -248,4 +253,75 @@ fn pages_of_other_sites_are_let_in_only_when_they_are_named() {
     let beforehand = [stranger, ("access-control-request-method", "DELETE")];
     let preflight = client.send("OPTIONS", "/v1/videos", &beforehand, b"");
     assert_eq!((preflight.status, preflight.header("access-control-allow-origin")), (405, None));
+}
+
+/// Somebody's server behind TLS, with a certificate of the tests' own authority for `localhost`.
+#[cfg(feature = "https")]
+fn tls_receiver() -> (u16, Receiver<Message>) {
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned, crypto::ring};
+    let certificates =
+        CertificateDer::pem_file_iter(tls_file("server.pem")).unwrap().map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_file(tls_file("server.key")).unwrap();
+    let config = ServerConfig::builder_with_provider(std::sync::Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(certificates, key)
+        .unwrap();
+    let config = std::sync::Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (told, messages) = sync_channel(16);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let connection = ServerConnection::new(std::sync::Arc::clone(&config)).unwrap();
+            let mut stream = StreamOwned::new(connection, stream.unwrap());
+            // Somebody who does not believe the certificate breaks off.
+            if stream.conn.complete_io(&mut stream.sock).is_err() {
+                continue;
+            }
+            let mut stream = BufReader::new(stream);
+            let message = read_message(&mut stream);
+            stream.get_mut().write_all(b"HTTP/1.1 200 X\r\ncontent-length: 0\r\n\r\n").unwrap();
+            stream.get_mut().flush().unwrap();
+            if told.send(message).is_err() {
+                return;
+            }
+        }
+    });
+    (port, messages)
+}
+
+#[cfg(feature = "https")]
+fn tls_file(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/tls").join(name)
+}
+
+#[test]
+#[cfg(feature = "https")]
+fn a_webhook_goes_through_tls_to_whom_it_is_for_and_to_nobody_else() {
+    let (port, messages) = tls_receiver();
+    let said = |certificates: Option<&str>, host: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = with_webhooks(dir.path());
+        config.webhooks.certificates = certificates.map(tls_file);
+        config.webhooks.attempts_max = 1;
+        let running = start(config);
+        let id = running.client().create(&asking(small(1), &format!("https://{host}:{port}/done")));
+        running.client().wait(&id);
+        let is_delivered = certificates.is_some() && host == "localhost";
+        let webhook = until(&running.client(), &id, if is_delivered { "delivered" } else { "given_up" });
+        webhook["last_attempt"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(said(Some("authority.pem"), "localhost"), "answered 200");
+    let message = messages.recv().unwrap();
+    let (name, moment) = (message.header("webhook-id"), message.header("webhook-timestamp").parse().unwrap());
+    let signature = Secret::parse(SECRET).unwrap().sign(name, moment, &message.body);
+    assert_eq!(message.header("webhook-signature"), signature);
+    // An authority that nobody said to believe, and a name that the certificate is not for.
+    assert!(said(None, "localhost").contains("TLS failed"));
+    assert!(said(Some("authority.pem"), "127.0.0.1").contains("TLS failed"));
+    assert!(messages.try_recv().is_err(), "nothing was sent to whom was not believed");
 }

@@ -8,7 +8,9 @@ use std::fmt::Write;
 use std::path::Path;
 
 use evanesce_server::job::Class;
-use evanesce_server::schedule::{Choice, Entry, Place, Quota, Quotas, Room, Rules, Schedule, Seq, Share};
+use evanesce_server::schedule::{
+    Choice, DiskShares, Entry, Place, Quota, Quotas, Room, Rules, Schedule, Seq, Share,
+};
 use proptest::prelude::*;
 
 /// Runs a script of `rules`, `quota`, `room`, `arrive` and `run` lines; gives what was chosen, runs of the same choice on one
@@ -413,4 +415,40 @@ fn nobody_has_more_jobs_begun_than_their_share() {
     assert_eq!(schedule.choose(0), Choice::Resume(0));
     schedule.leave(0);
     assert_eq!(schedule.choose(0), Choice::Start(1));
+}
+
+#[test]
+fn snapshots_of_a_class_stay_within_its_share_of_the_disk() {
+    let rules = Rules {
+        room: Room { device_bytes: 100, host_bytes: 0 },
+        under_way_max: 8,
+        ageing_units: 100,
+        quotas: [Quotas::default(); 3],
+    };
+    let mut schedule = Schedule::new(rules);
+    let on_device = |class, held_bytes, saved_bytes| Entry {
+        held_bytes,
+        saved_bytes,
+        place: Place::Device,
+        ..Entry::new(class, 50)
+    };
+    schedule.arrive(0, on_device(Class::Background, 30, 30));
+    schedule.arrive(1, on_device(Class::Background, 30, 0));
+    assert!(schedule.may_save(1), "without shares there is room for all");
+    let mut quotas = [Quota::default(); 3];
+    quotas[Class::Background as usize].limit = 0.5;
+    quotas[Class::Interactive as usize].guarantee = 0.4;
+    schedule.share_disk(DiskShares { bytes: 100, quotas });
+    assert!(
+        schedule.may_save(0) && !schedule.may_save(1),
+        "it may have what it has, and 60 of 50 is too much"
+    );
+    // With no host to go to, only one of them can be parked.
+    schedule.arrive(2, Entry::new(Class::Interactive, 50));
+    assert_eq!(schedule.choose(0), Choice::Park(0, Place::Snapshot));
+    // What is guaranteed to interactive jobs is not for others, though it lies free.
+    schedule.arrive(3, on_device(Class::Standard, 40, 0));
+    assert!(!schedule.may_save(3));
+    schedule.leave(0);
+    assert!(schedule.may_save(3) && schedule.may_save(1));
 }

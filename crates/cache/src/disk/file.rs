@@ -63,8 +63,8 @@ fn all(
     Ok(())
 }
 
-const NAME_START: &str = "evanesce-";
-const NAME_END: &str = ".extents";
+pub(super) const NAME_START: &str = "evanesce-";
+pub(super) const NAME_END: &str = ".extents";
 
 /// A preallocated file that goes with this value.
 #[derive(Debug)]

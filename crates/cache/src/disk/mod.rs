@@ -8,6 +8,7 @@ mod extents;
 mod file;
 mod lanes;
 mod record;
+mod remains;
 mod staging;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 pub use file::BlockFile;
+pub use remains::DiskRemains;
 
 use file::ExtentFile;
 use staging::Staging;

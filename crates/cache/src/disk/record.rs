@@ -27,6 +27,14 @@ pub(super) fn header_of(sequence: u64, payload_bytes: u64, checksum: u32) -> Hea
     header
 }
 
+/// Length and checksum of the payload that a header stands before; `None` if it is none.
+pub(super) fn checked(header: &Header) -> Option<(u64, u32)> {
+    let number = |at: usize| Some(u64::from_le_bytes(header.get(at..at + 8)?.try_into().ok()?));
+    let (sequence, payload_bytes) = (number(8)?, number(16)?);
+    let checksum = u32::from_le_bytes(header.get(24..28)?.try_into().ok()?);
+    (header_of(sequence, payload_bytes, checksum) == *header).then_some((payload_bytes, checksum))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,6 +32,13 @@ impl SnapshotDirectory {
         &self.path
     }
 
+    /// Bytes of all that is in it, as far as it can be seen.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+    }
+
     /// Removes all of it; there need not be anything.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //! What is not kept is what follows from something that is: weights, noise (a function of seed and block), announcements,
 //! text (from the prompt, or from the [shelf](crate::Model::keep_embeddings)), keys and values of the text.
 
+mod capture;
 mod directory;
 mod inspect;
 mod manifest;
@@ -17,8 +18,10 @@ mod take;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
+pub use capture::{Capture, Written};
 pub use directory::SnapshotDirectory;
 pub use inspect::{Contents, KindContents, inspect};
+pub use take::Captured;
 pub(crate) use take::Kept;
 
 /// How much a snapshot keeps.

@@ -37,13 +37,12 @@ impl<'m> JobRun<'m> {
         store.retain(&parts).map_err(SnapshotError::read)?;
         run.go_on_at(manifest.phase, manifest.adapt.clone())?;
         restore_entries(&run.job, store, &manifest.entries)?;
-        let video = run.outputs.as_mut().and_then(|outputs| outputs.saved_video());
-        let video = video.ok_or_else(|| damaged("a job that writes latents or frames has none"))?;
         let mut facts = vec![0; manifest.video.facts.len()?];
         read(store, &manifest.video.facts, &mut facts)?;
         let left = manifest.video.stream.iter();
         let mut stream = Stream { store, left, bytes: io::Cursor::default(), fault: None };
-        let restored = video.restore(&facts, &mut stream);
+        let outputs = run.outputs.as_mut().ok_or_else(|| damaged("the video is closed"))?;
+        let restored = outputs.restore_video(&facts, &mut stream);
         // What is wrong with the stream is more than that it cannot be read.
         match stream.fault {
             Some(fault) => return Err(fault.into()),
@@ -57,7 +56,7 @@ impl<'m> JobRun<'m> {
         let Manifest { sequence, video, phase, adapt, .. } = manifest;
         let at = Some((phase, adapt, taken));
         let (stream, facts) = (video.stream, Some(video.facts));
-        run.kept = Kept { sequence, entries, stream, facts, parts, at };
+        run.kept = Kept { sequence, entries, stream, facts, parts, at }.into();
         Ok(Some(run))
     }
 }

@@ -1,17 +1,18 @@
-//! Taking a snapshot between two units of a job.
+//! Taking a snapshot between two units of a job: what changes is copied out of the cache at once, and written whenever that is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::ops::Range;
 
 use evanesce_cache::policy::EntryId;
-use evanesce_cache::{Kind, Lease, Owned};
+use evanesce_cache::{Kind, Owned, Reservation};
 
-use super::manifest::{Extent, Manifest, Saved, Video, fingerprint};
+use super::capture::{Capture, Copies, Written};
+use super::manifest::{Extent, Manifest, fingerprint};
 use super::{SnapshotError, SnapshotMode, SnapshotStore, Taken};
 use crate::adapt::Adapt;
 use crate::error::{EngineError, Result};
+use crate::output::SavedVideo;
 use crate::run::{JobRun, Phase};
-use crate::video::{FrameSink, SinkState};
 
 /// What the last snapshot of a job has on disk already.
 #[derive(Debug, Default)]
@@ -27,11 +28,23 @@ pub(crate) struct Kept {
     pub(super) at: Option<(Phase, Adapt, Taken)>,
 }
 
-/// Writes parts and counts.
-struct Writing<'a> {
-    store: &'a dyn SnapshotStore,
-    sequence: u64,
-    written_bytes: u64,
+impl Kept {
+    pub(super) fn stream_bytes(&self) -> u64 {
+        self.stream.iter().map(|extent| extent.len_bytes).sum()
+    }
+}
+
+/// What there is to take.
+#[derive(Debug)]
+pub enum Captured {
+    /// A snapshot to be written, by any thread; then [`JobRun::captured`].
+    Copied(Box<Capture>),
+    /// There is one, but no room for a copy: [`JobRun::snapshot`] writes it from where it is.
+    NoRoom,
+    /// The last snapshot has it all.
+    Known(Taken),
+    /// Nothing: the job stands where it cannot be gone on from, or the last snapshot is still being written.
+    Nothing,
 }
 
 impl JobRun<'_> {
@@ -43,106 +56,116 @@ impl JobRun<'_> {
     /// # Errors
     /// [`EngineError::Snapshot`] when the store refuses. The job is as before, and so is the last snapshot.
     pub fn snapshot(&mut self, store: &dyn SnapshotStore, mode: SnapshotMode) -> Result<Option<Taken>> {
+        if self.is_captured || !self.can_be_saved(mode) {
+            return Ok(None);
+        }
+        if let Some(taken) = self.last_taken() {
+            return Ok(Some(taken));
+        }
+        let Some(video) = self.save_video()? else { return Ok(None) };
+        let entries = self.entries_to_keep(mode);
+        let capture = self.capture_of(entries, video, Copies::default());
+        let written = capture.write_from(store, &self.job);
+        self.captured(written)
+    }
+
+    /// Copies what a [snapshot](Self::snapshot) would write, where there is room below the device, so that it can be written while
+    /// the job goes on. Until [`Self::captured`] is told what became of it there is no other.
+    ///
+    /// # Errors
+    /// [`EngineError::Video`] when the video has failed, [`EngineError::Cache`] when an entry cannot be read.
+    pub fn capture(&mut self, mode: SnapshotMode) -> Result<Captured> {
+        if self.is_captured || !self.can_be_saved(mode) {
+            return Ok(Captured::Nothing);
+        }
+        if let Some(taken) = self.last_taken() {
+            return Ok(Captured::Known(taken));
+        }
+        let Some(video) = self.save_video()? else { return Ok(Captured::Nothing) };
+        let entries = self.entries_to_keep(mode);
+        let fresh = entries.iter().filter(|owned| !self.kept.entries.contains_key(&owned.id));
+        let fresh: Vec<_> = fresh.collect();
+        let fresh_bytes = fresh.iter().map(|owned| owned.len_bytes as u64).sum();
+        let Some(room) = self.model.spare_room(&self.job, fresh_bytes) else { return Ok(Captured::NoRoom) };
+        let copies = self.copy(&fresh, room)?;
+        let capture = self.capture_of(entries, video, copies);
+        self.is_captured = true;
+        Ok(Captured::Copied(Box::new(capture)))
+    }
+
+    /// Takes note of what became of a capture; what it gives is what [`Self::snapshot`] would have given.
+    ///
+    /// # Errors
+    /// As [`Self::snapshot`].
+    pub fn captured(
+        &mut self,
+        written: std::result::Result<Option<Written>, SnapshotError>,
+    ) -> Result<Option<Taken>> {
+        self.is_captured = false;
+        let Some(Written { kept, taken }) = written? else { return Ok(None) };
+        self.kept = kept.into();
+        Ok(Some(taken))
+    }
+
+    /// Bytes that the job's last snapshot holds.
+    #[must_use]
+    pub fn saved_bytes(&self) -> u64 {
+        self.kept.at.as_ref().map_or(0, |(_, _, taken)| taken.held_bytes)
+    }
+
+    fn can_be_saved(&self, mode: SnapshotMode) -> bool {
         let phase = self.phase_to_save();
         let decodes_within_block = matches!(phase, Phase::LatentFrame { at } if !self.begins_block(at));
-        if matches!(phase, Phase::Prompt { .. } | Phase::Done)
-            || (mode == SnapshotMode::Compact && decodes_within_block)
-        {
-            return Ok(None);
-        }
-        if let Some((_, _, taken)) =
-            self.kept.at.as_ref().filter(|(at, adapt, _)| *at == phase && *adapt == self.adapt)
-        {
-            return Ok(Some(Taken { written_bytes: 0, ..*taken }));
-        }
-        let Some(video) = self.outputs.as_mut().and_then(|outputs| outputs.saved_video()) else {
-            return Ok(None);
-        };
-        let Some(state) = video.save()? else { return Ok(None) };
-        let sequence = self.kept.sequence + 1;
-        let mut writing = Writing { store, sequence, written_bytes: 0 };
-        let mut manifest =
-            Manifest::new(fingerprint(self.model, &self.spec), sequence, phase, self.adapt.clone());
-        let written = self.write(&mut writing, &mut manifest, &state, mode);
-        let written_bytes = writing.written_bytes;
-        match written {
-            Ok(kept) => self.kept = kept,
-            Err(error) => {
-                // Best effort: what stays is removed after the next snapshot.
-                drop(store.retain(&self.kept.parts));
-                return Err(error.into());
-            }
-        }
-        // The snapshot stands, whatever becomes of what it no longer needs.
-        drop(store.retain(&self.kept.parts));
-        let taken = Taken { written_bytes, ..manifest.taken() };
-        self.kept.at = Some((phase, self.adapt.clone(), taken));
-        Ok(Some(taken))
+        let is_between = matches!(phase, Phase::Prompt { .. } | Phase::Done);
+        !is_between && (mode == SnapshotMode::Full || !decodes_within_block)
+    }
+
+    /// What the last snapshot holds, if the job has not moved since.
+    fn last_taken(&self) -> Option<Taken> {
+        let (at, adapt, taken) = self.kept.at.as_ref()?;
+        let is_here = *at == self.phase_to_save() && *adapt == self.adapt;
+        is_here.then_some(Taken { written_bytes: 0, ..*taken })
     }
 
     fn begins_block(&self, frame: usize) -> bool {
         self.spec.block(self.spec.block_of(frame)).frames.start == frame
     }
 
-    fn write(
-        &mut self,
-        writing: &mut Writing<'_>,
-        manifest: &mut Manifest,
-        state: &SinkState,
-        mode: SnapshotMode,
-    ) -> std::result::Result<Kept, SnapshotError> {
+    fn save_video(&mut self) -> Result<Option<SavedVideo>> {
+        let kept_bytes = self.kept.stream_bytes();
+        let Some(outputs) = self.outputs.as_mut() else { return Ok(None) };
+        outputs.save_video(kept_bytes)
+    }
+
+    fn entries_to_keep(&mut self, mode: SnapshotMode) -> Vec<Owned> {
         let mut entries = self.job.entries();
         entries.retain(|owned| keeps(mode, owned.key.kind));
         for owned in &mut entries {
             let parked = self.parked.as_mut().and_then(|parked| parked.get(&owned.key));
             owned.uses.extend(parked.into_iter().flatten());
         }
-        let extents = self.write_entries(writing, &entries)?;
-        let mut groups = BTreeMap::new();
-        for owned in &entries {
-            let n_groups = groups.len() as u64;
-            let group = owned.group.map(|group| *groups.entry(group).or_insert(n_groups));
-            let extent = extents.get(&owned.id).cloned();
-            let saved = extent.and_then(|extent| Saved::new(owned, group, extent));
-            manifest.entries.extend(saved);
-        }
-        let video = self.outputs.as_mut().and_then(|outputs| outputs.saved_video());
-        let video = video.ok_or_else(|| super::manifest::damaged("the video is closed"))?;
-        let digest = blake3::hash(&state.facts).to_hex();
-        let unchanged = self.kept.facts.as_ref().filter(|facts| *facts.blake3 == *digest);
-        let facts = match unchanged {
-            Some(facts) => facts.clone(),
-            None => writing.part("video", &mut |to| to.write_all(&state.facts))?,
-        };
-        let stream = writing.stream(video, &self.kept.stream, state.stream_bytes)?;
-        manifest.video = Video { facts, stream };
-        writing.store.publish(&manifest.encode()?).map_err(SnapshotError::written)?;
-        let (Video { stream, facts }, parts) = (manifest.video.clone(), manifest.parts());
-        let (sequence, facts) = (writing.sequence, Some(facts));
-        Ok(Kept { sequence, entries: extents, stream, facts, parts, at: None })
+        entries
     }
 
-    /// Where the bytes of each entry are: those that are new go into one part for each kind.
-    fn write_entries(
-        &self,
-        writing: &mut Writing<'_>,
-        entries: &[Owned],
-    ) -> std::result::Result<BTreeMap<EntryId, Extent>, SnapshotError> {
-        let mut extents = BTreeMap::new();
-        for kind in Kind::ALL {
-            let mut fresh = Vec::new();
-            for owned in entries.iter().filter(|owned| owned.key.kind == kind) {
-                match self.kept.entries.get(&owned.id) {
-                    Some(extent) => drop(extents.insert(owned.id, extent.clone())),
-                    None => fresh.push(owned),
-                }
-            }
-            if !fresh.is_empty() {
-                let peek = |owned: &Owned| self.job.peek(&owned.key).map_err(io::Error::other);
-                extents.extend(writing.entries(kind, &fresh, &peek)?);
-            }
+    fn capture_of(&self, entries: Vec<Owned>, video: SavedVideo, copies: Copies) -> Capture {
+        let phase = self.phase_to_save();
+        let sequence = self.kept.sequence + 1;
+        let manifest =
+            Manifest::new(fingerprint(self.model, &self.spec), sequence, phase, self.adapt.clone());
+        let at = (phase, self.adapt.clone());
+        Capture { manifest, at, entries, before: self.kept.clone(), video, copies }
+    }
+
+    fn copy(&self, fresh: &[&Owned], room: Reservation) -> Result<Copies> {
+        let mut bytes = Vec::new();
+        let mut places: BTreeMap<EntryId, Range<usize>> = BTreeMap::new();
+        for owned in fresh {
+            let lease = self.job.peek(&owned.key).map_err(EngineError::cache)?;
+            let begin = bytes.len();
+            bytes.extend_from_slice(lease.bytes());
+            places.insert(owned.id, begin..bytes.len());
         }
-        Ok(extents)
+        Ok(Copies { bytes, places, room: Some(room) })
     }
 }
 
@@ -152,96 +175,6 @@ fn keeps(mode: SnapshotMode, kind: Kind) -> bool {
         Kind::CrossKv => mode == SnapshotMode::Full,
         Kind::SelfKv | Kind::Latent | Kind::VaeFeature => true,
         Kind::TextEmbedding | Kind::Weights | Kind::StepResidual => false,
-    }
-}
-
-impl Writing<'_> {
-    fn name(&self, what: &str) -> String {
-        format!("{what}.{}", self.sequence)
-    }
-
-    /// One part with one extent.
-    fn part(
-        &mut self,
-        what: &str,
-        fill: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
-    ) -> std::result::Result<Extent, SnapshotError> {
-        let part = self.name(what);
-        let (mut len_bytes, mut digest) = (0, blake3::Hasher::new());
-        let mut hashed = |to: &mut dyn Write| {
-            let mut counting = Counting { to, len_bytes: 0, digest: blake3::Hasher::new() };
-            fill(&mut counting)?;
-            (len_bytes, digest) = (counting.len_bytes, counting.digest);
-            Ok(())
-        };
-        self.store.put_part(&part, &mut hashed).map_err(SnapshotError::written)?;
-        self.written_bytes += len_bytes;
-        Ok(Extent { part, offset: 0, len_bytes, blake3: digest.finalize().to_hex().to_string() })
-    }
-
-    /// One part with an extent for each entry.
-    fn entries(
-        &mut self,
-        kind: Kind,
-        fresh: &[&Owned],
-        peek: &dyn Fn(&Owned) -> io::Result<Lease>,
-    ) -> std::result::Result<Vec<(EntryId, Extent)>, SnapshotError> {
-        let part = self.name(kind.as_str());
-        let mut extents = Vec::with_capacity(fresh.len());
-        let mut offset = 0;
-        self.store
-            .put_part(&part, &mut |to| {
-                extents.clear();
-                offset = 0;
-                for owned in fresh {
-                    let lease = peek(owned)?;
-                    to.write_all(lease.bytes())?;
-                    let len_bytes = lease.bytes().len() as u64;
-                    let blake3 = blake3::hash(lease.bytes()).to_hex().to_string();
-                    extents.push((owned.id, Extent { part: part.clone(), offset, len_bytes, blake3 }));
-                    offset += len_bytes;
-                }
-                Ok(())
-            })
-            .map_err(SnapshotError::written)?;
-        self.written_bytes += offset;
-        Ok(extents)
-    }
-
-    /// The stream's extents: those there are, and one for what has come since.
-    fn stream(
-        &mut self,
-        video: &mut dyn FrameSink,
-        before: &[Extent],
-        stream_bytes: u64,
-    ) -> std::result::Result<Vec<Extent>, SnapshotError> {
-        let mut stream = before.to_vec();
-        let kept_bytes: u64 = before.iter().map(|extent| extent.len_bytes).sum();
-        if stream_bytes > kept_bytes {
-            let copy = &mut |to: &mut dyn Write| video.copy_stream(kept_bytes, to).map_err(io::Error::other);
-            stream.push(self.part("stream", copy)?);
-        }
-        Ok(stream)
-    }
-}
-
-/// Counts and hashes what passes.
-struct Counting<'a> {
-    to: &'a mut dyn Write,
-    len_bytes: u64,
-    digest: blake3::Hasher,
-}
-
-impl Write for Counting<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = self.to.write(bytes)?;
-        self.len_bytes += taken as u64;
-        self.digest.update(&bytes[..taken]);
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
     }
 }
 

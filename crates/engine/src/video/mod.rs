@@ -21,6 +21,7 @@ mod error;
 mod fragments;
 mod index;
 mod muxer;
+mod pool;
 mod reader;
 mod settings;
 mod sink;
@@ -28,6 +29,7 @@ mod thumbnails;
 mod writer;
 
 pub use error::{Result, VideoError};
+pub use pool::{EncoderPool, PooledVideo};
 pub(crate) use reader::Mp4Reader;
 pub use settings::{Quality, VideoSettings};
 pub use sink::{FrameSink, SinkState, VideoSummary};

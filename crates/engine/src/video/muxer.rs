@@ -46,8 +46,8 @@ impl<F: Read + Write + Seek> Muxer<F> {
     /// Copies the frames' bytes from `from_bytes` on.
     ///
     /// # Errors
-    /// [`VideoError::Io`] if they cannot be read back or `to` refuses them.
-    pub(super) fn copy_payload(&mut self, from_bytes: u64, to: &mut dyn Write) -> Result<()> {
+    /// [`VideoError::Io`] if they cannot be read back.
+    pub(super) fn copy_payload(&mut self, from_bytes: u64, to: &mut Vec<u8>) -> Result<()> {
         let len_bytes = self.payload_bytes.saturating_sub(from_bytes);
         let mut copy = || {
             self.storage.seek(SeekFrom::Start(from_bytes))?;

@@ -1,6 +1,6 @@
 //! Where decoded frames go.
 
-use std::io::{Read, Write};
+use std::io::Read;
 
 use super::error::{Result, VideoError};
 
@@ -24,22 +24,14 @@ pub trait FrameSink {
         Ok(())
     }
 
-    /// What has been taken so far, at the end of a segment; `None` in the middle of one, or from a sink that cannot be
-    /// gone on from.
+    /// What has been taken so far, at the end of a segment, with the stream's bytes from `from_bytes` on; `None` in the middle of a
+    /// segment, or from a sink that cannot be gone on from.
     ///
     /// # Errors
     /// If what was taken cannot be read back.
-    fn save(&mut self) -> Result<Option<SinkState>> {
+    fn save(&mut self, from_bytes: u64) -> Result<Option<SinkState>> {
+        let _ = from_bytes;
         Ok(None)
-    }
-
-    /// Copies the bytes from `from_bytes` on that [`SinkState::stream_bytes`] counts.
-    ///
-    /// # Errors
-    /// If they cannot be read back or `to` refuses them.
-    fn copy_stream(&mut self, from_bytes: u64, to: &mut dyn Write) -> Result<()> {
-        let _ = (from_bytes, to);
-        Ok(())
     }
 
     /// Makes this fresh sink what the saved one was. `stream` gives all [`SinkState::stream_bytes`] bytes.
@@ -68,12 +60,23 @@ pub trait FrameSink {
 }
 
 /// What a sink needs to be gone on with: small facts, and a stream of bytes that only ever grows.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SinkState {
     /// In the sink's own words.
     pub facts: Vec<u8>,
-    /// Length of the stream, which [`FrameSink::copy_stream`] gives.
+    /// Length of the stream.
     pub stream_bytes: u64,
+    /// The stream's bytes that were asked for, up to `stream_bytes`; whatever the sink does next does not change them.
+    pub tail: Box<dyn Read + Send>,
+}
+
+impl std::fmt::Debug for SinkState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { facts, stream_bytes, .. } = self;
+        f.debug_struct("SinkState")
+            .field("facts", facts)
+            .field("stream_bytes", stream_bytes)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a finished video is.

@@ -1,7 +1,7 @@
 //! The video file: an MP4 that appears at its path whole or not at all.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -171,7 +171,7 @@ impl FrameSink for Mp4Writer {
         Ok(())
     }
 
-    fn save(&mut self) -> Result<Option<SinkState>> {
+    fn save(&mut self, from_bytes: u64) -> Result<Option<SinkState>> {
         self.check_complete()?;
         if !self.encoder.is_between_segments() {
             return Ok(None);
@@ -179,11 +179,14 @@ impl FrameSink for Mp4Writer {
         let (table, parameter_sets) = (self.muxer.table().clone(), self.encoder.parameter_sets().clone());
         let facts = serde_json::to_vec(&Facts { table, parameter_sets });
         let facts = facts.map_err(|error| VideoError::Container(error.to_string()))?;
-        Ok(Some(SinkState { facts, stream_bytes: self.muxer.payload_bytes() }))
-    }
-
-    fn copy_stream(&mut self, from_bytes: u64, to: &mut dyn Write) -> Result<()> {
-        self.muxer.copy_payload(from_bytes, to)
+        // Copied, because the end of the video moves what is in the file.
+        let mut tail = Vec::new();
+        self.muxer.copy_payload(from_bytes, &mut tail)?;
+        Ok(Some(SinkState {
+            facts,
+            stream_bytes: self.muxer.payload_bytes(),
+            tail: Box::new(Cursor::new(tail)),
+        }))
     }
 
     fn restore(&mut self, facts: &[u8], stream: &mut dyn Read) -> Result<()> {

@@ -4,13 +4,15 @@
 pub(crate) mod rollout;
 pub(crate) mod tree;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use evanesce_cache::JobId;
 use evanesce_engine::progress::{Event, Observer};
-use evanesce_engine::video::{FrameSink, Result as VideoResult, SinkState, VideoError, VideoSummary};
+use evanesce_engine::video::{
+    EncoderPool, FrameSink, Result as VideoResult, SinkState, VideoError, VideoSummary,
+};
 use evanesce_engine::{
     Budgets, CancelToken, JobRun, Model, Outcome, Outputs, Request, RequestedLength, Result, Silent,
     VideoTarget,
@@ -90,15 +92,12 @@ impl FrameSink for KeepingSink {
         Ok(())
     }
 
-    fn save(&mut self) -> VideoResult<Option<SinkState>> {
+    fn save(&mut self, from_bytes: u64) -> VideoResult<Option<SinkState>> {
         let stream_bytes = 4 * self.pictures.len() as u64;
-        Ok(Some(SinkState { facts: self.n_pictures.to_le_bytes().to_vec(), stream_bytes }))
-    }
-
-    fn copy_stream(&mut self, from_bytes: u64, to: &mut dyn Write) -> VideoResult<()> {
         let from = usize::try_from(from_bytes).unwrap() / 4;
-        self.pictures[from..].iter().for_each(|number| to.write_all(&number.to_le_bytes()).unwrap());
-        Ok(())
+        let tail: Vec<u8> = self.pictures[from..].iter().flat_map(|number| number.to_le_bytes()).collect();
+        let facts = self.n_pictures.to_le_bytes().to_vec();
+        Ok(Some(SinkState { facts, stream_bytes, tail: Box::new(std::io::Cursor::new(tail)) }))
     }
 
     fn restore(&mut self, facts: &[u8], stream: &mut dyn Read) -> VideoResult<()> {
@@ -116,8 +115,18 @@ impl FrameSink for KeepingSink {
 }
 
 impl Kept {
+    fn fresh(&self) -> KeepingSink {
+        KeepingSink { pictures: Vec::new(), n_pictures: 0, kept: self.clone() }
+    }
+
     pub(crate) fn sink(&self) -> VideoTarget {
-        VideoTarget::Sink(Box::new(KeepingSink { pictures: Vec::new(), n_pictures: 0, kept: self.clone() }))
+        VideoTarget::Sink(Box::new(self.fresh()))
+    }
+
+    /// The same, by the threads of a pool.
+    pub(crate) fn pooled(&self, pool: &Arc<EncoderPool>) -> Outputs {
+        let video = VideoTarget::Pooled { sink: Box::new(self.fresh()), pool: Arc::clone(pool) };
+        Outputs { video, latents: None, frames: None }
     }
 
     pub(crate) fn outputs(&self) -> Outputs {

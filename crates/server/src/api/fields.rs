@@ -119,7 +119,10 @@ pub(super) fn create_video(mut fields: Map<String, Value>, is_form: bool) -> Res
     })
 }
 
-/// Takes fields out by name and type. A field that is null is not there.
+/// Fields of a form whose text may be any, `null` too.
+const FREE_TEXT: [&str; 2] = ["prompt", "negative_prompt"];
+
+/// Takes fields out by name and type. A field that is null is not there; a form can only write that as text.
 struct Reader {
     fields: Map<String, Value>,
     is_form: bool,
@@ -127,7 +130,8 @@ struct Reader {
 
 impl Reader {
     fn take(&mut self, name: &str) -> Option<Value> {
-        self.fields.remove(name).filter(|value| !value.is_null())
+        let is_null_of_form = |value: &Value| self.is_form && !FREE_TEXT.contains(&name) && *value == "null";
+        self.fields.remove(name).filter(|value| !value.is_null() && !is_null_of_form(value))
     }
 
     fn text(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {

@@ -13,6 +13,7 @@ mod status;
 mod videos;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use axum::Router;
@@ -56,6 +57,8 @@ pub(crate) struct App {
     pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) started: UnixMs,
+    /// Answers so far that said when to ask again.
+    pub(crate) n_polls: AtomicU32,
 }
 
 impl App {
@@ -105,7 +108,9 @@ impl App {
         status::live,
         status::ready,
         status::metrics
-    )
+    ),
+    // What only parameters name.
+    components(schemas(crate::store::Direction, crate::videos::Variant))
 )]
 struct Description;
 

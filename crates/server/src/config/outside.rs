@@ -38,12 +38,14 @@ pub struct EncoderConfig {
     pub ffmpeg: Option<PathBuf>,
     /// What it is told between its input and its output.
     pub arguments: Vec<String>,
+    /// Threads that encode while the engine computes.
+    pub threads: usize,
 }
 
 impl Default for EncoderConfig {
     fn default() -> Self {
         let arguments = ["-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-movflags", "+faststart"];
-        Self { ffmpeg: None, arguments: arguments.map(str::to_owned).to_vec() }
+        Self { ffmpeg: None, arguments: arguments.map(str::to_owned).to_vec(), threads: 1 }
     }
 }
 
@@ -74,11 +76,13 @@ pub struct WebhookConfig {
     pub private_addresses: bool,
     /// Attempts before a delivery is given up.
     pub attempts_max: u32,
+    /// Certificates (PEM) of authorities that are believed besides those of browsers.
+    pub certificates: Option<PathBuf>,
 }
 
 impl Default for WebhookConfig {
     fn default() -> Self {
-        Self { secret: None, private_addresses: false, attempts_max: 10 }
+        Self { secret: None, private_addresses: false, attempts_max: 10, certificates: None }
     }
 }
 
@@ -94,6 +98,10 @@ impl Config {
         if !(1..=20).contains(&self.webhooks.attempts_max) {
             let n = self.webhooks.attempts_max;
             return refuse(format!("attempts_max of [webhooks] is {n}; it lies between 1 and 20"));
+        }
+        if !(1..=64).contains(&self.encoder.threads) {
+            let n = self.encoder.threads;
+            return refuse(format!("threads of [encoder] is {n}; it lies between 1 and 64"));
         }
         check_secret("secret of [webhooks]", self.webhooks.secret.as_ref())?;
         if let Some(url) = self.traces.endpoint.as_ref().filter(|url| Target::parse(url, true).is_err()) {

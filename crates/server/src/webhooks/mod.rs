@@ -16,7 +16,8 @@ use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 
 pub use secret::Secret;
-pub(crate) use send::{Target, post};
+pub(crate) use send::{Reach, Target, post};
+pub(crate) use tls::Trust;
 
 use crate::board::Board;
 use crate::clock::UnixMs;
@@ -41,6 +42,7 @@ pub(crate) struct Courier {
     secrets: BTreeMap<String, Secret>,
     pub(crate) private_addresses: bool,
     attempts_max: u32,
+    trust: Trust,
 }
 
 impl Courier {
@@ -53,7 +55,8 @@ impl Courier {
             }
         }
         let crate::config::WebhookConfig { private_addresses, attempts_max, .. } = config.webhooks;
-        Ok(Self { secrets, private_addresses, attempts_max })
+        let trust = Trust::new(config.webhooks.certificates.as_deref()).map_err(ConfigError)?;
+        Ok(Self { secrets, private_addresses, attempts_max, trust })
     }
 
     /// Whether webhooks of this tenant can be signed.
@@ -96,7 +99,8 @@ impl Courier {
             ("webhook-timestamp", now.seconds().to_string()),
             ("webhook-signature", signature),
         ];
-        post(&target, self.private_addresses, &headers, body).await
+        let reach = Reach { private_addresses: self.private_addresses, trust: &self.trust };
+        post(&target, reach, &headers, body).await
     }
 }
 

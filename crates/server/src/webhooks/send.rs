@@ -11,11 +11,19 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::address::is_public;
+use super::tls::Trust;
 
 /// All of it, from the name to the status, may take this long.
 const PATIENCE: Duration = Duration::from_secs(15);
 const URL_CHARS_MAX: usize = 2048;
 const AGENT: &str = concat!("evanesce/", env!("CARGO_PKG_VERSION"));
+
+/// Where a request may go, and who is believed there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reach<'a> {
+    pub(crate) private_addresses: bool,
+    pub(crate) trust: &'a Trust,
+}
 
 /// A place that takes webhooks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +95,7 @@ fn check(address: std::net::IpAddr, private_addresses: bool) -> Result<(), Strin
 /// One sentence when there was no answer.
 pub(crate) async fn post(
     target: &Target,
-    private_addresses: bool,
+    Reach { private_addresses, trust }: Reach<'_>,
     headers: &[(&'static str, String)],
     body: String,
 ) -> Result<u16, String> {
@@ -96,7 +104,7 @@ pub(crate) async fn post(
         let stream =
             TcpStream::connect(&*addresses).await.map_err(|error| format!("cannot connect: {error}"))?;
         if target.is_https {
-            exchange(super::tls::wrap(stream, &target.host).await?, target, headers, body).await
+            exchange(trust.wrap(stream, &target.host).await?, target, headers, body).await
         } else {
             exchange(stream, target, headers, body).await
         }
@@ -172,7 +180,9 @@ mod tests {
         // Written so that only resolving shows what it is.
         for host in ["localhost", "2130706433", "127.1"] {
             let target = Target::parse(&format!("http://{host}:9/"), false).unwrap();
-            let refused = post(&target, false, &[], String::new()).await.unwrap_err();
+            let trust = Trust::new(None).unwrap();
+            let reach = Reach { private_addresses: false, trust: &trust };
+            let refused = post(&target, reach, &[], String::new()).await.unwrap_err();
             assert!(refused.contains("public internet"), "{host}: {refused}");
         }
     }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evanesce_engine::progress::Stage;
+use evanesce_engine::video::EncoderPool;
 use evanesce_engine::{Budgets, Model, Tier};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -32,7 +33,7 @@ use crate::job::{Failure, Job, Status};
 use crate::journal::note;
 use crate::metrics::Metrics;
 use crate::pressure::Level;
-use crate::schedule::{Choice, Entry, Place, Rules, Schedule, Seq, Share};
+use crate::schedule::{Choice, DiskShares, Entry, Place, Rules, Schedule, Seq, Share};
 use crate::store::{Ending, Fenced, JobStore, Lease};
 use crate::videos::VideoStore;
 use crate::wire::MemoryNow;
@@ -65,12 +66,14 @@ pub(crate) struct Means {
     pub(crate) videos: Arc<dyn VideoStore>,
     pub(crate) board: Arc<Board>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) pool: Arc<EncoderPool>,
 }
 
 /// What the thread goes by.
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     pub(crate) rules: Rules,
+    pub(crate) disk: DiskShares,
     /// The worker's name in claims.
     pub(crate) worker: String,
     pub(crate) lease: Duration,
@@ -155,7 +158,8 @@ struct Worker<'m> {
 
 impl<'m> Worker<'m> {
     fn new(model: &'m Model, means: Means, terms: Terms, runtime: Handle, inbox: Receiver<Report>) -> Self {
-        let schedule = Schedule::new(terms.rules);
+        let mut schedule = Schedule::new(terms.rules);
+        schedule.share_disk(terms.disk);
         let (tasks, pace, unwritten) = (BTreeMap::new(), Pace::default(), Vec::new());
         let budget = |tier| model.counters().tier(tier).budget_bytes;
         let wanted = Budgets { device_bytes: budget(Tier::Device), host_bytes: budget(Tier::Host) };
@@ -249,7 +253,9 @@ impl<'m> Worker<'m> {
         let seq = job.seq;
         let mut entry = Entry::new(job.order.class, job.order.device_bytes);
         entry.deadline = job.deadline().map(|at| at.0);
-        entry.can_be_saved = self.keeper.of(&job.id).is_some();
+        let snapshot = self.keeper.of(&job.id);
+        entry.can_be_saved = snapshot.is_some();
+        entry.saved_bytes = snapshot.map_or(0, |snapshot| snapshot.held_bytes());
         entry.share = self.terms.shares.get(&job.tenant).copied();
         self.tasks.insert(seq, Task { job, run: None });
         entry.least_bytes = self.least_bytes(seq).unwrap_or(entry.needed_bytes).min(entry.needed_bytes);
@@ -285,7 +291,23 @@ impl<'m> Worker<'m> {
         self.means.metrics.started(task.job.order.class, Duration::from_millis(waited));
         self.begin_smaller(seq);
         self.admit(seq);
+        if let Some(Task { job, run: Some(run) }) = self.tasks.get(&seq) {
+            self.means.board.post(job, self.live(job, run));
+        }
         self.post_queue();
+    }
+
+    /// What a job that has begun is doing.
+    fn live(&self, job: &Job, run: &Run<'_>) -> Live {
+        Live {
+            phase: run.meter.phase,
+            step: run.meter.step(),
+            progress: run.meter.progress(),
+            eta_s: self.pace.seconds_left(&job.order, &run.meter),
+            queue_position: None,
+            memory: Some(run.memory(self.model)),
+            holder: Some(run.holder()),
+        }
     }
 
     /// Does a job's next unit.
@@ -301,15 +323,7 @@ impl<'m> Worker<'m> {
             Unit::More => {
                 self.tend(seq);
                 let Some(Task { job, run: Some(run) }) = self.tasks.get(&seq) else { return };
-                let live = Live {
-                    phase: run.meter.phase,
-                    step: run.meter.step(),
-                    progress: run.meter.progress(),
-                    eta_s: self.pace.seconds_left(&job.order, &run.meter),
-                    queue_position: None,
-                    memory: Some(run.memory(self.model)),
-                    holder: Some(run.holder()),
-                };
+                let live = self.live(job, run);
                 self.means.board.post(job, live);
                 return self.tell_memory(false);
             }
@@ -427,6 +441,7 @@ impl<'m> Worker<'m> {
                 continue;
             }
             if let Some(mut run) = task.run {
+                self.note_kept(&task.job.id, self.keeper.settle(&mut run));
                 self.note_kept(&task.job.id, self.keeper.keep(&task.job.id, &mut run));
             }
             match self.runtime.block_on(self.means.store.release(&task.job.id, task.job.epoch)) {

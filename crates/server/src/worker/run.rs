@@ -2,17 +2,19 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use evanesce_engine::snapshot::{SnapshotDirectory, SnapshotStore};
-use evanesce_engine::video::{VideoError, VideoSettings};
+use evanesce_engine::video::{EncoderPool, VideoError, VideoSettings};
 use evanesce_engine::{
     CancelToken, EngineError, Fault, JobId, JobRun, JobSpec, Model, Outputs, Progress, Request,
     RequestedLength, Tier, Usage, VideoTarget,
 };
 
 use super::internal;
-use super::keep::Tend;
+use super::keep::{Pending, Tend};
 use super::meter::Meter;
+use crate::id::VideoId;
 use crate::job::{Failure, Job, JobMemory, Order, TierBytes};
 use crate::journal::note;
 use crate::pictures::IllustratedVideo;
@@ -42,16 +44,18 @@ fn is_full(error: &io::Error) -> bool {
 impl Trouble {
     fn new(about: impl std::fmt::Display, error: &EngineError) -> Self {
         note(about, format_args!("failed: {error}"));
-        match error {
-            EngineError::Video(VideoError::Io { source, .. }) if is_full(source) => Self::NoSpace,
-            error => Self::Failed(sentence(error)),
-        }
+        if wants_space(error) { Self::NoSpace } else { Self::Failed(sentence(error)) }
     }
+}
+
+fn wants_space(error: &EngineError) -> bool {
+    matches!(error, EngineError::Video(VideoError::Io { source, .. }) if is_full(source))
 }
 
 /// A job under way. Dropped, it gives back every byte and removes every file but its snapshot.
 pub(super) struct Run<'m> {
-    // The run's files lie in the draft, so it goes first.
+    // What is being written for it is waited for, then the run goes, whose files lie in the draft.
+    pub(super) pending: Option<Pending>,
     pub(super) run: JobRun<'m>,
     draft: Draft,
     pub(super) meter: Meter,
@@ -59,10 +63,13 @@ pub(super) struct Run<'m> {
     /// What it gives up now.
     pub(super) relief: Option<Relief>,
     id: JobId,
+    name: VideoId,
 }
 
 /// What a job is admitted with.
 pub(super) struct Door<'a> {
+    /// Who encodes.
+    pub(super) pool: &'a Arc<EncoderPool>,
     pub(super) videos: &'a dyn VideoStore,
     pub(super) snapshot: Option<&'a SnapshotDirectory>,
     pub(super) model_name: &'a str,
@@ -71,38 +78,43 @@ pub(super) struct Door<'a> {
 impl<'m> Run<'m> {
     /// Admits a job to the engine: checks it against the model that is served now, opens its files, and goes on from its
     /// snapshot if there is one that can be gone on from.
-    pub(super) fn admit(model: &'m Model, door: &Door<'_>, job: &Job) -> Result<Self, Failure> {
+    ///
+    /// # Errors
+    /// Why it cannot be made, or not now.
+    pub(super) fn admit(model: &'m Model, door: &Door<'_>, job: &Job) -> Result<Self, Trouble> {
         if job.order.model != door.model_name {
             let message = format!("the model {:?} is no longer served", job.order.model);
-            return Err(Failure::new("model_not_found", message));
+            return Err(Trouble::Failed(Failure::new("model_not_found", message)));
         }
         if let Some(snapshot) = door.snapshot {
-            match Self::resume(model, door.videos, job, snapshot) {
+            match Self::resume(model, door, job, snapshot) {
                 Ok(Some(run)) => return Ok(run),
                 Ok(None) => {}
+                // The snapshot is as good as before.
+                Err(error) if wants_space(&error) => return Err(Trouble::NoSpace),
                 Err(error) => note(&job.id, format_args!("begins anew: {error}")),
             }
             // What cannot be gone on from is of no use.
             drop(snapshot.remove());
         }
         let begun = || -> Result<_, EngineError> {
-            let (outputs, draft) = open(model, door.videos, job)?;
+            let (outputs, draft) = open(model, door, job)?;
             let run = JobRun::admit(model, request(&job.order), outputs, CancelToken::new())?;
             Ok(Self::new(run, draft, job))
         };
-        begun().map_err(|error| explain(job, &error))
+        begun().map_err(|error| Trouble::new(&job.id, &error))
     }
 
     fn resume(
         model: &'m Model,
-        videos: &dyn VideoStore,
+        door: &Door<'_>,
         job: &Job,
         snapshot: &SnapshotDirectory,
     ) -> Result<Option<Self>, EngineError> {
         if snapshot.manifest().ok().flatten().is_none() {
             return Ok(None);
         }
-        let (outputs, draft) = open(model, videos, job)?;
+        let (outputs, draft) = open(model, door, job)?;
         let run = JobRun::resume(model, request(&job.order), outputs, CancelToken::new(), snapshot)?;
         Ok(run.map(|run| {
             let position = run.position();
@@ -115,7 +127,16 @@ impl<'m> Run<'m> {
 
     fn new(run: JobRun<'m>, draft: Draft, job: &Job) -> Self {
         let tend = Tend::new(run.position().block);
-        Self { id: run.id(), run, draft, meter: Meter::new(&job.order), tend, relief: None }
+        Self {
+            pending: None,
+            id: run.id(),
+            run,
+            draft,
+            meter: Meter::new(&job.order),
+            tend,
+            relief: None,
+            name: job.id.clone(),
+        }
     }
 
     /// Does the next unit. A panic of the engine fails this job and no other.
@@ -124,9 +145,9 @@ impl<'m> Run<'m> {
         match catch_unwind(AssertUnwindSafe(|| run.advance(meter))) {
             Ok(Ok(Progress::More)) => Unit::More,
             Ok(Ok(Progress::Done)) => Unit::Done,
-            Ok(Err(error)) => Unit::Ended(Trouble::new(self.id, &error)),
+            Ok(Err(error)) => Unit::Ended(Trouble::new(&self.name, &error)),
             Err(_panic) => {
-                note(self.id, "the engine panicked");
+                note(&self.name, "the engine panicked");
                 Unit::Ended(Trouble::Failed(internal()))
             }
         }
@@ -139,7 +160,8 @@ impl<'m> Run<'m> {
         videos: &dyn VideoStore,
         job: &Job,
     ) -> Result<JobMemory, Trouble> {
-        let Self { run, draft, id, .. } = self;
+        let Self { pending, run, draft, id, .. } = self;
+        drop(pending);
         let held = model.cache().owned_by(id);
         run.finish().map_err(|error| Trouble::new(&job.id, &error))?;
         videos.publish(&job.id, draft).map_err(|error| {
@@ -162,12 +184,22 @@ impl<'m> Run<'m> {
 }
 
 /// Where a job's video and pictures go while they are made.
-fn open(model: &Model, videos: &dyn VideoStore, job: &Job) -> Result<(Outputs, Draft), EngineError> {
+fn open(model: &Model, door: &Door<'_>, job: &Job) -> Result<(Outputs, Draft), EngineError> {
     let spec = JobSpec::new(request(&job.order), model.checkpoint())?;
-    let draft = videos.draft(&job.id, job.epoch).map_err(|error| EngineError::file("draft", error))?;
+    let draft = door
+        .videos
+        .draft(&job.id, job.epoch)
+        .map_err(|source| VideoError::Io { path: "draft".into(), source })?;
     let settings = VideoSettings::new(spec.width, spec.height, spec.fps);
     let sink = Box::new(IllustratedVideo::create(&draft, settings, spec.frames)?);
-    Ok((Outputs { video: VideoTarget::Sink(sink), latents: None, frames: None }, draft))
+    Ok((
+        Outputs {
+            video: VideoTarget::Pooled { sink, pool: Arc::clone(door.pool) },
+            latents: None,
+            frames: None,
+        },
+        draft,
+    ))
 }
 
 fn memory(now: &Usage, most: &Usage) -> JobMemory {
@@ -189,11 +221,6 @@ pub(crate) fn request(order: &Order) -> Request {
         shift: Some(order.shift),
         ..Request::new(order.prompt.clone(), order.seed)
     }
-}
-
-fn explain(job: &Job, error: &EngineError) -> Failure {
-    note(&job.id, format_args!("failed: {error}"));
-    sentence(error)
 }
 
 /// What a client may read: its own mistakes word for word, but nothing that may hold a path.

@@ -1,19 +1,19 @@
 //! Jobs on and off the device, and on disk: what the schedule chose is carried out here.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use evanesce_engine::EngineError;
-use evanesce_engine::snapshot::Taken;
+use tokio::runtime::Handle;
 
-use super::run::{Door, Run};
+use super::keep::{Kept, NoteProgress};
+use super::run::{Door, Run, Trouble};
 use super::{Task, Worker};
 use crate::clock::Stopwatch;
 use crate::id::VideoId;
-use crate::job::Failure;
+use crate::job::{Failure, Job};
 use crate::journal::note;
 use crate::pressure::Level;
 use crate::schedule::{Place, Seq};
-use crate::store::{Ending, Fenced};
+use crate::store::{Ending, Fenced, JobStore};
 
 /// Bytes a second that moves between tiers are taken to make before any was timed.
 const MOVE_BYTES_PER_S: f64 = 1e9;
@@ -36,6 +36,7 @@ impl Worker<'_> {
         let snapshot = self.keeper.of(&task.job.id);
         let door = Door {
             videos: &*self.means.videos,
+            pool: &self.means.pool,
             snapshot: snapshot.as_ref(),
             model_name: &self.terms.model_name,
         };
@@ -45,7 +46,8 @@ impl Worker<'_> {
                 self.schedule.moved(seq, Place::Device);
                 note(&task.job.id, format_args!("started, epoch {}", task.job.epoch));
             }
-            Err(failure) => {
+            Err(Trouble::NoSpace) => self.wait_for_space(seq),
+            Err(Trouble::Failed(failure)) => {
                 let job = task.job.clone();
                 self.stop(seq);
                 self.end(job, Ending::Failed(failure));
@@ -68,15 +70,19 @@ impl Worker<'_> {
         let Some(Task { job, run: Some(run) }) = self.tasks.get_mut(&seq) else { return self.stop(seq) };
         let id = job.id.clone();
         let watch = Stopwatch::start();
+        let kept = self.keeper.settle(run);
         let left_bytes = if place == Place::Host { run.run.park() } else { u64::MAX };
         let is_in_host = left_bytes == 0;
         if !is_in_host {
             // What finds no room in the host waits in its snapshot: the last one, where none can be taken now.
-            let kept = self.keeper.keep(&id, run);
+            let last = self.keeper.keep(&id, run);
             self.note_kept(&id, kept);
+            self.note_kept(&id, last);
             if let Some(task) = self.tasks.get_mut(&seq) {
                 task.run = None;
             }
+        } else {
+            self.note_kept(&id, kept);
         }
         self.schedule.moved(seq, if is_in_host { Place::Host } else { Place::Snapshot });
         self.means.metrics.moved(if is_in_host { "parked_in_host" } else { "parked_in_snapshot" });
@@ -95,33 +101,37 @@ impl Worker<'_> {
         let id = job.id.clone();
         if let Some(entry) = self.schedule.entry_mut(seq) {
             entry.held_bytes = run.run.held_bytes().iter().sum();
+            entry.saved_bytes = run.run.saved_bytes();
             entry.left = self.pace.seconds_left(&job.order, &run.meter).map(milliseconds);
             // There and back.
             entry.swap = milliseconds(2.0 * entry.held_bytes as f64 / MOVE_BYTES_PER_S);
         }
-        if self.keeper.is_due(run) {
-            let kept = self.keeper.keep(&id, run);
-            let is_first = matches!(kept, Ok(Some(_))) && !std::mem::replace(&mut run.tend.was_kept, true);
-            self.note_kept(&id, kept);
-            if is_first {
-                self.note_progress(seq);
+        let mut kept = self.keeper.settled(run);
+        let is_due = self.keeper.is_due(run) && run.pending.is_none();
+        if is_due && !self.schedule.may_save(seq) {
+            self.means.metrics.over_quota();
+        } else if is_due {
+            let is_first = !run.tend.was_kept;
+            let first_note = is_first.then(|| progress_note(&self.means.store, &self.runtime, job));
+            let (paused, at_once) = self.keeper.begin(&id, run, first_note);
+            if run.pending.is_some() || !matches!(at_once, Ok(None)) {
+                self.means.metrics.paused_to_keep(paused);
             }
+            kept = match (kept, at_once) {
+                (kept, Ok(None)) => kept,
+                (_, at_once) => at_once,
+            };
         }
+        if matches!(kept, Ok(Some(_))) && !std::mem::replace(&mut run.tend.was_kept, true) {
+            // Noted already, unless there was no room for a copy.
+            progress_note(&self.means.store, &self.runtime, job)();
+        }
+        self.note_kept(&id, kept);
         self.relieve(Some(seq));
     }
 
-    /// A job that has been kept since it was started has got on: what ended earlier starts was not its fault.
-    fn note_progress(&self, seq: Seq) {
-        let Some(Task { job, .. }) = self.tasks.get(&seq) else { return };
-        match self.runtime.block_on(self.means.store.progressed(&job.id, job.epoch)) {
-            // Whoever fenced it has reported, or will.
-            Ok(Fenced::No | Fenced::Yes) => {}
-            Err(error) => note(&job.id, format_args!("cannot be noted: {error}")),
-        }
-    }
-
     /// Counts a snapshot, or says why there is none.
-    pub(super) fn note_kept(&self, id: &VideoId, kept: Result<Option<(Taken, Duration)>, EngineError>) {
+    pub(super) fn note_kept(&self, id: &VideoId, kept: Kept) {
         match kept {
             Ok(Some((taken, took))) => {
                 self.means.metrics.kept(id, taken.written_bytes, taken.held_bytes, took)
@@ -133,6 +143,16 @@ impl Worker<'_> {
             }
         }
     }
+}
+
+/// A job that has been kept since it was started has got on: what ended earlier starts was not its fault.
+fn progress_note(store: &Arc<dyn JobStore>, runtime: &Handle, job: &Job) -> NoteProgress {
+    let (store, runtime, id, epoch) = (Arc::clone(store), runtime.clone(), job.id.clone(), job.epoch);
+    Box::new(move || match runtime.block_on(store.progressed(&id, epoch)) {
+        // Whoever fenced it has reported, or will.
+        Ok(Fenced::No | Fenced::Yes) => {}
+        Err(error) => note(&id, format_args!("cannot be noted: {error}")),
+    })
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a float too large saturates")]

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, clippy::allow_attributes, reason = "every test file uses a part")]
 
 pub(crate) mod client;
+pub(crate) mod scenes;
 #[path = "../../../engine/tests/support/tree.rs"]
 mod tree;
 

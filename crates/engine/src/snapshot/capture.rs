@@ -1,0 +1,259 @@
+//! A captured snapshot on its way to disk: parts, then the manifest that names them.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::Arc;
+
+use evanesce_cache::policy::EntryId;
+use evanesce_cache::{Job, Kind, Owned, Reservation};
+
+use super::manifest::{Extent, Manifest, Saved, Video};
+use super::take::Kept;
+use super::{SnapshotError, SnapshotStore, Taken};
+use crate::adapt::Adapt;
+use crate::output::SavedVideo;
+use crate::run::Phase;
+use crate::video::SinkState;
+
+type Outcome<T> = Result<T, SnapshotError>;
+
+/// What a job was at one moment. It holds copies, so the job may go on, and room that counts them.
+pub struct Capture {
+    pub(super) manifest: Manifest,
+    pub(super) at: (Phase, Adapt),
+    pub(super) entries: Vec<Owned>,
+    pub(super) before: Arc<Kept>,
+    pub(super) video: SavedVideo,
+    pub(super) copies: Copies,
+}
+
+impl std::fmt::Debug for Capture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Capture").field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
+/// Entries that no snapshot has on disk, copied.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    pub(super) bytes: Vec<u8>,
+    pub(super) places: BTreeMap<EntryId, Range<usize>>,
+    /// Counts them as long as they are there (law 2).
+    pub(super) room: Option<Reservation>,
+}
+
+/// A snapshot that stands.
+#[derive(Debug)]
+pub struct Written {
+    pub(super) kept: Kept,
+    pub(super) taken: Taken,
+}
+
+/// Where the bytes of an entry are read.
+pub(super) trait Source {
+    fn give(&self, owned: &Owned, to: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>;
+}
+
+impl Source for Copies {
+    fn give(&self, owned: &Owned, to: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let place = self.places.get(&owned.id).and_then(|place| self.bytes.get(place.clone()));
+        to(place.ok_or_else(|| io::Error::other("an entry was not copied"))?)
+    }
+}
+
+impl Source for Job {
+    fn give(&self, owned: &Owned, to: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        to(self.peek(&owned.key).map_err(io::Error::other)?.bytes())
+    }
+}
+
+impl Capture {
+    /// Writes it; `None` when it turns out that the video cannot be gone on from. If it cannot be written, the last snapshot stands.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`] when the store refuses.
+    pub fn write(mut self, store: &dyn SnapshotStore) -> Outcome<Option<Written>> {
+        let copies = std::mem::take(&mut self.copies);
+        let written = self.write_from(store, &copies);
+        // The bytes before what counts them.
+        let Copies { bytes, places, room } = copies;
+        drop((bytes, places));
+        drop(room);
+        written
+    }
+
+    pub(super) fn write_from(
+        self,
+        store: &dyn SnapshotStore,
+        source: &dyn Source,
+    ) -> Outcome<Option<Written>> {
+        let Self { mut manifest, at, entries, before, video, .. } = self;
+        let Some(state) = video.wait().map_err(|error| SnapshotError::written(io::Error::other(error)))?
+        else {
+            return Ok(None);
+        };
+        let mut writing = Writing { store, sequence: manifest.sequence, written_bytes: 0, before: &before };
+        let written = writing.all(&mut manifest, &entries, state, source);
+        let written_bytes = writing.written_bytes;
+        match written {
+            Ok(mut kept) => {
+                // The snapshot stands, whatever becomes of what it no longer needs.
+                drop(store.retain(&kept.parts));
+                let taken = Taken { written_bytes, ..manifest.taken() };
+                kept.at = Some((at.0, at.1, taken));
+                Ok(Some(Written { kept, taken }))
+            }
+            Err(error) => {
+                // Best effort: what stays is removed after the next snapshot.
+                drop(store.retain(&before.parts));
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Writes parts and counts.
+struct Writing<'a> {
+    store: &'a dyn SnapshotStore,
+    sequence: u64,
+    written_bytes: u64,
+    before: &'a Kept,
+}
+
+impl Writing<'_> {
+    fn all(
+        &mut self,
+        manifest: &mut Manifest,
+        entries: &[Owned],
+        state: SinkState,
+        source: &dyn Source,
+    ) -> Outcome<Kept> {
+        let extents = self.entries(entries, source)?;
+        let mut groups = BTreeMap::new();
+        for owned in entries {
+            let n_groups = groups.len() as u64;
+            let group = owned.group.map(|group| *groups.entry(group).or_insert(n_groups));
+            let extent = extents.get(&owned.id).cloned();
+            let saved = extent.and_then(|extent| Saved::new(owned, group, extent));
+            manifest.entries.extend(saved);
+        }
+        let digest = blake3::hash(&state.facts).to_hex();
+        let unchanged = self.before.facts.as_ref().filter(|facts| *facts.blake3 == *digest);
+        let facts = match unchanged {
+            Some(facts) => facts.clone(),
+            None => self.part("video", &mut |to| to.write_all(&state.facts))?,
+        };
+        let stream = self.stream(state)?;
+        manifest.video = Video { facts, stream };
+        self.store.publish(&manifest.encode()?).map_err(SnapshotError::written)?;
+        let (Video { stream, facts }, parts) = (manifest.video.clone(), manifest.parts());
+        Ok(Kept { sequence: self.sequence, entries: extents, stream, facts: Some(facts), parts, at: None })
+    }
+
+    /// Where the bytes of each entry are: those that are new go into one part for each kind.
+    fn entries(&mut self, entries: &[Owned], source: &dyn Source) -> Outcome<BTreeMap<EntryId, Extent>> {
+        let mut extents = BTreeMap::new();
+        for kind in Kind::ALL {
+            let mut fresh = Vec::new();
+            for owned in entries.iter().filter(|owned| owned.key.kind == kind) {
+                match self.before.entries.get(&owned.id) {
+                    Some(extent) => drop(extents.insert(owned.id, extent.clone())),
+                    None => fresh.push(owned),
+                }
+            }
+            if !fresh.is_empty() {
+                extents.extend(self.fresh(kind, &fresh, source)?);
+            }
+        }
+        Ok(extents)
+    }
+
+    fn name(&self, what: &str) -> String {
+        format!("{what}.{}", self.sequence)
+    }
+
+    /// One part with one extent.
+    fn part(
+        &mut self,
+        what: &str,
+        fill: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
+    ) -> Outcome<Extent> {
+        let part = self.name(what);
+        let (mut len_bytes, mut digest) = (0, blake3::Hasher::new());
+        let mut hashed = |to: &mut dyn Write| {
+            let mut counting = Counting { to, len_bytes: 0, digest: blake3::Hasher::new() };
+            fill(&mut counting)?;
+            (len_bytes, digest) = (counting.len_bytes, counting.digest);
+            Ok(())
+        };
+        self.store.put_part(&part, &mut hashed).map_err(SnapshotError::written)?;
+        self.written_bytes += len_bytes;
+        Ok(Extent { part, offset: 0, len_bytes, blake3: digest.finalize().to_hex().to_string() })
+    }
+
+    /// One part with an extent for each entry.
+    fn fresh(
+        &mut self,
+        kind: Kind,
+        fresh: &[&Owned],
+        source: &dyn Source,
+    ) -> Outcome<Vec<(EntryId, Extent)>> {
+        let part = self.name(kind.as_str());
+        let mut extents = Vec::with_capacity(fresh.len());
+        let mut offset = 0;
+        self.store
+            .put_part(&part, &mut |to| {
+                extents.clear();
+                offset = 0;
+                for owned in fresh {
+                    source.give(owned, &mut |bytes| {
+                        to.write_all(bytes)?;
+                        let len_bytes = bytes.len() as u64;
+                        let blake3 = blake3::hash(bytes).to_hex().to_string();
+                        extents.push((owned.id, Extent { part: part.clone(), offset, len_bytes, blake3 }));
+                        offset += len_bytes;
+                        Ok(())
+                    })?;
+                }
+                Ok(())
+            })
+            .map_err(SnapshotError::written)?;
+        self.written_bytes += offset;
+        Ok(extents)
+    }
+
+    /// The stream's extents: those there are, and one for what has come since.
+    fn stream(&mut self, mut state: SinkState) -> Outcome<Vec<Extent>> {
+        let mut stream = self.before.stream.clone();
+        let kept_bytes = self.before.stream_bytes();
+        if state.stream_bytes > kept_bytes {
+            let wanted = state.stream_bytes - kept_bytes;
+            stream.push(self.part("stream", &mut |to| {
+                let copied = io::copy(&mut state.tail, to)?;
+                if copied == wanted { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+            })?);
+        }
+        Ok(stream)
+    }
+}
+
+/// Counts and hashes what passes.
+struct Counting<'a> {
+    to: &'a mut dyn Write,
+    len_bytes: u64,
+    digest: blake3::Hasher,
+}
+
+impl Write for Counting<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.to.write(bytes)?;
+        self.len_bytes += taken as u64;
+        self.digest.update(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
