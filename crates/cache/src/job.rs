@@ -15,7 +15,7 @@ use crate::schedule::Uses;
 use crate::{
     ContentKey, Displace, EntryKey, Expired, GetError, GroupWriter, JobId, Key, Lifetime, OutOfBudget, Owner,
 };
-use crate::{PutError, PutSpec, Tick, Tier, Usage, Writer};
+use crate::{PutError, PutSpec, Tick, Tier, Usage, Workspace, WorkspaceError, Writer};
 
 /// One job's part of the cache. Dropping it frees everything the job owns, also during a panic (law 1).
 ///
@@ -205,6 +205,15 @@ impl Job {
     /// If a tier cannot make the room even by evicting all that may be evicted.
     pub fn reserve(&self, wanted: &[(Tier, u64)]) -> Result<Reservation, OutOfBudget> {
         Reservation::begin(&self.shared, self.owner(), wanted)
+    }
+
+    /// Memory to work in, counted as reserved until it is dropped. One that is as large as the last one is the same memory,
+    /// unless its room was needed in between.
+    ///
+    /// # Errors
+    /// If the tier cannot make the room even by evicting all that may be evicted, or the system has no such memory.
+    pub fn workspace(&self, tier: Tier, len_bytes: usize) -> Result<Workspace, WorkspaceError> {
+        Workspace::begin(&self.shared, self.owner(), tier, len_bytes)
     }
 
     /// Announces when the job will read an entry, which need not exist yet (law 5). Announcements of one entry add up.

@@ -29,6 +29,7 @@ mod store;
 mod tier;
 mod trace;
 mod verify;
+mod workspace;
 mod writer;
 
 pub use buffer::entry_bytes;
@@ -47,4 +48,5 @@ pub use schedule::{Tick, Uses};
 pub use spec::{Displace, Fill, Lifetime, PutSpec, Recover};
 pub use tier::{Budgets, PerTier, Tier};
 pub use trace::{Access, Touch};
+pub use workspace::{Workspace, WorkspaceError};
 pub use writer::{GroupWriter, Writer};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use evanesce_cache::{Job, JobId, Key, Uses};
+use evanesce_wan::kernels::Scratch;
 use evanesce_wan::noise::initial_noise;
 use evanesce_wan::text::TOKENS_MAX;
 use evanesce_wan::transformer::Codec;
@@ -89,8 +90,8 @@ pub struct Outcome {
     pub memory: MemoryReport,
 }
 
-/// A job under way. Between two calls of [`JobRun::advance`] it holds nothing but entries of the cache, so it can be
-/// interleaved with other jobs, or dropped: then everything it owned is returned and no file is left (laws 1 and 10).
+/// A job under way. Between two calls of [`JobRun::advance`] it holds nothing but entries of the cache and the tiles that
+/// threads work in, which go when it is parked, so it can be interleaved with other jobs, or dropped: then everything it owned is returned and no file is left (laws 1 and 10).
 #[derive(Debug)]
 pub struct JobRun<'m> {
     pub(crate) model: &'m Model,
@@ -113,6 +114,8 @@ pub struct JobRun<'m> {
     measured: Option<Measurement>,
     /// Blocks that the video begins with and that are not made here.
     blocks_given: usize,
+    /// What threads work in, and a step's results before they are entries.
+    pub(crate) scratch: Scratch,
 }
 
 impl<'m> JobRun<'m> {
@@ -148,6 +151,7 @@ impl<'m> JobRun<'m> {
             job,
             measured: None,
             blocks_given,
+            scratch: Scratch::default(),
             spec,
         })
     }
@@ -402,11 +406,16 @@ impl<'m> JobRun<'m> {
         let [cond, uncond] = [0, 1].map(|at| self.prompts.get(at));
         let cond = cond.ok_or_else(|| EngineError::Cache("the prompt's embedding is gone".to_owned()))?;
         let Self { model, spec, job, itinerary, adapt, .. } = self;
-        let measured = self.measured.as_ref();
-        Ok(Denoise { model, spec, job, itinerary, adapt, block, cond, uncond, measured })
+        let (measured, scratch) = (self.measured.as_ref(), &self.scratch);
+        Ok(Denoise { model, spec, job, itinerary, adapt, block, cond, uncond, measured, scratch })
     }
 
-    fn begin_decoding(&self, block: &Block, observer: &mut dyn Observer) -> Phase {
+    fn begin_decoding(&mut self, block: &Block, observer: &mut dyn Observer) -> Phase {
+        if block.at + 1 == self.spec.n_blocks() {
+            // No step will work in it again.
+            self.scratch = Scratch::default();
+            self.model.cache.trim();
+        }
         observer.on_event(Event::Finished { stage: Stage::Denoise });
         let n_units = self.spec.blocks().decoded(block.at).len();
         observer.on_event(Event::Started { stage: Stage::Decode, n_units });
