@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::arena::Account;
 use crate::buffer::{Buffer, charged_bytes};
 use crate::room::Shared;
+use crate::store::Post;
 use crate::{Displace, OutOfBudget, Owner, PerTier, Tier};
 
 /// Bytes of a tier to work in. Dropping them returns them to the tier, where they wait, idle and within its budget, for
@@ -49,7 +50,7 @@ impl Workspace {
         let wanted = PerTier::only(tier, charged_bytes);
         let (mut store, room) = shared.make_room(shared.lock(), wanted, Displace::Anything);
         room?;
-        store.charge(owner, None, tier, Account::Reserved, charged_bytes);
+        store.charge(Post::new(owner, None, tier, Account::Reserved), charged_bytes);
         // Idle memory is taken before what no longer fits beside it is given up.
         let idle = store.take_idle(tier, charged_bytes, owner);
         drop(store);
@@ -81,7 +82,7 @@ impl Drop for Workspace {
         let buffer = std::mem::take(&mut self.buffer);
         let mut store = self.shared.lock();
         store.arenas[self.tier].give(buffer, self.owner);
-        store.release(self.owner, None, self.tier, Account::Reserved, self.charged_bytes);
+        store.release(Post::new(self.owner, None, self.tier, Account::Reserved), self.charged_bytes);
     }
 }
 
