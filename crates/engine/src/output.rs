@@ -132,14 +132,21 @@ impl OpenOutputs {
         alone.then_some(&mut *self.video as &mut dyn FrameSink)
     }
 
+    /// Does whatever takes time or may fail before the files are put in place, so that all of them appear or none (law 7).
+    pub(crate) fn complete(&mut self) -> Result<()> {
+        for numbers in [&mut self.latents, &mut self.frames].into_iter().flatten() {
+            numbers.complete()?;
+        }
+        Ok(self.video.complete()?)
+    }
+
     /// Puts every file in place.
-    pub(crate) fn finish(self) -> Result<VideoSummary> {
-        if let Some(latents) = self.latents {
-            latents.finish()?;
+    pub(crate) fn finish(mut self) -> Result<VideoSummary> {
+        self.complete()?;
+        let video = self.video.finish()?;
+        for numbers in [self.latents, self.frames].into_iter().flatten() {
+            numbers.finish()?;
         }
-        if let Some(frames) = self.frames {
-            frames.finish()?;
-        }
-        Ok(self.video.finish()?)
+        Ok(video)
     }
 }
