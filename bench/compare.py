@@ -49,6 +49,7 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--own-noise", action="store_true", help="no noise file: each side draws from the seed itself")
     parser.add_argument("--text-tokens", type=int, default=512, help="diffusers' max_sequence_length")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="of diffusers' transformers and text encoder")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--output", type=Path, help="also write every measurement to this JSON file")
@@ -153,7 +154,7 @@ def run_diffusers(arguments, noise, scratch):
         "latents": str(scratch / "diffusers-latents.safetensors"),
         "frames_file": str(scratch / "diffusers-frames.safetensors"),
     }
-    names = "width height frames steps guidance_high guidance_low fps seed text_tokens threads"
+    names = "width height frames steps guidance_high guidance_low fps seed text_tokens threads dtype"
     job |= {name: getattr(arguments, name) for name in names.split()}
     worker = Path(__file__).with_name("run_diffusers.py")
     out, wall_s, peak_bytes = run_process(

@@ -1,16 +1,19 @@
 """evanesce's linear layers and attention against PyTorch's in f32, both held to one instruction set.
 
-    python bench/kernels.py --evanesce target/release/evanesce --isa avx512 --threads 2 --rounds 5
+    python bench/kernels.py --evanesce target/release/evanesce --threads 2 --rounds 5
 
 Every round measures each operation once with either side, in turning order, each in a process of its own; a ratio is
-PyTorch's median time over evanesce's in one round, above 1 where evanesce is faster. `--weights bf16` is what evanesce
-runs on (PyTorch computes the same layer in f32 from f32 weights); `--weights f32` gives both the same bytes.
+PyTorch's median time over evanesce's in one round, above 1 where evanesce is faster. `--weights f32` gives both the same
+bytes; `--weights bf16` is what evanesce runs on (PyTorch computes the same layer in f32 from f32 weights). `--isa` takes one
+instruction set; without it all are measured. `--peers BINARY` (see bench/peers) measures other crates' linear layers in the
+same rounds: they take the best that the machine has, whatever `--isa` says.
 
     python bench/kernels.py --evanesce target/release/evanesce --pages --threads 2 --rounds 5
 
 compares attention over pages instead: evanesce's int8 pages with its own bf16 pages and with PyTorch's
 scaled_dot_product_attention over one contiguous bf16 window, and encoding a page in int8 with PyTorch's plain
-`(k / scale).to(int8)`, one scale for all. PyTorch may use all that the machine has there.
+`(k / scale).to(int8)`, one scale for all. PyTorch may use all that the machine has there; nor is it held back by `--block`,
+which compares one transformer block of Wan2.2-T2V-A14B (bf16 weights, f32 activations) with diffusers' in bf16 and in f32.
 """
 
 import argparse
@@ -27,6 +30,8 @@ SMALL_LINEAR = ["512x384x1536", "1x5120x5120", "390x1024x1024"]
 SMALL_ATTENTION = ["4x390x1092x128", "6x336x336x32"]
 # One layer of Wan2.2-T2V-A14B at 832 x 480: a block of 3 latent frames before 12 cached ones; and a page of it.
 PAGES, SMALL_PAGES = "40x4680x18720x128", "4x390x4680x128"
+# Tokens of one transformer block.
+BLOCK, SMALL_BLOCK = "4680", "390"
 ENCODE, SMALL_ENCODE = "1560x5120", "390x1024"
 # How each side's libraries are told.
 HELD_TO = {
@@ -42,12 +47,14 @@ HELD_TO = {
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--evanesce", type=Path, help="the evanesce binary")
-    parser.add_argument("--isa", choices=sorted(HELD_TO), default="avx512")
-    parser.add_argument("--weights", choices=["bf16", "f32"], default="bf16")
+    parser.add_argument("--isa", choices=sorted(HELD_TO), help="default: all of them, one after the other")
+    parser.add_argument("--weights", choices=["bf16", "f32"], default="f32")
+    parser.add_argument("--peers", type=Path, help="the binary of bench/peers")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="time for one operation in one round")
     parser.add_argument("--pages", action="store_true", help="attention over pages, and encoding them")
+    parser.add_argument("--block", action="store_true", help="one transformer block of A14B, against diffusers'")
     parser.add_argument("--small", action="store_true", help="operations that take milliseconds")
     parser.add_argument("--torch", nargs=2, metavar=("OP", "SHAPE"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -67,6 +74,8 @@ def torch_median(op, shape, threads, seconds):
             rows, inputs, outputs = sizes
             x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
             work = lambda: functional.linear(x, weight, bias)
+        elif op.startswith("block"):
+            work = diffusers_block(sizes[0], torch.bfloat16 if op.endswith("bf16") else torch.float32)
         elif op.startswith("encode"):
             k = torch.randn(*sizes).to(torch.bfloat16 if op.endswith("bf16") else torch.float32)
             work = lambda: (k / (k.abs().amax() / 127)).to(torch.int8)
@@ -84,10 +93,22 @@ def torch_median(op, shape, threads, seconds):
     return statistics.median(times)
 
 
+def diffusers_block(tokens, dtype):
+    """One block of Wan2.2-T2V-A14B with drawn weights, over tokens and the 512 rows that a prompt is padded to."""
+    import torch
+    from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+
+    block = WanTransformerBlock(dim=5120, ffn_dim=13824, num_heads=40, cross_attn_norm=True).to(dtype).eval()
+    x, text = torch.randn(1, tokens, 5120, dtype=dtype), torch.randn(1, 512, 5120, dtype=dtype)
+    time, turns = torch.randn(1, 6, 5120), [torch.randn(1, tokens, 1, 128) for _ in range(2)]
+    return lambda: block(x, text, time, turns)
+
+
 def run_torch(arguments, op, shape):
     command = [sys.executable, __file__, "--torch", op, shape, "--threads", str(arguments.threads)]
     command += ["--seconds", str(arguments.seconds)]
-    environment = os.environ | ({} if arguments.pages else HELD_TO[arguments.isa])
+    held_to = {} if arguments.pages or arguments.block else HELD_TO[arguments.isa]
+    environment = os.environ | held_to
     return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -96,6 +117,8 @@ def run_evanesce(arguments, op, shape, *more):
     command += ["--seconds", str(arguments.seconds), op]
     if op == "linear":
         command += [shape, "--weights", arguments.weights]
+    elif op == "block":
+        command += ["--model", "wan2.2-t2v-a14b", "--tokens", shape]
     elif op == "encode":
         for flag, size in zip(["--rows", "--width"], shape.split("x")):
             command += [flag, size]
@@ -109,6 +132,11 @@ def run_evanesce(arguments, op, shape, *more):
 
 def median_of_evanesce(arguments, op, shape, *more):
     return run_evanesce(arguments, op, shape, *more)["median_s"]
+
+
+def run_peer(arguments, library, shape):
+    command = [arguments.peers, library, shape, str(arguments.threads), str(arguments.seconds)]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def show(name, ratios):
@@ -142,6 +170,14 @@ def compare_pages(arguments):
     show("encoding int8: part of copying's bandwidth", [line["fraction_of_copy"] for line in results["encode int8"]])
 
 
+def compare_block(arguments):
+    tokens = SMALL_BLOCK if arguments.small else BLOCK
+    sides = {name: lambda name=name: run_torch(arguments, name, tokens) for name in ("block bf16", "block f32")}
+    print(f"{arguments.isa}, {arguments.threads} threads, {arguments.rounds} rounds, {tokens} tokens")
+    print(f"{'operation':<30}{'other':<14}{'evanesce ms':>12}{'other ms':>12}   ratio min / median / max")
+    compare_operation(arguments, "block", tokens, sides)
+
+
 def main():
     arguments = parse_arguments()
     if arguments.torch:
@@ -149,22 +185,42 @@ def main():
         return
     if arguments.evanesce is None:
         sys.exit("kernels.py: name the binary with --evanesce")
-    if arguments.pages:
-        compare_pages(arguments)
+    if arguments.pages or arguments.block:
+        arguments.isa = arguments.isa or "avx512"
+        (compare_pages if arguments.pages else compare_block)(arguments)
         return
+    for isa in [arguments.isa] if arguments.isa else ["avx512", "avx2"]:
+        compare_operations(arguments, isa)
+
+
+def compare_operations(arguments, isa):
+    arguments.isa = isa
     linear, attention = (SMALL_LINEAR, SMALL_ATTENTION) if arguments.small else (LINEAR, ATTENTION)
-    operations = [("linear", shape) for shape in linear] + [("attention", shape) for shape in attention]
-    print(f"{arguments.isa}, {arguments.threads} threads, {arguments.weights} weights, {arguments.rounds} rounds")
-    print(f"{'operation':<30}{'evanesce ms':>12}{'PyTorch ms':>12}   ratio min / median / max")
-    for op, shape in operations:
-        times = {median_of_evanesce: [], run_torch: []}
-        for turn in range(arguments.rounds):
-            for side in sorted(times, key=lambda side: (side is run_torch) ^ (turn % 2 == 1)):
-                times[side].append(side(arguments, op, shape))
-        ratios = sorted(theirs / ours for ours, theirs in zip(times[median_of_evanesce], times[run_torch]))
-        ours, theirs = (1e3 * statistics.median(times[side]) for side in (median_of_evanesce, run_torch))
+    print(f"{isa}, {arguments.threads} threads, {arguments.weights} weights, {arguments.rounds} rounds")
+    print(f"{'operation':<30}{'other':<14}{'evanesce ms':>12}{'other ms':>12}   ratio min / median / max")
+    for shape in linear:
+        peers = ["gemm", "numkong-f32", "numkong-bf16"] if arguments.peers else []
+        sides = {"PyTorch f32": lambda: run_torch(arguments, "linear", shape)}
+        sides |= {name: lambda name=name: run_peer(arguments, name, shape) for name in peers}
+        compare_operation(arguments, "linear", shape, sides)
+    for shape in attention:
+        sides = {"PyTorch f32": lambda: run_torch(arguments, "attention", shape)}
+        compare_operation(arguments, "attention", shape, sides)
+
+
+def compare_operation(arguments, op, shape, peers):
+    """One operation by evanesce and by others, in turning order."""
+    sides = {"evanesce": lambda: median_of_evanesce(arguments, op, shape)} | peers
+    times = {name: [] for name in sides}
+    for turn in range(arguments.rounds):
+        for name in list(sides) if turn % 2 == 0 else reversed(list(sides)):
+            times[name].append(sides[name]())
+    ours = times.pop("evanesce")
+    for name, theirs in times.items():
+        ratios = sorted(other / our for our, other in zip(ours, theirs))
         spread = f"{ratios[0]:.2f} / {statistics.median(ratios):.2f} / {ratios[-1]:.2f}"
-        print(f"{op + ' ' + shape:<30}{ours:>12.2f}{theirs:>12.2f}   {spread}", flush=True)
+        medians = [1e3 * statistics.median(side) for side in (ours, theirs)]
+        print(f"{op + ' ' + shape:<30}{name:<14}{medians[0]:>12.2f}{medians[1]:>12.2f}   {spread}", flush=True)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def spread(values):
 def text(arguments, runs, parity):
     by_side = {side: [rows(run) for run in of_side] for side, of_side in runs.items()}
     lines = [
-        f"{processor()}, {arguments.threads} threads, f32 activations on both sides",
+        f"{processor()}, {arguments.threads} threads, evanesce with f32 activations, diffusers in {arguments.dtype}",
         f"{arguments.model.name}: {arguments.frames} frames of {arguments.size}, {arguments.steps} steps, "
         f"guidance {arguments.guidance_high:g}/{arguments.guidance_low:g}, "
         f"{'noise drawn by each side from one seed' if arguments.own_noise else 'noise from one file'}, "

@@ -1,4 +1,4 @@
-"""One generation with diffusers' WanPipeline, in f32, timed by stage. Started by compare.py in a process of its own.
+"""One generation with diffusers' WanPipeline, in f32 or (all but the VAE) in bfloat16, timed by stage. Started by compare.py in a process of its own.
 
 Reads one JSON job on stdin; prints one JSON object on stdout: seconds per stage.
 """
@@ -25,7 +25,10 @@ def load(job):
     import torch
     from diffusers import WanPipeline  # imported before: no part of this stage
 
-    pipe = WanPipeline.from_pretrained(job["model"], dtype=torch.float32, local_files_only=True)
+    dtype = torch.bfloat16 if job["dtype"] == "bf16" else torch.float32
+    pipe = WanPipeline.from_pretrained(
+        job["model"], torch_dtype={"default": dtype, "vae": torch.float32}, local_files_only=True
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -65,7 +68,7 @@ def decode(pipe, latents):
     config = pipe.vae.config
     mean = torch.tensor(config.latents_mean).view(1, config.z_dim, 1, 1, 1)
     inverse_std = 1.0 / torch.tensor(config.latents_std).view(1, config.z_dim, 1, 1, 1)
-    video = pipe.vae.decode(latents / inverse_std + mean, return_dict=False)[0]
+    video = pipe.vae.decode(latents.float() / inverse_std + mean, return_dict=False)[0]
     return pipe.video_processor.postprocess_video(video, output_type="np")[0]
 
 
@@ -101,7 +104,7 @@ def main():
     except (ImportError, AttributeError):
         # Neither imageio-ffmpeg nor OpenCV is installed: the stage is missing from the table.
         pass
-    save_file({"latents": latents[0].contiguous()}, job["latents"])
+    save_file({"latents": latents[0].float().contiguous()}, job["latents"])
     save_file({"frames": torch.from_numpy(frames).contiguous()}, job["frames_file"])
     json.dump({"seconds": stages.seconds}, sys.stdout)
 

@@ -11,7 +11,7 @@ use crate::lease::Lease;
 use crate::reservation::Reservation;
 use crate::room::Shared;
 use crate::{
-    Budgets, ContentKey, Counters, Disk, EntryKey, Inconsistency, JobId, OutOfBudget, Overdue, Owner,
+    Access, Budgets, ContentKey, Counters, Disk, EntryKey, Inconsistency, JobId, OutOfBudget, Overdue, Owner,
 };
 use crate::{PutError, PutSpec, Tier, Usage, Writer};
 
@@ -136,6 +136,16 @@ impl Cache {
     /// What a job holds, also after its end: bytes that are still leased or in flight, or in open writers.
     pub fn owned_by(&self, job: JobId) -> Usage {
         self.shared.lock().usage_of(job)
+    }
+
+    /// Records from now on what is asked of the cache. It grows with every read: for tests and for looking closely at one job.
+    pub fn record(&self) {
+        self.shared.lock().trace.begin();
+    }
+
+    /// Ends a record and gives what it holds, in order.
+    pub fn recorded(&self) -> Vec<Access> {
+        self.shared.lock().trace.take()
     }
 
     /// Checks every invariant by walking everything. For tests and for doubt; takes time proportional to what is cached.

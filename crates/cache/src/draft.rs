@@ -6,7 +6,7 @@ use crate::arena::Account;
 use crate::buffer::{Buffer, entry_bytes};
 use crate::job_state::StageId;
 use crate::room::Shared;
-use crate::store::Store;
+use crate::store::{Post, Store};
 use crate::{Displace, EntryKey, Fill, Owner, PutError, PutSpec};
 
 /// An entry before its commit. Dropping it returns its bytes.
@@ -41,7 +41,7 @@ impl Draft {
         let (mut store, room) = shared.make_room(store, Store::needed([&spec].into_iter()), spec.displace);
         room?;
         let bytes = entry_bytes(spec.len_bytes);
-        store.charge(owner, Some(key.kind()), spec.tier, Account::Writing, bytes);
+        store.charge(Post::new(owner, Some(key.kind()), spec.tier, Account::Writing), bytes);
         let (draft, found) = Self::charged(shared, &mut store, owner, (key, spec, stage));
         drop(store);
         draft.allocate(found)
@@ -70,7 +70,8 @@ impl Draft {
         );
         room?;
         for (key, spec, _) in &entries {
-            store.charge(owner, Some(key.kind()), spec.tier, Account::Writing, entry_bytes(spec.len_bytes));
+            let post = Post::new(owner, Some(key.kind()), spec.tier, Account::Writing);
+            store.charge(post, entry_bytes(spec.len_bytes));
         }
         let drafts: Vec<_> =
             entries.into_iter().map(|entry| Self::charged(shared, &mut store, owner, entry)).collect();

@@ -9,7 +9,8 @@ use crate::job_state::{JobState, StageId};
 use crate::place::Place;
 use crate::policy::GroupId;
 use crate::slots::{Expiry, Slot, SlotId, State};
-use crate::store::Store;
+use crate::store::{Post, Store};
+use crate::trace::Touch;
 use crate::{
     CommitRefusal, EntryKey, Expired, JobId, Key, Kind, Lifetime, Overdue, Owner, PerTier, PutError, PutSpec,
     Tier,
@@ -103,6 +104,7 @@ impl Store {
         kind.puts += 1;
         kind.encoded_bytes += spec.len_bytes as u64;
         kind.raw_bytes += spec.raw_bytes;
+        self.trace.note(owner, key, Touch::Put { bytes: buffer.charged_bytes() });
         self.reads += 1;
         let id = self.slots.insert(Slot {
             owner,
@@ -195,6 +197,9 @@ impl Store {
         self.arenas[tier].transfer(Account::Live, Account::Quiescing, bytes);
         let kind = &mut self.kinds[key.kind() as usize];
         kind.entries -= 1;
+        if matches!(cause, Cause::Expired | Cause::Removed) {
+            self.trace.note(owner, key, Touch::End);
+        }
         match cause {
             Cause::Expired => kind.expired += 1,
             Cause::Removed => kind.removed += 1,
@@ -255,7 +260,8 @@ impl Store {
         let bytes = slot.charged_bytes();
         self.vacate(slot.tier, slot.place, slot.owner);
         self.kinds[slot.key.kind() as usize].returned_bytes += bytes;
-        self.release(slot.owner, Some(slot.key.kind()), slot.tier, Account::Quiescing, bytes);
+        let post = Post::new(slot.owner, Some(slot.key.kind()), slot.tier, Account::Quiescing);
+        self.release(post, bytes);
         true
     }
 
@@ -298,7 +304,7 @@ impl Store {
     pub(crate) fn abandon(&mut self, owner: Owner, kind: Kind, tier: Tier, bytes: u64, buffer: Buffer) {
         self.kinds[kind as usize].returned_bytes += bytes;
         self.arenas[tier].give(buffer, owner);
-        self.release(owner, Some(kind), tier, Account::Writing, bytes);
+        self.release(Post::new(owner, Some(kind), tier, Account::Writing), bytes);
     }
 
     /// What a list of puts is charged, by tier.

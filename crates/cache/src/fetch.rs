@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::entries::Cause;
 use crate::lease::Lease;
 use crate::room::{Locked, Shared};
 use crate::slots::SlotId;
@@ -17,9 +18,7 @@ pub(crate) fn get(
     key: &EntryKey,
 ) -> Result<Lease, GetError> {
     let mut store = shared.lock();
-    if let Some(reader) = reader.and_then(|job| store.jobs.get_mut(&job)) {
-        reader.consume(key);
-    }
+    store.consume(owner, reader, key);
     if let Some(id) = store.find(owner, key) {
         store.count_arrival(id);
     }
@@ -34,6 +33,19 @@ pub(crate) fn get(
             Err(error)
         }
     }
+}
+
+/// As [`get`], and ends the entry when its job announced no later read of it: its bytes come back with the lease.
+pub(crate) fn take(shared: &Arc<Shared>, job: JobId, key: &EntryKey) -> Result<Lease, GetError> {
+    let owner = Owner::Job(job);
+    let lease = get(shared, owner, Some(job), key)?;
+    let mut store = shared.lock();
+    let is_last = store.jobs.get_mut(&job).is_some_and(|job| job.distance(key).is_none());
+    if let Some(id) = store.find(owner, key).filter(|_| is_last) {
+        store.kill(id, Cause::Expired);
+    }
+    drop(store);
+    Ok(lease)
 }
 
 /// Leases an entry where it is, or, from disk, where there is room in memory. Counts nothing.

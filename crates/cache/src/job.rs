@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::cache::remove;
 use crate::draft::Draft;
-use crate::fetch::{Fetcher, get, peek};
+use crate::fetch::{Fetcher, get, peek, take};
 use crate::job_state::StageId;
 use crate::lease::Lease;
 use crate::owned::Owned;
@@ -15,7 +15,7 @@ use crate::schedule::Uses;
 use crate::{
     ContentKey, Displace, EntryKey, Expired, GetError, GroupWriter, JobId, Key, Lifetime, OutOfBudget, Owner,
 };
-use crate::{PutError, PutSpec, Tick, Tier, Usage, Writer};
+use crate::{PutError, PutSpec, Tick, Tier, Usage, Workspace, WorkspaceError, Writer};
 
 /// One job's part of the cache. Dropping it frees everything the job owns, also during a panic (law 1).
 ///
@@ -37,6 +37,12 @@ impl Job {
 
     fn owner(&self) -> Owner {
         Owner::Job(self.id)
+    }
+
+    /// Another job of the same cache.
+    pub(crate) fn open_beside(&self) -> Self {
+        let id = self.shared.lock().open_job();
+        Self::new(Arc::clone(&self.shared), id)
     }
 
     /// Begins an entry that cannot be brought back once lost, so that eviction may demote but never drop it.
@@ -90,6 +96,15 @@ impl Job {
     /// from disk as it was; then it is lost, until it is put again.
     pub fn try_get(&self, key: &Key) -> Result<Lease, GetError> {
         get(&self.shared, self.owner(), Some(self.id), &EntryKey::Own(*key))
+    }
+
+    /// As [`try_get`](Self::try_get), and ends the entry when no later read of it is announced: it is gone from sight, and its
+    /// bytes come back with the lease. What is dead would only be copied away to make room.
+    ///
+    /// # Errors
+    /// As [`try_get`](Self::try_get).
+    pub fn try_take(&self, key: &Key) -> Result<Lease, GetError> {
+        take(&self.shared, self.id, &EntryKey::Own(*key))
     }
 
     /// As [`get`](Self::get) for an entry of the shared pool.
@@ -190,6 +205,15 @@ impl Job {
     /// If a tier cannot make the room even by evicting all that may be evicted.
     pub fn reserve(&self, wanted: &[(Tier, u64)]) -> Result<Reservation, OutOfBudget> {
         Reservation::begin(&self.shared, self.owner(), wanted)
+    }
+
+    /// Memory to work in, counted as reserved until it is dropped. One that is as large as the last one is the same memory,
+    /// unless its room was needed in between.
+    ///
+    /// # Errors
+    /// If the tier cannot make the room even by evicting all that may be evicted, or the system has no such memory.
+    pub fn workspace(&self, tier: Tier, len_bytes: usize) -> Result<Workspace, WorkspaceError> {
+        Workspace::begin(&self.shared, self.owner(), tier, len_bytes)
     }
 
     /// Announces when the job will read an entry, which need not exist yet (law 5). Announcements of one entry add up.

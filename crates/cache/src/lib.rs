@@ -9,6 +9,7 @@ mod draft;
 mod entries;
 mod error;
 mod fetch;
+mod fork;
 #[cfg(test)]
 mod interleavings;
 mod job;
@@ -26,7 +27,9 @@ mod slots;
 mod spec;
 mod store;
 mod tier;
+mod trace;
 mod verify;
+mod workspace;
 mod writer;
 
 pub use buffer::entry_bytes;
@@ -35,6 +38,7 @@ pub use counters::{Counters, Expired, KindCounters, Overdue, TierCounters, TierT
 pub use disk::{BlockFile, Disk, DiskError, DiskFault, DiskRemains};
 pub use error::{CommitError, CommitRefusal, GetError, Held, Inconsistency, OutOfBudget, PutError};
 pub use fetch::Fetcher;
+pub use fork::ForkError;
 pub use job::{Job, Stage};
 pub use key::{ContentKey, EntryKey, JobId, Key, Kind, Owner};
 pub use lease::{Flight, Lease};
@@ -43,4 +47,6 @@ pub use reservation::{Reservation, ReservationShort};
 pub use schedule::{Tick, Uses};
 pub use spec::{Displace, Fill, Lifetime, PutSpec, Recover};
 pub use tier::{Budgets, PerTier, Tier};
+pub use trace::{Access, Touch};
+pub use workspace::{Workspace, WorkspaceError};
 pub use writer::{GroupWriter, Writer};

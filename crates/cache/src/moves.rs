@@ -5,7 +5,7 @@ use crate::entries::Cause;
 use crate::place::{Destination, MoveFault, Place};
 use crate::room::{Locked, Shared};
 use crate::slots::{SlotId, State};
-use crate::store::Store;
+use crate::store::{Post, Store};
 use crate::{Displace, EntryKey, JobId, OutOfBudget, Owner, PerTier, Tier};
 
 /// A copy between tiers under way, counted in `moves` of its slot, which therefore stays.
@@ -130,7 +130,7 @@ impl Store {
         };
         self.slots[id].moves += 1;
         self.count_copy(owner, 1);
-        self.charge(owner, Some(kind), to, Account::Moving, bytes);
+        self.charge(Post::new(owner, Some(kind), to, Account::Moving), bytes);
         self.shed(to);
         Some(Move { id, to, bytes, source, destination })
     }
@@ -162,7 +162,7 @@ impl Store {
             }
         };
         let Some(place) = arrived else {
-            self.release(owner, Some(kind), to, Account::Moving, bytes);
+            self.release(Post::new(owner, Some(kind), to, Account::Moving), bytes);
             self.settle(id);
             return;
         };
@@ -173,7 +173,7 @@ impl Store {
         let left = std::mem::replace(&mut slot.place, place);
         self.vacate(from, left, owner);
         self.arenas[to].transfer(Account::Moving, Account::Live, bytes);
-        self.release(owner, Some(kind), from, Account::Live, left_bytes);
+        self.release(Post::new(owner, Some(kind), from, Account::Live), left_bytes);
         let counted = &mut self.kinds[kind as usize];
         if to > from {
             counted.demoted += 1;

@@ -7,6 +7,7 @@ use crate::arena::Account;
 use crate::buffer::{charged_bytes, entry_bytes};
 use crate::draft::Draft;
 use crate::room::Shared;
+use crate::store::Post;
 use crate::{Displace, EntryKey, OutOfBudget, Owner, PerTier, PutError, PutSpec, Tier, Writer};
 
 /// Bytes of some tiers, counted as used, with no entry behind them: room for entries to come, or for workspace that
@@ -45,7 +46,7 @@ impl Reservation {
         let (mut store, room) = shared.make_room(shared.lock(), left, Displace::Anything);
         room?;
         for (tier, bytes) in left.iter() {
-            store.charge(owner, None, tier, Account::Reserved, *bytes);
+            store.charge(Post::new(owner, None, tier, Account::Reserved), *bytes);
             store.shed(tier);
         }
         drop(store);
@@ -95,7 +96,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let mut store = self.shared.lock();
         for (tier, bytes) in self.left.iter().filter(|(_, bytes)| **bytes > 0) {
-            store.release(self.owner, None, tier, Account::Reserved, *bytes);
+            store.release(Post::new(self.owner, None, tier, Account::Reserved), *bytes);
         }
     }
 }

@@ -14,7 +14,24 @@ use crate::disk::Extents;
 use crate::job_state::{JobState, Map, StageId, StageState};
 use crate::policy::GroupId;
 use crate::slots::{SlotId, Slots};
+use crate::trace::Trace;
 use crate::{Budgets, ContentKey, Expired, JobId, Kind, Owner, PerTier, Tier};
+
+/// Where bytes stand in the ledger.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Post {
+    pub(crate) owner: Owner,
+    /// None for bytes without an entry.
+    pub(crate) kind: Option<Kind>,
+    pub(crate) tier: Tier,
+    pub(crate) account: Account,
+}
+
+impl Post {
+    pub(crate) fn new(owner: Owner, kind: Option<Kind>, tier: Tier, account: Account) -> Self {
+        Self { owner, kind, tier, account }
+    }
+}
 
 pub(crate) struct Store {
     pub(crate) arenas: PerTier<Arena>,
@@ -38,6 +55,7 @@ pub(crate) struct Store {
     pub(crate) reads: u64,
     /// Calls of `quarantine_overdue` so far.
     pub(crate) sweeps: u64,
+    pub(crate) trace: Trace,
 }
 
 impl Store {
@@ -59,20 +77,15 @@ impl Store {
             groups_opened: 0,
             reads: 0,
             sweeps: 0,
+            trace: Trace::default(),
         }
     }
 
     // ---- bytes (law 2: they come into use and leave it here; inside, `Arena::transfer` moves them) ----
 
     /// Charges an owner; the caller has checked the room.
-    pub(crate) fn charge(
-        &mut self,
-        owner: Owner,
-        kind: Option<Kind>,
-        tier: Tier,
-        account: Account,
-        bytes: u64,
-    ) {
+    pub(crate) fn charge(&mut self, post: Post, bytes: u64) {
+        let Post { owner, kind, tier, account } = post;
         self.arenas[tier].charge(account, bytes);
         self.usage_mut(owner).charge(tier, bytes);
         if let Some(kind) = kind {
@@ -80,14 +93,8 @@ impl Store {
         }
     }
 
-    pub(crate) fn release(
-        &mut self,
-        owner: Owner,
-        kind: Option<Kind>,
-        tier: Tier,
-        account: Account,
-        bytes: u64,
-    ) {
+    pub(crate) fn release(&mut self, post: Post, bytes: u64) {
+        let Post { owner, kind, tier, account } = post;
         self.arenas[tier].release(account, bytes);
         self.usage_mut(owner).release(tier, bytes);
         if let Some(kind) = kind {

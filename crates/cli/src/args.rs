@@ -8,6 +8,7 @@ use evanesce_engine::plan::KvShape;
 use evanesce_engine::{Codec, KvCodec};
 
 use crate::bench::Bench;
+use crate::clip::Clip;
 use crate::quantity::{
     DiskCache, KvCodecs, parse_bytes, parse_codec, parse_disk_cache, parse_frame_size, parse_kv_codec,
     parse_kv_codecs, parse_kv_shape,
@@ -101,30 +102,8 @@ pub(crate) struct Generate {
     /// A checkpoint in diffusers layout or in the official Wan layout [default: the small one that ships with evanesce].
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
-    /// What the video should not show.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) negative: Option<String>,
-    /// Width and height in pixels, multiples of 16.
-    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = parse_frame_size)]
-    pub(crate) size: Option<(usize, usize)>,
-    /// How many frames: one more than a multiple of 4.
-    #[arg(long, value_name = "N", conflicts_with = "seconds")]
-    pub(crate) frames: Option<usize>,
-    /// How many seconds, rounded to the nearest length the model can make.
-    #[arg(long, value_name = "S")]
-    pub(crate) seconds: Option<f64>,
-    /// Frames per second.
-    #[arg(long, value_name = "N")]
-    pub(crate) fps: Option<u32>,
-    /// Denoising steps.
-    #[arg(long, value_name = "N")]
-    pub(crate) steps: Option<usize>,
-    /// Guidance of the high-noise expert; 1 turns guidance off.
-    #[arg(long, value_name = "G")]
-    pub(crate) guidance_high: Option<f64>,
-    /// Guidance of the low-noise expert; 1 turns guidance off.
-    #[arg(long, value_name = "G")]
-    pub(crate) guidance_low: Option<f64>,
+    #[command(flatten)]
+    pub(crate) clip: Clip,
     /// Timesteps at or above this part of 1 use the high-noise expert.
     #[arg(long, value_name = "B")]
     pub(crate) boundary: Option<f64>,
@@ -139,6 +118,12 @@ pub(crate) struct Generate {
     /// [default: bf16].
     #[arg(long, value_name = "NAME|FILE", value_parser = parse_kv_codecs)]
     pub(crate) kv_codec: Option<KvCodecs>,
+    /// Latent frames right before a block that it sees [default: the checkpoint's].
+    #[arg(long, value_name = "N")]
+    pub(crate) kv_window: Option<usize>,
+    /// Latent frames at the beginning that every block sees, besides [default: the checkpoint's].
+    #[arg(long, value_name = "N")]
+    pub(crate) kv_sink: Option<usize>,
     /// The same number gives the same noise as `torch.Generator("cpu")` [default: drawn, and reported].
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
@@ -176,6 +161,13 @@ pub(crate) struct Generate {
     /// Start from this noise: a safetensors file with `noise` [16, T, height/8, width/8] in f32.
     #[arg(long, value_name = "FILE")]
     pub(crate) noise_in: Option<PathBuf>,
+    /// Panic at this event, for tests of what that leaves.
+    #[arg(long, hide = true, value_name = "N")]
+    pub(crate) panic_at: Option<usize>,
+    /// Frames that the video begins with and goes on from, as `--frames-out` writes them: whole blocks of a checkpoint that makes
+    /// a video block by block.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) start_from: Option<PathBuf>,
     /// Also write the latents, before the VAE de-normalises them: safetensors, `latents` [16, T, height/8, width/8] f32.
     #[arg(long, value_name = "FILE")]
     pub(crate) latents_out: Option<PathBuf>,
@@ -281,39 +273,18 @@ pub(crate) struct PlanArgs {
     /// What the video would show; only its length counts.
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
-    /// What the video would not show; only its length counts.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) negative: Option<String>,
+    #[command(flatten)]
+    pub(crate) clip: Clip,
     /// Tokens of either prompt [default: counted where there is a prompt and a tokenizer, else 512, the most].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     pub(crate) prompt_tokens: Option<u16>,
-    /// Width and height in pixels, multiples of 16.
-    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = parse_frame_size)]
-    pub(crate) size: Option<(usize, usize)>,
-    /// How many frames: one more than a multiple of 4.
-    #[arg(long, value_name = "N", conflicts_with = "seconds")]
-    pub(crate) frames: Option<usize>,
-    /// How many seconds, rounded to the nearest length the model can make.
-    #[arg(long, value_name = "S")]
-    pub(crate) seconds: Option<f64>,
-    /// Frames per second.
-    #[arg(long, value_name = "N")]
-    pub(crate) fps: Option<u32>,
-    /// Denoising steps.
-    #[arg(long, value_name = "N")]
-    pub(crate) steps: Option<usize>,
     /// The timesteps that a checkpoint was distilled to, such as 1000,750,500,250; turns guidance off.
     #[arg(long, value_name = "T,T,...", value_delimiter = ',')]
     pub(crate) few_steps: Option<Vec<usize>>,
-    /// Guidance of the high-noise expert; 1 turns guidance off.
-    #[arg(long, value_name = "G")]
-    pub(crate) guidance_high: Option<f64>,
-    /// Guidance of the low-noise expert; 1 turns guidance off.
-    #[arg(long, value_name = "G")]
-    pub(crate) guidance_low: Option<f64>,
-    /// How keys and values of earlier frames are stored [default: bf16].
-    #[arg(long, value_name = "NAME", value_parser = parse_kv_codec)]
-    pub(crate) kv_codec: Option<KvCodec>,
+    /// How keys and values of earlier frames are stored: a name, or a file that says it for every layer, such as `calibrate`
+    /// writes [default: bf16].
+    #[arg(long, value_name = "NAME|FILE", value_parser = parse_kv_codecs)]
+    pub(crate) kv_codec: Option<KvCodecs>,
     /// Latent frames right before a block that it sees. Makes the plan one for a video made block by block.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) kv_window: Option<u16>,

@@ -1,14 +1,16 @@
 //! `evanesce generate`: one prompt, one video.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use evanesce_engine::progress::{Event, Observer};
 use evanesce_engine::{
-    Budgets, CancelToken, Disk, EngineError, JobRun, Model, Outcome, Outputs, Request, RequestedLength,
-    Solver, VideoTarget, WaitWatcher, fidelity,
+    Budgets, CancelToken, Disk, EngineError, JobRun, Model, Outcome, Outputs, Request, Solver, VideoTarget,
+    WaitWatcher, fidelity,
 };
 
 use crate::args::{Generate, SolverName};
@@ -87,15 +89,47 @@ fn drive(
     cancel: &CancelToken,
     display: &mut Display,
     recorder: &mut Recorder,
-) -> Result<Outcome, EngineError> {
+) -> anyhow::Result<Outcome> {
     if let Some(path) = &args.report {
         check_report(path)?;
     }
     let mut job = JobRun::admit(model, request(args)?, outputs(args), cancel.clone())?;
-    while job.advance(display)?.is_more() {
-        recorder.note(display.stage(), model.memory_now());
+    let id = job.id();
+    let ended = catch_unwind(AssertUnwindSafe(move || {
+        let mut display = Bomb { events_left: args.panic_at, display };
+        while job.advance(&mut display)?.is_more() {
+            recorder.note(display.display.stage(), model.memory_now());
+        }
+        job.finish()
+    }));
+    let error = match ended {
+        Ok(Ok(outcome)) => return Ok(outcome),
+        Ok(Err(error)) => error.into(),
+        Err(_) => anyhow!("a mistake in evanesce stopped the job; what it was stands above"),
+    };
+    let left_bytes = model.cache().owned_by(id).bytes.total();
+    say(&match (left_bytes, model.cache().verify()) {
+        (0, Ok(())) => "no video was made; every byte that the job held was returned".to_owned(),
+        (bytes, Ok(())) => format!(
+            "no video was made; {bytes} bytes of the job were not returned, which is a mistake in evanesce"
+        ),
+        (_, Err(wrong)) => format!("no video was made, and the cache contradicts itself: {wrong}"),
+    });
+    Err(error)
+}
+
+/// Panics at an event, where a test asks for it.
+struct Bomb<'a> {
+    events_left: Option<usize>,
+    display: &'a mut Display,
+}
+
+impl Observer for Bomb<'_> {
+    fn on_event(&mut self, event: Event<'_>) {
+        self.events_left =
+            self.events_left.map(|left| left.checked_sub(1).expect("--panic-at asked for this"));
+        self.display.on_event(event);
     }
-    job.finish()
 }
 
 /// Refuses a report that could not be written, before anything is computed.
@@ -123,33 +157,22 @@ fn budgets(args: &Generate) -> Budgets {
 }
 
 fn request(args: &Generate) -> Result<Request, EngineError> {
-    let codecs = args.kv_codec.as_ref().map(KvCodecs::read).transpose()?;
-    let (kv_codec, kv_overrides) =
-        codecs.map_or_else(Default::default, |(codec, others)| (Some(codec), others));
-    Ok(Request {
-        prompt: args.prompt.clone().unwrap_or_default(),
-        unconditional: args.unconditional,
-        negative: args.negative.clone(),
-        size: args.size,
-        length: match (args.frames, args.seconds) {
-            (Some(frames), _) => Some(RequestedLength::Frames(frames)),
-            (None, seconds) => seconds.map(RequestedLength::Seconds),
-        },
-        fps: args.fps,
-        steps: args.steps,
-        guidance_high: args.guidance_high,
-        guidance_low: args.guidance_low,
+    let seed = args.seed.unwrap_or_else(machine::drawn_seed);
+    let request = Request {
         boundary: args.boundary,
         shift: args.shift,
         solver: args.solver.map(|solver| match solver {
             SolverName::Unipc => Solver::UniPc,
             SolverName::Euler => Solver::Euler,
         }),
-        seed: args.seed.unwrap_or_else(machine::drawn_seed),
         noise_in: args.noise_in.clone(),
-        kv_codec,
-        kv_overrides,
-    })
+        start_from: args.start_from.clone(),
+        kv_window: args.kv_window,
+        kv_sink: args.kv_sink,
+        unconditional: args.unconditional,
+        ..args.clip.request(args.prompt.as_deref().unwrap_or_default(), seed)
+    };
+    KvCodecs::fill(args.kv_codec.as_ref(), request)
 }
 
 fn outputs(args: &Generate) -> Outputs {

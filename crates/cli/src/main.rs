@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod calibrate;
+mod clip;
 mod compare;
 mod generate;
 mod inspect;

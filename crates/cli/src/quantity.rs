@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use evanesce_engine::plan::KvShape;
-use evanesce_engine::{Codec, EngineError, KvCodec, KvOverrides};
+use evanesce_engine::{Codec, EngineError, KvCodec, KvOverrides, Request};
 
 /// `8GiB`, `400MB`, `1.5 GiB`, `1048576`: bytes. KiB, MiB, GiB, TiB count in 1024s; kB, MB, GB, TB in 1000s.
 pub(crate) fn parse_bytes(text: &str) -> Result<usize, String> {
@@ -67,12 +67,14 @@ pub(crate) enum KvCodecs {
 }
 
 impl KvCodecs {
-    /// The codec of most pages, and what differs.
-    pub(crate) fn read(&self) -> Result<(KvCodec, KvOverrides), EngineError> {
-        match self {
-            Self::Named(codec) => Ok((*codec, KvOverrides::default())),
-            Self::File(path) => KvOverrides::read(path),
-        }
+    /// The request with what the flag asks, if it was given.
+    pub(crate) fn fill(asked: Option<&Self>, request: Request) -> Result<Request, EngineError> {
+        let (codec, kv_overrides) = match asked {
+            None => return Ok(request),
+            Some(Self::Named(codec)) => (*codec, KvOverrides::default()),
+            Some(Self::File(path)) => KvOverrides::read(path)?,
+        };
+        Ok(Request { kv_codec: Some(codec), kv_overrides, ..request })
     }
 }
 

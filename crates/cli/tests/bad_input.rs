@@ -60,7 +60,7 @@ fn numbers_out_of_range_are_refused_with_the_range() {
     refused_flags(&["--quality", "52"], &["quality"]);
     refused_flags(&["--solver", "magic"], &["magic", "unipc", "euler"]);
     refused_flags(&["--threads", "0"], &["--threads"]);
-    refused_flags(&["--kv-window", "9"], &["--kv-window"]);
+    refused_flags(&["--kv-window", "9"], &["a window of earlier frames", "makes it at once"]);
 }
 
 #[test]

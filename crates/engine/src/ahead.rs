@@ -11,19 +11,21 @@ use evanesce_cache::{Fetcher, Job, Key};
 use crate::adapt::Adapt;
 use crate::blocks::reach;
 use crate::error::EngineError;
+use crate::features;
 use crate::itinerary::Itinerary;
 use crate::model::Model;
 use crate::request::JobSpec;
 
 /// Layers of pages that are asked for ahead of the one that computes.
 pub(crate) const LAYERS_AHEAD: usize = 2;
-/// Layers that may wait to be brought; a request beyond that is dropped, and made again by the next layer.
-const QUEUE_LAYERS: usize = 2;
+/// Requests that may wait: layers, which are asked for again by the next layer when one is dropped, and what the decoder
+/// reads next.
+const QUEUE_REQUESTS: usize = 8;
 /// Reads whose pages the device holds at once at least, each of one layer and branch: the one under way and the one that
 /// arrives.
 pub(crate) const STAGED_READS: usize = 2;
 
-/// Pages of one layer.
+/// Entries to bring, in the order in which they are read: the pages of a layer, the kept frames of the decoder.
 struct Wanted {
     fetcher: Fetcher,
     keys: Vec<Key>,
@@ -39,7 +41,7 @@ pub(crate) struct Porter {
 
 impl Porter {
     pub(crate) fn new() -> Result<Self, EngineError> {
-        let (sender, receiver) = sync_channel(QUEUE_LAYERS);
+        let (sender, receiver) = sync_channel(QUEUE_REQUESTS);
         let thread =
             std::thread::Builder::new().name("pages".to_owned()).spawn(move || serve(&receiver)).map_err(
                 |error| EngineError::Cache(format!("cannot start the thread that brings pages: {error}")),
@@ -47,10 +49,11 @@ impl Porter {
         Ok(Self { wanted: Some(sender), thread: Some(thread) })
     }
 
-    fn request(&self, wanted: Wanted) {
+    /// Asks for entries of a job, in the order in which they are read.
+    pub(crate) fn request(&self, fetcher: Fetcher, keys: Vec<Key>) {
         if let Some(sender) = &self.wanted {
-            // A full queue drops the request: see QUEUE_LAYERS.
-            _ = sender.try_send(wanted);
+            // A full queue drops the request: see QUEUE_REQUESTS.
+            _ = sender.try_send(Wanted { fetcher, keys });
         }
     }
 }
@@ -73,6 +76,19 @@ fn serve(wanted: &Receiver<Wanted>) {
     }
 }
 
+/// Whether the decoder's kept frames are asked for at a layer of a pass: as many layers before the end of a block's last pass as
+/// pages are asked for ahead. They may have made room for pages.
+pub(crate) fn asks_for_features(
+    spec: &JobSpec,
+    itinerary: &Itinerary,
+    (block, pass): (usize, usize),
+    (layer, layers): (usize, usize),
+) -> bool {
+    let is_last = block + 1 == spec.n_blocks();
+    let commits = if is_last { 0 } else { itinerary.commits() };
+    pass + 1 == spec.steps() + commits && layer == layers.saturating_sub(LAYERS_AHEAD)
+}
+
 /// A pass of a block, as the pages of what comes after it are asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ahead<'a> {
@@ -89,9 +105,15 @@ pub(crate) struct Ahead<'a> {
 }
 
 impl Ahead<'_> {
-    /// Asks for the pages of the layers behind `layer`, in this pass and the next.
+    /// Asks for the pages of the layers behind `layer`, in this pass and the next, and for what the decoder reads when the last
+    /// pass of a block ends.
     pub(crate) fn request_behind(&self, layer: usize) {
         let layers = self.layers();
+        if asks_for_features(self.spec, self.itinerary, (self.block, self.pass), (layer, layers)) {
+            let first = self.spec.block(self.block).frames.start;
+            let keys = features::read_by(&self.model.blueprint.decoder, self.spec, first);
+            self.model.porter.request(self.job.fetcher(), keys);
+        }
         for next in layer + 1..=layer + LAYERS_AHEAD {
             match next.checked_sub(layers) {
                 None => self.request(next),
@@ -128,14 +150,14 @@ impl Ahead<'_> {
         let frames = reach(rollout, self.spec.block(self.block).frames.start).frames;
         let expert = self.itinerary.passing(self.pass);
         let owner = self.model.blueprint.context_of(rollout, expert);
-        let branches = self.spec.branches(expert).iter();
-        let read =
-            |branch, frame| self.spec.page_codecs().page_read((owner, branch), layer, frame, self.block).0;
-        let read = &read;
-        let keys: Vec<_> =
-            branches.flat_map(|branch| frames.iter().map(move |frame| read(*branch, *frame))).collect();
-        if !keys.is_empty() {
-            self.model.porter.request(Wanted { fetcher: self.job.fetcher(), keys });
+        if frames.is_empty() {
+            return;
         }
+        let codecs = self.spec.page_codecs();
+        let keys = self.spec.branches(expert).iter().flat_map(|branch| {
+            let key = move |frame: &usize| codecs.page_read((owner, *branch), layer, *frame, self.block).0;
+            frames.iter().map(key)
+        });
+        self.model.porter.request(self.job.fetcher(), keys.collect());
     }
 }

@@ -30,7 +30,7 @@ impl Decode<'_> {
         let scratch =
             self.job.reserve(&[(Tier::Device, workspace_bytes as u64)]).map_err(EngineError::cache)?;
         let key = keys::latent(LatentRole::Final, frame);
-        let latent = self.job.try_get(&key).map_err(EngineError::cache)?;
+        let latent = self.job.try_take(&key).map_err(EngineError::cache)?;
         let numbers = as_f32(&latent);
         let channels = numbers.len() / (height * width);
         let latents = Tensor::from_slice(numbers, (channels, 1, height, width), &Device::Cpu)

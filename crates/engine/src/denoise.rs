@@ -1,11 +1,11 @@
 //! Noise into latents, one step at a time.
 
-use candle_core::{Device, Tensor};
 use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tick, Tier, Uses};
 use evanesce_wan::checkpoint::{Context, ContextSample};
+use evanesce_wan::kernels::{Scratch, Taken};
 use evanesce_wan::noise::step_noise;
 use evanesce_wan::schedule::{History, StepInput, StepOutput, expert_for};
-use evanesce_wan::transformer::{Branch, FrameKv};
+use evanesce_wan::transformer::{Branch, FrameKv, Latents, PATCH};
 use evanesce_wan::weights::Component;
 
 use crate::adapt::Adapt;
@@ -37,6 +37,8 @@ pub(crate) struct Denoise<'a> {
     pub(crate) uncond: Option<&'a Prompt>,
     /// Measures what codecs of pages would cost.
     pub(crate) measured: Option<&'a Measurement>,
+    /// Memory that the job's steps use one after the other.
+    pub(crate) scratch: &'a Scratch,
 }
 
 impl JobSpec {
@@ -103,8 +105,9 @@ impl Denoise<'_> {
     /// Takes step `step`, ends it, and makes visible what later steps read.
     pub(crate) fn take(&self, step: usize) -> Result<()> {
         let sample = self.read(LatentRole::Sample, step)?;
-        let velocity = self.velocity(step, as_f32(&sample))?;
-        let mut next = Next::new(self.spec, step, velocity.len());
+        let mut velocity = self.scratch.take(as_f32(&sample).len());
+        self.velocity(step, as_f32(&sample), &mut velocity)?;
+        let mut next = Next::new(self.spec, step, velocity.len(), self.scratch);
         let [one, two] = [1, 2].map(|back| self.find(LatentRole::Prediction, step.checked_sub(back)));
         let predictions = [one?, two?];
         let last_sample = self.find(LatentRole::LastSample, step.checked_sub(1))?;
@@ -147,7 +150,7 @@ impl Denoise<'_> {
     }
 
     /// The guided velocity of the sample at `step`.
-    fn velocity(&self, step: usize, sample: &[f32]) -> Result<Vec<f32>> {
+    fn velocity(&self, step: usize, sample: &[f32], velocity: &mut [f32]) -> Result<()> {
         let pass = Pass {
             at: step,
             expert: self.itinerary.expert(step),
@@ -162,7 +165,7 @@ impl Denoise<'_> {
             },
             commits: false,
         };
-        self.forward(&pass, sample)
+        self.forward(&pass, sample, velocity)
     }
 
     /// Runs the finished block through an expert once more, without noise, so that later blocks can see it.
@@ -177,21 +180,20 @@ impl Denoise<'_> {
         };
         if let Some(met) = self.spec.boundary_context(pass.expert) {
             let sample = self.read(LatentRole::Sample, met)?;
-            self.forward(&pass, as_f32(&sample))?;
-            return Ok(());
+            let mut unread = self.scratch.take(as_f32(&sample).len());
+            return self.forward(&pass, as_f32(&sample), &mut unread);
         }
         let channels = self.model.expert(pass.expert).config().channels;
         let [_, n_frames, height, width] = self.spec.block_shape(channels, self.block);
         let plane = height * width;
-        let mut sample = vec![0.0; channels * n_frames * plane];
+        let [mut sample, mut unread] = [(); 2].map(|()| self.scratch.take(channels * n_frames * plane));
         for (at, frame) in self.block.frames.clone().enumerate() {
             let latent = self.read(LatentRole::Final, frame)?;
             for (channel, numbers) in as_f32(&latent).chunks_exact(plane).enumerate() {
                 sample[(channel * n_frames + at) * plane..][..plane].copy_from_slice(numbers);
             }
         }
-        self.forward(&pass, &sample)?;
-        Ok(())
+        self.forward(&pass, &sample, &mut unread)
     }
 
     fn ahead(&self, pass: usize) -> Ahead<'_> {
@@ -200,7 +202,7 @@ impl Denoise<'_> {
     }
 
     /// The guided velocity that one expert predicts for `sample`.
-    fn forward(&self, pass: &Pass, sample: &[f32]) -> Result<Vec<f32>> {
+    fn forward(&self, pass: &Pass, sample: &[f32], velocity: &mut [f32]) -> Result<()> {
         let &Pass { expert: component, cross_lifetime: lifetime, commits, .. } = pass;
         let guidance = self.spec.guidance(component);
         let both = [BranchName::Cond, BranchName::Uncond];
@@ -229,19 +231,27 @@ impl Denoise<'_> {
         let expert = self.model.expert(component);
         let shape = self.spec.block_shape(expert.config().channels, self.block);
         let workspace_bytes = pass_workspace_bytes(&self.model.blueprint, self.spec, component, shape[1]);
-        let _scratch =
-            self.job.reserve(&[(Tier::Device, workspace_bytes as u64)]).map_err(EngineError::cache)?;
-        let latents =
-            Tensor::from_slice(sample, &shape[..], &Device::Cpu).map_err(evanesce_wan::WanError::from)?;
+        let tokens = sample.len() / (shape[0] * PATCH.iter().product::<usize>());
+        let numbers = expert.workspace_numbers(tokens, branches.len()) + branches.len() * sample.len();
+        // Whole lines, so that both parts together are charged what the whole would be. The rest is for text, which is
+        // embedded only where a page is missing.
+        let memory_bytes = (size_of::<f32>() * numbers).next_multiple_of(64);
+        let text_bytes = workspace_bytes.saturating_sub(memory_bytes) as u64;
+        let mut workspace = self.job.workspace(Tier::Device, memory_bytes).map_err(EngineError::cache)?;
+        let _text = self.job.reserve(&[(Tier::Device, text_bytes)]).map_err(EngineError::cache)?;
+        let memory: &mut [f32] = bytemuck::cast_slice_mut(workspace.bytes_mut());
+        let (velocities, memory) = memory.split_at_mut(branches.len() * sample.len());
         let weights = self.model.weights.for_job(self.job, pass.position, &self.model.waits);
-        let velocities = expert.forward(&latents, pass.timestep, &branches, &weights)?;
-        let numbers = velocities.iter().map(flat);
-        let mut numbers = numbers.collect::<Result<Vec<_>>>()?.into_iter();
-        let mut velocity = numbers.next().ok_or_else(|| EngineError::Cache("no branch".to_owned()))?;
-        if let Some(uncond) = numbers.next() {
-            guide(&mut velocity, &uncond, guidance);
+        let latents = Latents { numbers: sample, shape };
+        self.scratch.run(|| {
+            expert.forward_in(latents, pass.timestep, &branches, &weights, [memory, &mut *velocities])
+        })?;
+        let (cond, uncond) = velocities.split_at(sample.len());
+        velocity.copy_from_slice(cond);
+        if !uncond.is_empty() {
+            guide(velocity, uncond, guidance);
         }
-        Ok(velocity)
+        Ok(())
     }
 }
 
@@ -259,10 +269,6 @@ struct Pass {
     commits: bool,
 }
 
-fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(evanesce_wan::WanError::from)?)
-}
-
 /// `uncond + guidance * (cond - uncond)`, in that order of operations, as the Python pipelines do.
 fn guide(cond: &mut [f32], uncond: &[f32], guidance: f64) {
     #[expect(clippy::cast_possible_truncation, reason = "guidance is a factor for f32 numbers")]
@@ -274,17 +280,17 @@ fn guide(cond: &mut [f32], uncond: &[f32], guidance: f64) {
 
 /// What a step makes, and for how many steps each part is kept.
 struct Next {
-    sample: Vec<f32>,
-    prediction: Option<Vec<f32>>,
-    last_sample: Option<Vec<f32>>,
+    sample: Taken,
+    prediction: Option<Taken>,
+    last_sample: Option<Taken>,
 }
 
 impl Next {
-    fn new(spec: &JobSpec, step: usize, len: usize) -> Self {
+    fn new(spec: &JobSpec, step: usize, len: usize, scratch: &Scratch) -> Self {
         let keeps = spec.schedule.keeps(step);
-        let kept = |steps: usize| (steps > 0).then(|| vec![0.0; len]);
+        let kept = |steps: usize| (steps > 0).then(|| scratch.take(len));
         Self {
-            sample: vec![0.0; len],
+            sample: scratch.take(len),
             prediction: kept(keeps.x0_steps),
             last_sample: kept(keeps.corrected_steps),
         }

@@ -1,13 +1,19 @@
 //! The VAE's kept frames as entries of a job, each living exactly until the last decode step that reads it has ended.
 
-use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Tier, Uses, Writer};
+use evanesce_cache::{Job, Key, Lease, Lifetime, PutSpec, Tier, Uses, Writer};
 use evanesce_wan::Result;
-use evanesce_wan::vae::{FeatureFrame, FeatureSlots, SlotId};
+use evanesce_wan::vae::{Decoder, FeatureFrame, FeatureSlots, SlotId};
 
 use crate::bytes::{as_f32, write_f32};
 use crate::itinerary::Itinerary;
 use crate::keys;
 use crate::request::JobSpec;
+
+/// The kept frames that decoding a latent frame reads, slot by slot in its order.
+pub(crate) fn read_by(decoder: &Decoder, spec: &JobSpec, frame: usize) -> Vec<Key> {
+    let slots = decoder.slot_uses(frame as u64, spec.height / 8, spec.width / 8).into_iter();
+    slots.flat_map(|slot| slot.read.map(move |at| keys::feature(slot.slot, at))).collect()
+}
 
 /// The kept frames of one job, as the decoding of one latent frame sees them.
 #[derive(Debug)]
@@ -38,11 +44,7 @@ impl FeatureFrame for Frame {
 
 impl FeatureSlots for FeatureEntries<'_> {
     fn read(&self, slot: SlotId, frame_index: u64) -> Result<Box<dyn FeatureFrame + '_>> {
-        let lease = self
-            .job
-            .try_get(&keys::feature(slot, frame_index))
-            .map_err(|error| crate::store_error(&format_args!("frame {frame_index} of {slot}"), error))?;
-        Ok(Box::new(Frame(lease)))
+        Ok(Box::new(Frame(self.take(slot, frame_index)?)))
     }
 
     fn commit(&self, slot: SlotId, frame_index: u64, readings: u32, frame: &[f32]) -> Result<()> {
@@ -55,6 +57,12 @@ impl FeatureSlots for FeatureEntries<'_> {
 }
 
 impl FeatureEntries<'_> {
+    /// Reads a kept frame. Read for the last time, it ends with the lease instead of at the step's end.
+    pub(crate) fn take(&self, slot: SlotId, frame_index: u64) -> Result<Lease> {
+        let taken = self.job.try_take(&keys::feature(slot, frame_index));
+        taken.map_err(|error| crate::store_error(&format_args!("frame {frame_index} of {slot}"), error))
+    }
+
     /// Begins a kept frame of `len_bytes` and announces its readings.
     pub(crate) fn begin(
         &self,

@@ -36,6 +36,7 @@ pub mod run;
 mod self_kv;
 mod shelf;
 pub mod snapshot;
+mod start;
 mod tensors;
 mod text;
 pub mod video;

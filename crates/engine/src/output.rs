@@ -214,17 +214,28 @@ impl OpenOutputs {
         Ok(())
     }
 
+    /// Does whatever takes time or may fail before the files are put in place, so that all of them appear or none (law 7).
+    pub(crate) fn complete(&mut self) -> Result<()> {
+        for numbers in [&mut self.latents, &mut self.frames].into_iter().flatten() {
+            numbers.complete()?;
+        }
+        match &mut self.video {
+            Video::Here(video) => video.complete()?,
+            Video::Pooled(video) => video.complete()?,
+        }
+        Ok(())
+    }
+
     /// Puts every file in place.
-    pub(crate) fn finish(self) -> Result<VideoSummary> {
-        if let Some(latents) = self.latents {
-            latents.finish()?;
-        }
-        if let Some(frames) = self.frames {
-            frames.finish()?;
-        }
-        Ok(match self.video {
+    pub(crate) fn finish(mut self) -> Result<VideoSummary> {
+        self.complete()?;
+        let video = match self.video {
             Video::Here(video) => video.finish()?,
             Video::Pooled(video) => video.finish()?,
-        })
+        };
+        for numbers in [self.latents, self.frames].into_iter().flatten() {
+            numbers.finish()?;
+        }
+        Ok(video)
     }
 }

@@ -108,6 +108,32 @@ impl KvOverrides {
         })
     }
 
+    /// Which pages are stored in which codec, beside `base`, in words.
+    #[must_use]
+    pub fn used(&self, base: KvCodec) -> Vec<(String, KvCodec)> {
+        let mut used: Vec<(String, KvCodec)> = Vec::new();
+        for (name, expert) in EXPERTS {
+            let codecs = self.layers.get(&expert).map_or(&[][..], Vec::as_slice);
+            let mut by_codec: Vec<(KvCodec, Vec<String>)> = Vec::new();
+            for (layer, codec) in codecs.iter().enumerate() {
+                match by_codec.iter_mut().find(|(known, _)| known == codec) {
+                    Some((_, layers)) => layers.push(layer.to_string()),
+                    None => by_codec.push((*codec, vec![layer.to_string()])),
+                }
+            }
+            used.extend(by_codec.into_iter().map(|(codec, layers)| {
+                (format!("{} layers {}", name.replace('_', " "), layers.join(", ")), codec)
+            }));
+        }
+        if self.layers.len() < EXPERTS.len() {
+            let which = if self.layers.is_empty() { "all layers" } else { "other layers" };
+            used.push((which.to_owned(), base));
+        }
+        used.extend(self.sink.map(|codec| ("first frames".to_owned(), codec)));
+        used.extend(self.newest.map(|codec| ("newest frames, for the next block".to_owned(), codec)));
+        used
+    }
+
     /// Refuses layers that the model does not have.
     pub(crate) fn check(&self, layers: impl Fn(Component) -> Option<usize>) -> Result<()> {
         for (name, expert) in EXPERTS {

@@ -2,6 +2,7 @@
 //! None of it changes a bit of the video.
 
 use evanesce_cache::{Key, Kind, Owned, Tier};
+use evanesce_wan::kernels::Scratch;
 
 use crate::keys;
 use crate::run::{JobRun, Phase};
@@ -49,6 +50,7 @@ impl JobRun<'_> {
             self.job.withdraw();
         }
         self.demote(|_| true);
+        self.scratch = Scratch::default();
         self.job.usage().bytes[Tier::Device]
     }
 

@@ -15,6 +15,9 @@ pub const MAX_SIDE_PIXELS: usize = 4096;
 /// Denoising steps, at most: the model was trained on this many timesteps.
 pub const MAX_STEPS: usize = 1000;
 
+/// Earlier latent frames that a block sees, at most: as many as a checkpoint may name.
+const WINDOW_FRAMES_MAX: usize = 1024;
+
 /// How long a video somebody asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RequestedLength {
@@ -55,10 +58,16 @@ pub struct Request {
     pub seed: u64,
     /// A file with the initial noise, instead of drawing it.
     pub noise_in: Option<PathBuf>,
+    /// A file with the frames that the video begins with, instead of making them: for videos made block by block.
+    pub start_from: Option<PathBuf>,
     /// How keys and values of earlier frames are stored, for videos made block by block.
     pub kv_codec: Option<KvCodec>,
     /// Pages that are stored in other codecs.
     pub kv_overrides: KvOverrides,
+    /// Latent frames right before a block that it sees, where the checkpoint's own number is not wanted.
+    pub kv_window: Option<usize>,
+    /// As `kv_window`, of the latent frames at the beginning that every block sees.
+    pub kv_sink: Option<usize>,
 }
 
 impl Request {
@@ -80,8 +89,11 @@ impl Request {
             solver: None,
             seed,
             noise_in: None,
+            start_from: None,
             kv_codec: None,
             kv_overrides: KvOverrides::default(),
+            kv_window: None,
+            kv_sink: None,
         }
     }
 }
@@ -115,6 +127,8 @@ pub struct JobSpec {
     pub seed: u64,
     /// A file with the initial noise.
     pub noise_in: Option<PathBuf>,
+    /// A file with the frames that the video begins with.
+    pub start_from: Option<PathBuf>,
     /// How the video is made block by block; `None` when it is made at once.
     pub rollout: Option<Rollout>,
     /// How its keys and values of earlier frames are stored.
@@ -162,7 +176,7 @@ impl JobSpec {
             Some(RequestedLength::Seconds(seconds)) => frames_of_seconds(seconds, fps)?,
             None => defaults.frames.unwrap_or(81),
         };
-        let rollout = checkpoint.rollout();
+        let rollout = rollout(&request, checkpoint)?;
         check_codecs(request.kv_codec, &request.kv_overrides, checkpoint)?;
         checkpoint.size_rule().validate_frames(frames)?;
 
@@ -192,6 +206,7 @@ impl JobSpec {
             schedule,
             seed: request.seed,
             noise_in: request.noise_in,
+            start_from: request.start_from,
             rollout,
             kv_codec: request.kv_codec.unwrap_or_default(),
             kv_overrides: request.kv_overrides,
@@ -229,6 +244,22 @@ fn schedule(
         )));
     }
     Ok(Schedule::few_step(few, shift, (boundary > 0.0).then_some(boundary))?)
+}
+
+/// How a video is made block by block: as the checkpoint says, with the window that somebody asked for.
+fn rollout(request: &Request, checkpoint: &Description) -> Result<Option<Rollout>> {
+    let own = checkpoint.rollout();
+    if own.is_none() && (request.kv_window.is_some() || request.kv_sink.is_some()) {
+        return Err(refusal(
+            "a window of earlier frames is for checkpoints that make a video block by block; this one makes it at once",
+        ));
+    }
+    let Some(own) = own else { return Ok(None) };
+    let recent_frames = request.kv_window.unwrap_or(own.recent_frames);
+    let sink_frames = request.kv_sink.unwrap_or(own.sink_frames);
+    within("kv-window", recent_frames, 1, WINDOW_FRAMES_MAX)?;
+    within("kv-sink", sink_frames, 0, WINDOW_FRAMES_MAX)?;
+    Ok(Some(Rollout { recent_frames, sink_frames, ..own }))
 }
 
 fn refusal(message: impl Into<String>) -> EngineError {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use evanesce_cache::{Job, JobId, Key, Uses};
+use evanesce_wan::kernels::Scratch;
 use evanesce_wan::noise::initial_noise;
 use evanesce_wan::text::TOKENS_MAX;
 use evanesce_wan::transformer::Codec;
@@ -27,6 +28,7 @@ use crate::progress::{Event, Observer, Stage};
 use crate::report::MemoryReport;
 use crate::request::{JobSpec, Request};
 use crate::snapshot::{Kept, SnapshotError};
+use crate::start;
 use crate::tensors::read_noise;
 use crate::text::{Prompt, encode};
 use crate::video::VideoSummary;
@@ -89,8 +91,8 @@ pub struct Outcome {
     pub memory: MemoryReport,
 }
 
-/// A job under way. Between two calls of [`JobRun::advance`] it holds nothing but entries of the cache, so it can be
-/// interleaved with other jobs, or dropped: then everything it owned is returned and no file is left (laws 1 and 10).
+/// A job under way. Between two calls of [`JobRun::advance`] it holds nothing but entries of the cache and the tiles that
+/// threads work in, which go when it is parked, so it can be interleaved with other jobs, or dropped: then everything it owned is returned and no file is left (laws 1 and 10).
 #[derive(Debug)]
 pub struct JobRun<'m> {
     pub(crate) model: &'m Model,
@@ -113,6 +115,10 @@ pub struct JobRun<'m> {
     prompts: Vec<Prompt>,
     pub(crate) job: Job,
     measured: Option<Measurement>,
+    /// Blocks that the video begins with and that are not made here.
+    blocks_given: usize,
+    /// What threads work in, and a step's results before they are entries.
+    pub(crate) scratch: Scratch,
 }
 
 impl<'m> JobRun<'m> {
@@ -128,6 +134,7 @@ impl<'m> JobRun<'m> {
             // Read again when it is needed: noise is not an entry before the job has begun.
             read_noise(path, &spec.noise_shape(channels))?;
         }
+        let blocks_given = spec.start_from.as_ref().map_or(Ok(0), |path| start::blocks_given(path, &spec))?;
         let outputs = OpenOutputs::open(outputs, &spec, channels)?;
         let itinerary = Itinerary::new(&model.blueprint, &spec);
         let job = model.cache.open_job();
@@ -147,6 +154,8 @@ impl<'m> JobRun<'m> {
             prompts: Vec::new(),
             job,
             measured: None,
+            blocks_given,
+            scratch: Scratch::default(),
             spec,
         })
     }
@@ -332,6 +341,9 @@ impl<'m> JobRun<'m> {
         }
         let n_units = self.spec.steps() + self.itinerary.commits();
         observer.on_event(Event::Started { stage: Stage::Denoise, n_units });
+        if block.at < self.blocks_given {
+            return self.begin_given(block, observer);
+        }
         let channels = self.model.checkpoint.vae().z_dim();
         let noise = match &self.spec.noise_in {
             Some(path) => {
@@ -352,6 +364,22 @@ impl<'m> JobRun<'m> {
         };
         put_noise(&self.job, self.itinerary.end_of_step(block.at, 0), &noise)?;
         Ok(Phase::Step { block: block.at, at: 0 })
+    }
+
+    /// Takes a block that is given as denoised.
+    fn begin_given(&mut self, block: &Block, observer: &mut dyn Observer) -> Result<Phase> {
+        if let Some(path) = self.spec.start_from.as_ref().filter(|_| block.at == 0) {
+            start::put(self.model, &self.spec, &self.job, &self.itinerary, path)?;
+        }
+        // What lives some steps counts those of every block.
+        for _ in 0..self.spec.steps() {
+            self.job.step();
+        }
+        self.write_latents(block)?;
+        if self.itinerary.commits() > 0 {
+            return Ok(Phase::Commit { block: block.at, at: 0 });
+        }
+        Ok(self.begin_decoding(block, observer))
     }
 
     fn denoise(&mut self, block: &Block, at: usize, observer: &mut dyn Observer) -> Result<Phase> {
@@ -382,11 +410,16 @@ impl<'m> JobRun<'m> {
         let [cond, uncond] = [0, 1].map(|at| self.prompts.get(at));
         let cond = cond.ok_or_else(|| EngineError::Cache("the prompt's embedding is gone".to_owned()))?;
         let Self { model, spec, job, itinerary, adapt, .. } = self;
-        let measured = self.measured.as_ref();
-        Ok(Denoise { model, spec, job, itinerary, adapt, block, cond, uncond, measured })
+        let (measured, scratch) = (self.measured.as_ref(), &self.scratch);
+        Ok(Denoise { model, spec, job, itinerary, adapt, block, cond, uncond, measured, scratch })
     }
 
-    fn begin_decoding(&self, block: &Block, observer: &mut dyn Observer) -> Phase {
+    fn begin_decoding(&mut self, block: &Block, observer: &mut dyn Observer) -> Phase {
+        if block.at + 1 == self.spec.n_blocks() {
+            // No step will work in it again.
+            self.scratch = Scratch::default();
+            self.model.cache.trim();
+        }
         observer.on_event(Event::Finished { stage: Stage::Denoise });
         let n_units = self.spec.blocks().decoded(block.at).len();
         observer.on_event(Event::Started { stage: Stage::Decode, n_units });
@@ -401,8 +434,9 @@ impl<'m> JobRun<'m> {
         let plane = (self.spec.height / 8) * (self.spec.width / 8);
         let frames = self.spec.latent_frames();
         for frame in block.frames.start..block.frames.end.min(frames) {
+            // A copy of it is no read that anybody announced.
             let latent =
-                self.job.try_get(&keys::latent(LatentRole::Final, frame)).map_err(EngineError::cache)?;
+                self.job.peek(&keys::latent(LatentRole::Final, frame)).map_err(EngineError::cache)?;
             for (channel, numbers) in crate::bytes::as_f32(&latent).chunks_exact(plane).enumerate() {
                 outputs.write_latent_plane((channel * frames + frame) * plane, numbers)?;
             }
@@ -438,9 +472,11 @@ impl<'m> JobRun<'m> {
 
     fn close(&mut self, observer: &mut dyn Observer) -> Result<Phase> {
         observer.on_event(Event::Started { stage: Stage::Encode, n_units: 1 });
-        self.video = Some(self.outputs.take().ok_or_else(closed)?.finish()?);
+        self.outputs.as_mut().ok_or_else(closed)?.complete()?;
         observer.on_event(Event::Advanced { stage: Stage::Encode, done_units: 1 });
         observer.on_event(Event::Finished { stage: Stage::Encode });
+        // Nothing that might stop the job comes after the files are in place.
+        self.video = Some(self.outputs.take().ok_or_else(closed)?.finish()?);
         Ok(Phase::Done)
     }
 }

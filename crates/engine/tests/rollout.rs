@@ -9,7 +9,7 @@ use evanesce_engine::{
     Budgets, CancelToken, EngineError, JobRun, KvCodec, Model, Outcome, Outputs, Request, RequestedLength,
     Silent,
 };
-use support::rollout::{causal_checkpoint, golden_request, rollout_golden};
+use support::rollout::{causal_checkpoint, causal_checkpoint_that_sees, golden_request, rollout_golden};
 use support::{AMPLE, Kept, interleaved, pictures, psnr_db, relative_error, run, tensor};
 
 fn request() -> Request {
@@ -24,6 +24,22 @@ fn of_frames(frames: usize) -> Request {
 
 fn finished(model: &Model, request: Request) -> Outcome {
     run(model, request, Kept::default().outputs(), &mut Silent).unwrap()
+}
+
+#[test]
+fn a_window_that_is_asked_for_is_the_one_that_a_checkpoint_could_say() {
+    let [short, long] = [3, 5].map(|recent| causal_checkpoint_that_sees("window", recent));
+    let [short, long] = [&short, &long].map(|checkpoint| Model::open(checkpoint.path(), AMPLE).unwrap());
+    let asked = |window| Request { kv_window: Some(window), ..of_frames(45) };
+    let expected = pictures(&long, of_frames(45));
+    assert_eq!(pictures(&short, asked(5)), expected);
+    assert_ne!(pictures(&short, of_frames(45)), expected);
+    let refused = |request| {
+        let admitted = JobRun::admit(&short, request, Kept::default().outputs(), CancelToken::new());
+        admitted.map(drop).unwrap_err().to_string()
+    };
+    assert!(refused(asked(0)).contains("between 1 and 1024"));
+    assert!(refused(Request { kv_sink: Some(1025), ..of_frames(45) }).contains("kv-sink is 1025"));
 }
 
 #[test]

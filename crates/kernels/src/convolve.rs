@@ -8,6 +8,7 @@
 use crate::isa::Isa;
 use crate::micro::{KC, Keep, Left, NR, Out, Panels, Right, multiply};
 use crate::panel;
+use crate::scratch::LINE;
 use crate::shared::Shared;
 use crate::tasks::{self, Share};
 use crate::values::Values;
@@ -100,6 +101,8 @@ impl Plan<'_> {
         let group = if few { panels.div_ceil(4) } else { panels };
         let groups = panels.div_ceil(group);
         let input = self.reach[0] * self.extent(tile_h, 1) * self.extent(tile_w, 2) * self.cin;
+        // The sums begin with a cache line.
+        let input = input.next_multiple_of(LINE);
         let sums = tile_h * tile_w * group * NR;
         let work = out.len().saturating_mul(self.phases[0].offsets.len() * self.cin);
         let shared = Shared::new(out);

@@ -4,6 +4,8 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
+use crate::scratch::Scratch;
+
 /// Whether a call is worth sharing out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Share {
@@ -21,18 +23,20 @@ impl Share {
 }
 
 /// Calls `task(scratch, i)` for each `i` below `count`, in any order. Scratch is of `scratch_len` numbers, whose values are
-/// left from earlier tasks.
+/// left from earlier tasks; as much is taken as can be in use at once, so that no call needs more than the one before it.
 pub(crate) fn run(count: usize, share: Share, scratch_len: usize, task: impl Fn(&mut [f32], usize) + Sync) {
-    if share == Share::Alone || count == 1 {
-        let mut scratch = vec![0.0; scratch_len];
+    let memory = Scratch::current();
+    if share == Share::Alone || count <= 1 {
+        let mut scratch = memory.take(scratch_len);
         (0..count).for_each(|i| task(&mut scratch, i));
         return;
     }
-    let idle: Mutex<Vec<Vec<f32>>> = Mutex::default();
+    let workers = count.min(rayon::current_num_threads());
+    let idle: Mutex<Vec<_>> = Mutex::new((0..workers).map(|_| memory.take(scratch_len)).collect());
     let lock = || idle.lock().expect("no task panics while it holds the list of idle scratch");
     (0..count).into_par_iter().with_max_len(1).for_each(|i| {
         let found = lock().pop();
-        let mut scratch = found.unwrap_or_else(|| vec![0.0; scratch_len]);
+        let mut scratch = found.unwrap_or_else(|| memory.take(scratch_len));
         task(&mut scratch, i);
         lock().push(scratch);
     });

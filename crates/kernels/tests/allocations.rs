@@ -1,43 +1,10 @@
 //! Attention over encoded pages takes one tile of memory for each worker, however many pages there are: no window is ever
 //! decoded.
-#![expect(unsafe_code, reason = "an allocator that counts")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use evanesce_kernels::{AttentionDims, Codec, EncodedRows, KvSegment, attend, encode};
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: everything is handed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let now = NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+use evanesce_kernels::{AttentionDims, Codec, CountingAllocator, EncodedRows, KvSegment, attend, encode};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// Bytes that `work` held at most beyond what was there before.
-fn peak_of(work: impl FnOnce()) -> usize {
-    let before = NOW.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
-    work();
-    PEAK.load(Ordering::Relaxed) - before
-}
+static ALLOCATOR: CountingAllocator = CountingAllocator::new(0);
 
 #[test]
 fn the_peak_is_a_tile_for_each_worker_whatever_the_pages() {
@@ -58,7 +25,7 @@ fn the_peak_is_a_tile_for_each_worker_whatever_the_pages() {
             let run = |out: &mut [f32]| pool.install(|| attend(&numbers, &segments, dims, out));
             // What the pool itself sets up once is none of a call's.
             run(&mut out);
-            peak_of(|| run(&mut out))
+            ALLOCATOR.peak_bytes_of(|| run(&mut out))
         });
         // 192 queries, their codes and sums, a tile of 96 keys and values, and logits.
         let tile = 4 * (192 * 128 * 3 + 2 * 96 * 132 + 3 * 96 * 16 * 2 + 64 * 192);

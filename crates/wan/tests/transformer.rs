@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use draw::{draw, parameter, to_bytes};
-use evanesce_kernels::{Dtype, Rows};
+use evanesce_kernels::{Dtype, Isa, Rows};
 use evanesce_wan::transformer::{
     Branch, CrossKv, CrossKvPage, FrameKv, FramePage, NoCrossKv, TextRows, Transformer, TransformerConfig,
     expected_tensors, official_name,
@@ -148,10 +148,13 @@ fn velocities_equal_those_of_diffusers_at_every_head_size_and_amount_of_padding(
         let case = Case::load(name);
         for (index, call) in case.calls.iter().enumerate() {
             let text = case.text(index);
-            let velocities = case.run(call.timestep, &[case.branch(index, &text, &NoCrossKv)]);
-            let error = relative_error(&velocities[0], &case.outputs[&format!("velocity.{index}")]);
-            println!("{name} call {index}: {error:.2e}");
-            assert!(error <= TOLERANCE, "{name} call {index}: {error:.2e}");
+            for isa in Isa::present() {
+                let branches = [case.branch(index, &text, &NoCrossKv)];
+                let velocities = isa.run(|| case.run(call.timestep, &branches));
+                let error = relative_error(&velocities[0], &case.outputs[&format!("velocity.{index}")]);
+                println!("{name} call {index}, {isa}: {error:.2e}");
+                assert!(error <= TOLERANCE, "{name} call {index}, {isa}: {error:.2e}");
+            }
         }
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! The file is cut into extents of equal size, so any free extents hold any entry and nothing fragments. An entry's record
 //! is a header and its payload, spread over its extents in order. Transfers are synchronous: whoever moves an entry holds
-//! its place until the last byte is in (law 3), and what comes back is checked against its header (law 11).
+//! its place until the last byte is in (law 3), several extents being on their way at once, and what comes back is checked against its header (law 11).
 
 mod extents;
 mod file;
+mod lanes;
 mod record;
 mod remains;
 mod staging;
@@ -29,6 +30,13 @@ pub(crate) const BLOCK_BYTES: u64 = 4096;
 const EXTENT_BYTES_MAX: u64 = 1 << 20;
 /// Extents that a file has at least, where it is large enough.
 const EXTENTS_WANTED: u64 = 1024;
+/// Extents of an entry that are written at once, at most.
+const WRITE_LANES: usize = 4;
+/// Extents of an entry that are read at once: while one is copied the next is with the device, and what the device is asked for
+/// stays in order, which those that read ahead want.
+const READ_LANES: usize = 2;
+/// Bytes that are summed and copied at a time.
+const SUMMED_BYTES: usize = 64 << 10;
 /// Staging buffers kept for the next transfer.
 const STAGING_KEPT: usize = 4;
 
@@ -117,20 +125,28 @@ impl Disk {
             // An entry of a cache that only counts: any other has a line at least.
             return Ok(());
         }
-        let header = record::header(record.sequence, payload);
+        let (first, rest) = payload.split_at(self.first_bytes().min(payload.len()));
+        let mut rest = rest.chunks(self.piece_bytes());
+        let pieces = record.extents.iter().enumerate().map(|(at, extent)| {
+            (*extent, at == 0, if at == 0 { first } else { rest.next().unwrap_or_default() })
+        });
+        lanes::each(WRITE_LANES, pieces.collect(), |(extent, is_first, piece)| {
+            // Whoever writes the first extent sums the whole payload while others write theirs.
+            let header = if is_first { &record::header(record.sequence, payload)[..] } else { &[] };
+            self.write_extent(extent, header, piece)
+        })
+    }
+
+    /// Writes one extent: what stands before the payload, a piece of it, and zeros up to a whole block.
+    fn write_extent(&self, extent: u32, header: &[u8], piece: &[u8]) -> io::Result<()> {
         let mut staging = self.take_staging();
-        let mut done = 0;
-        for extent in &record.extents {
-            let piece = staging.bytes_mut();
-            let first = if done == 0 { header.len() } else { 0 };
-            piece[..first].copy_from_slice(&header[..first]);
-            let count = (piece.len() - first).min(payload.len() - done);
-            piece[first..first + count].copy_from_slice(&payload[done..done + count]);
-            let padded = (first + count).next_multiple_of(block());
-            piece[first + count..padded].fill(0);
-            file::write_all(&*self.file, &piece[..padded], u64::from(*extent) * self.extent_bytes)?;
-            done += count;
-        }
+        let bytes = staging.bytes_mut();
+        let len = header.len() + piece.len();
+        bytes[..header.len()].copy_from_slice(header);
+        bytes[header.len()..len].copy_from_slice(piece);
+        let padded = len.next_multiple_of(block());
+        bytes[len..padded].fill(0);
+        file::write_all(&*self.file, &bytes[..padded], self.offset(extent))?;
         self.give_staging(staging);
         Ok(())
     }
@@ -140,26 +156,63 @@ impl Disk {
         if into.is_empty() {
             return Ok(());
         }
-        let mut staging = self.take_staging();
+        let len_bytes = into.len();
+        let (first, rest) = into.split_at_mut(self.first_bytes().min(len_bytes));
+        let mut rest = rest.chunks_mut(self.piece_bytes());
         let mut header = record::EMPTY;
-        // Summed piece by piece, while each is still in the processor's cache.
-        let mut checksum = crc32fast::Hasher::new();
-        let mut done = 0;
-        for extent in &record.extents {
-            let piece = staging.bytes_mut();
-            let first = if done == 0 { header.len() } else { 0 };
-            let count = (piece.len() - first).min(into.len() - done);
-            let padded = (first + count).next_multiple_of(block());
-            file::read_all(&*self.file, &mut piece[..padded], u64::from(*extent) * self.extent_bytes)
-                .map_err(|error| DiskFault::Read(error.kind()))?;
-            header[..first].copy_from_slice(&piece[..first]);
-            checksum.update(&piece[first..first + count]);
-            into[done..done + count].copy_from_slice(&piece[first..first + count]);
-            done += count;
+        let mut sums = vec![crc32fast::Hasher::new(); record.extents.len()];
+        let (mut first, mut header_once) = (Some(first), Some(&mut header[..]));
+        let pieces = record.extents.iter().zip(&mut sums).map(|(extent, sum)| {
+            let piece = first.take().or_else(|| rest.next()).unwrap_or_default();
+            (*extent, header_once.take().unwrap_or_default(), piece, sum)
+        });
+        lanes::each(READ_LANES, pieces.collect(), |(extent, header, piece, sum)| {
+            self.read_extent(extent, header, piece, sum)
+        })
+        .map_err(|error: io::Error| DiskFault::Read(error.kind()))?;
+        let checksum = sums.iter().skip(1).fold(sums[0].clone(), |mut all, piece| {
+            all.combine(piece);
+            all
+        });
+        let expected = record::header_of(record.sequence, len_bytes as u64, checksum.finalize());
+        if expected == header { Ok(()) } else { Err(DiskFault::Damaged) }
+    }
+
+    /// Reads one extent: what stands before the payload, and a piece of it, which is added to `sum`.
+    fn read_extent(
+        &self,
+        extent: u32,
+        header: &mut [u8],
+        piece: &mut [u8],
+        sum: &mut crc32fast::Hasher,
+    ) -> io::Result<()> {
+        let mut staging = self.take_staging();
+        let bytes = staging.bytes_mut();
+        let len = header.len() + piece.len();
+        file::read_all(&*self.file, &mut bytes[..len.next_multiple_of(block())], self.offset(extent))?;
+        header.copy_from_slice(&bytes[..header.len()]);
+        // Bit by bit, so that what is summed is still in the processor's cache when it is copied.
+        let read = bytes[header.len()..len].chunks(SUMMED_BYTES);
+        for (to, from) in piece.chunks_mut(SUMMED_BYTES).zip(read) {
+            sum.update(from);
+            to.copy_from_slice(from);
         }
         self.give_staging(staging);
-        let expected = record::header_of(record.sequence, into.len() as u64, checksum.finalize());
-        if expected == header { Ok(()) } else { Err(DiskFault::Damaged) }
+        Ok(())
+    }
+
+    fn offset(&self, extent: u32) -> u64 {
+        u64::from(extent) * self.extent_bytes
+    }
+
+    /// Bytes of a payload in an extent that holds nothing else.
+    fn piece_bytes(&self) -> usize {
+        usize::try_from(self.extent_bytes).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes of a payload in the first extent of its record.
+    fn first_bytes(&self) -> usize {
+        self.piece_bytes() - record::HEADER_BYTES
     }
 
     /// A panic elsewhere cannot spoil a list of buffers.

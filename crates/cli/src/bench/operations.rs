@@ -1,8 +1,8 @@
 //! The operations to measure, over drawn numbers.
 
 use evanesce_engine::kernels::{
-    AttentionDims, Conv3d, Dtype, EncodedRows, KvSegment, LinearDims, PackedWeights, Rows, Values, Weight,
-    attend, conv3d_causal, encode, linear, pack_weights, peak,
+    AttentionDims, Conv3d, Dtype, EncodedRows, KvSegment, LinearDims, PackedWeights, Rows, Scratch, Values,
+    Weight, attend, conv3d_causal, encode, linear, pack_weights, peak,
 };
 use evanesce_engine::{Codec, KvCodec, LoneBlock};
 
@@ -78,18 +78,24 @@ fn drawn(count: usize) -> Vec<f32> {
 fn run_linear(shape: LinearShape, kind: WeightType, timing: Timing) -> anyhow::Result<(String, Measured)> {
     let LinearShape { rows, inputs, outputs } = shape;
     let dims = LinearDims { rows, inputs, outputs };
-    let (x, bias) = (drawn(rows * inputs), drawn(outputs));
-    let mut numbers = drawn(outputs * inputs);
-    let mut halves: Vec<u8> = Vec::new();
-    let (dtype, name) = match kind {
-        WeightType::F32 => (Dtype::F32, "f32"),
+    let (x, bias, numbers) = (drawn(rows * inputs), drawn(outputs), drawn(outputs * inputs));
+    // As entries of the cache and tensors of PyTorch do, weights and outputs begin with a cache line.
+    let memory = Scratch::default();
+    let mut words = memory.take(numbers.len());
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
+    let (dtype, name, bytes) = match kind {
+        WeightType::F32 => {
+            bytes.copy_from_slice(bytemuck::cast_slice(&numbers));
+            (Dtype::F32, "f32", bytes)
+        }
         WeightType::Bf16 => {
-            halves = numbers.drain(..).flat_map(|number| upper_half(number).to_le_bytes()).collect();
-            (Dtype::BF16, "bf16")
+            let halves = &mut bytes[..2 * numbers.len()];
+            for (to, number) in halves.chunks_exact_mut(2).zip(&numbers) {
+                to.copy_from_slice(&upper_half(*number).to_le_bytes());
+            }
+            (Dtype::BF16, "bf16", halves)
         }
     };
-    let bytes: &mut [u8] =
-        if kind == WeightType::F32 { bytemuck::cast_slice_mut(&mut numbers) } else { &mut halves };
     let weight: Weight<'_> = if PackedWeights::fits(dtype, outputs, inputs) {
         pack_weights(dtype, bytes, outputs, inputs);
         PackedWeights::new(dtype, bytes, outputs, inputs).map(Weight::from)
@@ -97,7 +103,7 @@ fn run_linear(shape: LinearShape, kind: WeightType, timing: Timing) -> anyhow::R
         Values::new(dtype, bytes).map(Weight::from)
     }
     .ok_or_else(|| anyhow::anyhow!("weights of {outputs} x {inputs} cannot be laid out"))?;
-    let mut out = vec![0.0; rows * outputs];
+    let mut out = memory.take(rows * outputs);
     let flop = 2.0 * rows as f64 * inputs as f64 * outputs as f64;
     let measured = measure(timing, flop, || {
         linear(&x, weight, Some(Values::from(&bias[..])), dims, &mut out);
@@ -143,7 +149,7 @@ fn run_attention(
             segments.collect::<Option<_>>().ok_or_else(|| anyhow::anyhow!("pages are not whole rows"))?
         }
     };
-    let mut out = vec![0.0; q.len()];
+    let mut out = Scratch::default().take(q.len());
     let flop = 4.0 * queries as f64 * keys as f64 * width as f64;
     let measured = measure(timing, flop, || {
         attend(&q, &segments, dims, &mut out);

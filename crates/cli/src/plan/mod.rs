@@ -11,13 +11,12 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use evanesce_engine::plan::{KvShape, Plan, Planner, TierBudgets};
-use evanesce_engine::{
-    Context, ContextSample, Description, EngineError, Positions, Request, RequestedLength, Rollout,
-};
+use evanesce_engine::{Context, ContextSample, Description, EngineError, Positions, Request, Rollout};
 
 use crate::args::PlanArgs;
 use crate::machine;
 use crate::progress::say;
+use crate::quantity::KvCodecs;
 use rates::Rates;
 
 /// The model that needs no directory.
@@ -40,7 +39,7 @@ fn plan(args: &PlanArgs) -> anyhow::Result<()> {
         return Err(EngineError::Request(message.to_owned()).into());
     }
     let budgets = budgets(args);
-    let plan = planner.plan(request(args), args.prompt_tokens.map(|n| [usize::from(n); 2]), budgets)?;
+    let plan = planner.plan(request(args)?, args.prompt_tokens.map(|n| [usize::from(n); 2]), budgets)?;
     let rates = if args.no_measure { Rates::default() } else { Rates::measure(args.disk_cache.as_ref())? };
     if let Some(path) = &args.report {
         page::write(&name, &plan, &rates, path)?;
@@ -116,21 +115,8 @@ fn budgets(args: &PlanArgs) -> TierBudgets {
     }
 }
 
-fn request(args: &PlanArgs) -> Request {
-    Request {
-        negative: args.negative.clone(),
-        size: args.size,
-        length: match (args.frames, args.seconds) {
-            (Some(frames), _) => Some(RequestedLength::Frames(frames)),
-            (None, seconds) => seconds.map(RequestedLength::Seconds),
-        },
-        fps: args.fps,
-        steps: args.steps,
-        guidance_high: args.guidance_high,
-        guidance_low: args.guidance_low,
-        kv_codec: args.kv_codec,
-        ..Request::new(args.prompt.clone().unwrap_or_default(), 0)
-    }
+fn request(args: &PlanArgs) -> Result<Request, EngineError> {
+    KvCodecs::fill(args.kv_codec.as_ref(), args.clip.request(args.prompt.as_deref().unwrap_or_default(), 0))
 }
 
 /// Keys and values of any model, by their shape alone.

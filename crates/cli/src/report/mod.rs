@@ -156,18 +156,19 @@ impl Page<'_> {
     fn codecs(&self) -> String {
         let mut html = String::new();
         if let Some(kind) = self.outcome.memory.kinds.iter().find(|kind| kind.kind == "self_kv") {
-            let codec = self.outcome.spec.kv_codec;
+            let spec = &self.outcome.spec;
             let bits = 32.0 * kind.encoded_bytes as f64 / kind.raw_bytes.max(1) as f64;
-            let rows = [vec![
-                codec.keys.as_str().to_owned(),
-                codec.values.as_str().to_owned(),
+            let used = spec.kv_overrides.used(spec.kv_codec).into_iter().map(|(pages, codec)| {
+                vec![pages, codec.keys.as_str().to_owned(), codec.values.as_str().to_owned()]
+            });
+            html += &format!("<h2>Codec and fidelity</h2>{}", table(&["pages", "keys", "values"], used));
+            let sizes = vec![
                 format!("{bits:.2}"),
                 show(kind.encoded_bytes),
                 show(kind.raw_bytes),
                 show(kind.peak_bytes),
-            ]];
-            let head = ["keys", "values", "bits a number", "encoded", "in f32", "peak"];
-            html += &format!("<h2>Codec and fidelity</h2>{}", table(&head, rows.into_iter()));
+            ];
+            html += &table(&["bits a number", "encoded", "in f32", "peak"], [sizes].into_iter());
         }
         if let Some((reference, parts)) = &self.fidelity {
             let decibels =

@@ -9,13 +9,13 @@ use evanesce_wan::weights::{Component, GroupId};
 use super::{Moved, UnitPlan, flop};
 use crate::adapt::Adapt;
 use crate::admission::pass_workspace_bytes;
-use crate::ahead::LAYERS_AHEAD;
+use crate::ahead::{LAYERS_AHEAD, asks_for_features};
 use crate::blocks::{Block, reach};
 use crate::blueprint::Blueprint;
 use crate::cross_kv::CrossPages;
 use crate::decode;
 use crate::error::{EngineError, Result};
-use crate::features::FeatureEntries;
+use crate::features::{self, FeatureEntries};
 use crate::itinerary::Itinerary;
 use crate::keys::{self, BranchName, LatentRole};
 use crate::progress::Stage;
@@ -288,13 +288,25 @@ impl<'a> Rehearsal<'a> {
             }
             Some(_) => Lifetime::Job,
         };
-        drop(self.lease_group(expert, 0, position)?);
+        let cross: Vec<_> = branches
+            .iter()
+            .map(|branch| CrossPages { job: &self.job, expert, branch: *branch, lifetime })
+            .collect();
+        // Group 0 is held until every branch has its first page, or its text to make pages from.
+        let first = self.lease_group(expert, 0, position)?;
+        let first_pages = cross.iter().map(|cross| Ok(cross.get(0)?)).collect::<Result<Vec<_>>>()?;
+        let mut has_text: Vec<_> = first_pages.iter().map(Option::is_none).collect();
+        let mut first_pages = first_pages.into_iter();
+        drop(first);
         for layer in 0..config.layers {
-            let cross: Vec<_> = branches
-                .iter()
-                .map(|branch| CrossPages { job: &self.job, expert, branch: *branch, lifetime })
-                .collect();
-            let pages = cross.iter().map(|cross| Ok(cross.get(layer)?)).collect::<Result<Vec<_>>>()?;
+            let mut pages = Vec::with_capacity(branches.len());
+            for (cross, has_text) in cross.iter().zip(&mut has_text) {
+                let page = if layer == 0 { first_pages.next().flatten() } else { cross.get(layer)? };
+                if page.is_none() && !std::mem::replace(has_text, true) {
+                    drop(self.lease_group(expert, 0, position)?);
+                }
+                pages.push(page);
+            }
             let _weights = self.lease_group(expert, layer + 1, position)?;
             for ((branch, cross), page) in branches.iter().zip(&cross).zip(&pages) {
                 if page.is_none() {
@@ -334,6 +346,10 @@ impl<'a> Rehearsal<'a> {
         let read: WanResult<_> = pages.pages(layer);
         let read = read?;
         if branch == BranchName::Cond {
+            let layers = self.blueprint.expert(expert).config().layers;
+            if asks_for_features(self.spec, &self.itinerary, (block.at, pass), (layer, layers)) {
+                self.prefetch_features(block);
+            }
             for behind in 1..=LAYERS_AHEAD {
                 self.prefetch_pages(block, pass, layer + behind);
             }
@@ -362,10 +378,18 @@ impl<'a> Rehearsal<'a> {
         let owner = self.blueprint.context_of(rollout, expert);
         let fetcher = self.job.fetcher();
         for branch in self.spec.branches(expert) {
+            let codecs = self.spec.page_codecs();
             for frame in reach(rollout, block.frames.start).frames {
-                fetcher
-                    .prefetch(&self.spec.page_codecs().page_read((owner, *branch), layer, frame, block.at).0);
+                fetcher.prefetch(&codecs.page_read((owner, *branch), layer, frame, block.at).0);
             }
+        }
+    }
+
+    /// As `Ahead::request_behind`, brought at once.
+    fn prefetch_features(&self, block: &Block) {
+        let fetcher = self.job.fetcher();
+        for key in features::read_by(&self.blueprint.decoder, self.spec, block.frames.start) {
+            fetcher.prefetch(&key);
         }
     }
 
@@ -402,13 +426,13 @@ impl<'a> Rehearsal<'a> {
     /// As `Decode::take`.
     fn decode(&self, frame: usize) -> Result<()> {
         let scratch = self.reserve(decode::workspace_bytes(self.blueprint, self.spec))?;
-        drop(self.job.try_get(&keys::latent(LatentRole::Final, frame)).map_err(EngineError::cache)?);
+        drop(self.job.try_take(&keys::latent(LatentRole::Final, frame)).map_err(EngineError::cache)?);
         let weights = self.lease_group(Component::VaeDecoder, 0, self.itinerary.latent_frame(frame))?;
         let entries = FeatureEntries { job: &self.job, spec: self.spec, itinerary: &self.itinerary, frame };
         let (height, width) = (self.spec.height / 8, self.spec.width / 8);
         for slot in self.blueprint.decoder.slot_uses(frame as u64, height, width) {
-            let read = |at| self.job.try_get(&keys::feature(slot.slot, at)).map_err(EngineError::cache);
-            drop(slot.read.clone().map(read).collect::<Result<Vec<_>>>()?);
+            let read = slot.read.clone().map(|at| entries.take(slot.slot, at));
+            drop(read.collect::<WanResult<Vec<_>>>()?);
             for (at, readings) in slot.kept {
                 let writer = entries.begin(slot.slot, at, readings, slot.frame_bytes)?;
                 drop(writer.commit().map_err(EngineError::cache)?);

@@ -67,15 +67,23 @@ impl<F: Read + Write + Seek> Muxer<F> {
         Ok(())
     }
 
-    /// Writes the index in front of the frames; returns the storage and the file's length in bytes.
+    /// Writes the index in front of the frames; returns the file's length in bytes. No frame may follow.
     ///
     /// # Errors
     /// [`VideoError::Container`] if the video does not fit its boxes, [`VideoError::Io`] if the storage fails.
-    pub(super) fn finish(mut self, settings: &VideoSettings, sets: &ParameterSets) -> Result<(F, u64)> {
+    pub(super) fn complete(&mut self, settings: &VideoSettings, sets: &ParameterSets) -> Result<u64> {
         let head = self.table.head(settings, sets)?;
         let head_bytes = head.len() as u64;
         self.write_head(&head).map_err(|e| VideoError::io(&self.path, e))?;
-        Ok((self.storage, head_bytes + self.payload_bytes))
+        Ok(head_bytes + self.payload_bytes)
+    }
+
+    pub(super) fn storage(&self) -> &F {
+        &self.storage
+    }
+
+    pub(super) fn into_storage(self) -> F {
+        self.storage
     }
 
     fn write_head(&mut self, head: &[u8]) -> io::Result<()> {
@@ -166,8 +174,8 @@ mod tests {
         for size in sizes {
             muxer.push(&unit(size)).unwrap();
         }
-        let (storage, bytes) = muxer.finish(&VideoSettings::new(64, 64, 16), &sets()).unwrap();
-        let file = storage.into_inner();
+        let bytes = muxer.complete(&VideoSettings::new(64, 64, 16), &sets()).unwrap();
+        let file = muxer.into_storage().into_inner();
         assert_eq!(file.len() as u64, bytes);
         let payload: Vec<u8> = sizes.into_iter().flat_map(|size| unit(size).bytes).collect();
         assert!(file.ends_with(&payload), "the frames follow the index in order");
@@ -190,6 +198,7 @@ mod tests {
         let mut muxer = Muxer::new(disk, "out.mp4".into());
         muxer.push(&unit(90))?;
         muxer.push(&unit(30))?;
-        muxer.finish(settings, &sets())
+        let bytes = muxer.complete(settings, &sets())?;
+        Ok((muxer.into_storage(), bytes))
     }
 }

@@ -43,6 +43,15 @@ pub trait FrameSink {
         Err(VideoError::State("this kind of result cannot be gone on with"))
     }
 
+    /// Does of [`finish`](Self::finish) whatever takes time or may fail, and shows nothing yet: several results can then be made
+    /// visible together. No frame may follow.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    fn complete(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Completes the result and makes it visible.
     ///
     /// # Errors

@@ -30,6 +30,8 @@ pub struct Mp4Writer {
     /// The video at its path while it is made, if asked for.
     fragments: Option<Fragments>,
     failed_frame: Option<usize>,
+    /// The length of the file, once it is complete.
+    complete_bytes: Option<u64>,
 }
 
 impl Mp4Writer {
@@ -49,6 +51,7 @@ impl Mp4Writer {
             muxer: Muxer::new(file, path.to_path_buf()),
             fragments: None,
             failed_frame: None,
+            complete_bytes: None,
         })
     }
 
@@ -93,20 +96,32 @@ impl Mp4Writer {
     /// [`VideoError::Empty`] without frames, [`VideoError::Incomplete`] after a failed push, [`VideoError::Io`]. The
     /// output is then as it was before [`create`](Self::create).
     pub fn finish(mut self) -> Result<VideoSummary> {
-        self.check_complete()?;
+        let bytes = self.complete_file()?;
         let frames = self.muxer.frames();
-        if frames == 0 {
-            return Err(VideoError::Empty);
-        }
-        if let Some(fragments) = &mut self.fragments {
-            fragments.flush(self.encoder.parameter_sets())?;
-        }
-        let (file, bytes) = self.muxer.finish(&self.settings, self.encoder.parameter_sets())?;
-        publish(file, &self.path).map_err(|e| VideoError::io(&self.path, e))?;
+        publish(self.muxer.into_storage(), &self.path).map_err(|e| VideoError::io(&self.path, e))?;
         if let Some(fragments) = self.fragments {
             fragments.release();
         }
         Ok(VideoSummary { frames, duration_s: duration_s(frames, self.settings.fps), bytes })
+    }
+
+    /// Completes the file where nobody sees it, once, and waits until it is on disk. Its length.
+    fn complete_file(&mut self) -> Result<u64> {
+        if let Some(bytes) = self.complete_bytes {
+            return Ok(bytes);
+        }
+        self.check_complete()?;
+        if self.muxer.frames() == 0 {
+            return Err(VideoError::Empty);
+        }
+        let sets = self.encoder.parameter_sets();
+        if let Some(fragments) = &mut self.fragments {
+            fragments.flush(sets)?;
+        }
+        let bytes = self.muxer.complete(&self.settings, sets)?;
+        self.muxer.storage().as_file().sync_all().map_err(|e| VideoError::io(&self.path, e))?;
+        self.complete_bytes = Some(bytes);
+        Ok(bytes)
     }
 
     /// Takes over the frames of a video that was saved, as if they had been pushed here.
@@ -178,6 +193,10 @@ impl FrameSink for Mp4Writer {
         self.replay(facts, stream)
     }
 
+    fn complete(&mut self) -> Result<()> {
+        self.complete_file().map(|_| ())
+    }
+
     fn finish(self: Box<Self>) -> Result<VideoSummary> {
         Self::finish(*self)
     }
@@ -209,9 +228,8 @@ fn temporary_file(directory: &Path) -> io::Result<NamedTempFile> {
     builder.tempfile_in(directory)
 }
 
-/// File first, then its name: after a power cut the path holds the old file or the whole new one.
+/// The file is on disk already; now its name: after a power cut the path holds the old file or the whole new one.
 fn publish(file: NamedTempFile, path: &Path) -> io::Result<()> {
-    file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
     sync_directory_of(path)
 }

@@ -21,8 +21,13 @@ use crate::tasks::{self, Share};
 
 /// Queries of a tile where there are many: each key and value that is read serves more of them.
 const TILE_QUERIES: usize = 192;
+/// The same where keys are codes, whose rows lie far apart, each in a page of memory of its own: finding them again costs more
+/// than what is kept of so many queries, 400 KiB at a head of 128, takes in the second cache.
+const CODED_TILE_QUERIES: usize = 576;
 /// Queries of a tile otherwise: more tasks.
 const SMALL_TILE_QUERIES: usize = 96;
+/// Tasks below which the largest tiles are not taken.
+const ENOUGH_TASKS: usize = 32;
 /// Multiply-adds below which threads cost more than they bring.
 const ALONE: usize = 1 << 18;
 
@@ -59,6 +64,18 @@ struct Passing<'a> {
     before: usize,
 }
 
+/// Queries of a tile: enough to repay what is read for them, few enough for all threads to end together; in equal parts, of
+/// whole groups of panels.
+fn tile_queries(queries: usize, heads: usize, coded: bool) -> usize {
+    let most = match queries {
+        _ if coded && queries.div_ceil(CODED_TILE_QUERIES) * heads >= ENOUGH_TASKS => CODED_TILE_QUERIES,
+        _ if queries >= 4 * TILE_QUERIES => TILE_QUERIES,
+        _ => SMALL_TILE_QUERIES,
+    };
+    let tile = queries.div_ceil(queries.div_ceil(most)).next_multiple_of(PANELS * NR);
+    tile.min(queries.next_multiple_of(NR))
+}
+
 impl<'a> Call<'a> {
     pub(super) fn run(
         q: &'a [f32],
@@ -72,8 +89,8 @@ impl<'a> Call<'a> {
         }
         let AttentionDims { queries, heads, head_dim, .. } = dims;
         let keys = segments.iter().filter_map(|segment| segment.keys.count(heads * head_dim)).sum();
-        let tile = if queries < 4 * TILE_QUERIES { SMALL_TILE_QUERIES } else { TILE_QUERIES };
-        let tile = tile.min(queries.next_multiple_of(NR));
+        let coded = segments.iter().any(|segment| segment.keys.integer().is_some());
+        let tile = tile_queries(queries, heads, coded);
         let (isa, columns, out) = (Isa::current(), (0..head_dim).collect(), Shared::new(out));
         let call = Self { isa, q, segments, bias, keys, dims, columns, out };
         let tiles = queries.div_ceil(tile);

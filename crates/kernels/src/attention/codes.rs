@@ -2,7 +2,7 @@
 
 use super::scratch::{Scratch, TILE_KEYS};
 use super::spans::{Span, spans, words_max};
-use crate::codec::EncodedRows;
+use crate::codec::{EncodedRows, GROUP};
 use crate::dot::Words;
 use crate::isa::{Isa, by_isa};
 use crate::micro::NR;
@@ -30,39 +30,39 @@ impl<'a> Coded<'a> {
         spans(self.start, self.head_dim)
     }
 
-    /// Steps and minima of keys, and their codes where they are no bytes in the page.
+    /// Codes, steps and minima of keys, side by side: in the page a head's rows lie far apart.
     pub(super) fn load_keys(&self, scratch: &mut Scratch<'_>) {
-        for span in self.spans() {
-            for i in 0..self.count {
-                let grid = self.rows.grid(self.first + i, span.group);
-                scratch.key_steps[span.at * TILE_KEYS + i] = grid.step;
-                scratch.key_minima[span.at * TILE_KEYS + i] = grid.minimum;
-            }
-        }
-        if self.rows.code_bytes(0).is_some() {
-            return;
-        }
         let stride = 4 * words_max(self.head_dim);
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(scratch.keys);
         for (i, row) in bytes.chunks_exact_mut(stride).take(self.count).enumerate() {
+            let at = self.first + i;
             for span in self.spans() {
+                let grid = self.rows.grid(at, span.group);
+                scratch.key_steps[span.at * TILE_KEYS + i] = grid.step;
+                scratch.key_minima[span.at * TILE_KEYS + i] = grid.minimum;
                 let part = &mut row[4 * span.word..][..4 * span.words()];
                 part[span.len..].fill(0);
-                self.rows.read_codes(self.isa, self.first + i, span.start, &mut part[..span.len]);
+                let part = &mut part[..span.len];
+                match (self.rows.code_bytes(at), <&mut [u8; GROUP]>::try_from(&mut *part)) {
+                    (Some(codes), Ok(whole)) => {
+                        whole.copy_from_slice(&codes[span.start..][..GROUP]);
+                    }
+                    _ => self.rows.read_codes(self.isa, at, span.start, part),
+                }
             }
         }
     }
 
-    /// The codes of the tile's keys over a span. What lies behind a span in its last word meets zeros.
-    pub(super) fn key_words<'b>(&self, span: Span, unpacked: &'b [f32]) -> Words<'b>
-    where
-        'a: 'b,
-    {
-        let (bytes, first, row_stride) = match self.rows.code_bytes(self.first) {
-            Some((bytes, first, row_stride)) => (bytes, first + span.start, row_stride),
-            None => (bytemuck::cast_slice(unpacked), 4 * span.word, 4 * words_max(self.head_dim)),
-        };
-        Words { bytes, first, rows: self.count, row_stride, step_stride: 4, steps: span.words() }
+    /// The codes of the tile's keys over a span.
+    pub(super) fn key_words<'b>(&self, span: Span, codes: &'b [f32]) -> Words<'b> {
+        Words {
+            bytes: bytemuck::cast_slice(codes),
+            first: 4 * span.word,
+            rows: self.count,
+            row_stride: 4 * words_max(self.head_dim),
+            step_stride: 4,
+            steps: span.words(),
+        }
     }
 
     /// Pairs of codes of neighbouring values, and the ratios, minima and units of their grids.
@@ -101,7 +101,7 @@ impl<'a> Coded<'a> {
     /// The head's codes of a row, where they lie or unpacked.
     fn codes<'b>(&'b self, at: usize, buffer: &'b mut [u8]) -> &'b [u8] {
         match self.rows.code_bytes(at) {
-            Some((bytes, first, _)) => &bytes[first + self.start..][..self.head_dim],
+            Some(codes) => &codes[self.start..][..self.head_dim],
             None => {
                 self.rows.read_codes(self.isa, at, self.start, buffer);
                 buffer
@@ -153,18 +153,25 @@ fn weigh_inner(
     pairs: &mut [u32],
     [base, decay, gain]: [&mut [f32; NR]; 3],
 ) {
+    let code = |weight: f32, ratio: f32| weight.mul_add(ratio, ROUND).to_bits();
     let mut sum = [0.0_f32; NR];
-    let (rows, _) = weights.as_chunks::<NR>();
-    let grids = ratios.chunks(2).zip(minima.chunks(2));
-    for ((rows, (ratios, minima)), pairs) in rows.chunks(2).zip(grids).zip(pairs.as_chunks_mut::<NR>().0) {
-        *pairs = [0; NR];
-        let places = rows.iter().zip(ratios.iter().zip(minima));
-        for (at, (row, (ratio, minimum))) in places.enumerate() {
-            for i in 0..NR {
-                let code = row[i].mul_add(*ratio, ROUND).to_bits() & 0xFFFF;
-                pairs[i] |= code << (16 * at);
-                sum[i] = row[i].mul_add(*minimum, sum[i]);
-            }
+    let (rows, last) = weights.as_chunks::<{ 2 * NR }>();
+    let (ratios, last_ratio) = ratios.as_chunks::<2>();
+    let (minima, last_minimum) = minima.as_chunks::<2>();
+    let (pairs, _) = pairs.as_chunks_mut::<NR>();
+    let (whole, rest) = pairs.split_at_mut(rows.len());
+    for (((pairs, rows), ratios), minima) in whole.iter_mut().zip(rows).zip(ratios).zip(minima) {
+        for i in 0..NR {
+            let [even, odd] = [rows[i], rows[NR + i]];
+            // What lies above a code is shifted out, or masked.
+            pairs[i] = code(even, ratios[0]) & 0xFFFF | code(odd, ratios[1]) << 16;
+            sum[i] = odd.mul_add(minima[1], even.mul_add(minima[0], sum[i]));
+        }
+    }
+    if let ([ratio], [minimum], Some(pairs)) = (last_ratio, last_minimum, rest.first_mut()) {
+        for i in 0..NR {
+            pairs[i] = code(last[i], *ratio) & 0xFFFF;
+            sum[i] = last[i].mul_add(*minimum, sum[i]);
         }
     }
     for i in 0..NR {

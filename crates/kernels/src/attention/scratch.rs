@@ -2,6 +2,7 @@
 
 use super::spans::{spans_max, words_max};
 use crate::micro::NR;
+use crate::scratch::LINE;
 
 /// Keys of a tile: whole groups of the micro-kernel's rows, and a chain of products short enough for one panel.
 pub(super) const TILE_KEYS: usize = 96;
@@ -69,100 +70,76 @@ pub(super) struct Scratch<'a> {
     pub(super) words: &'a mut [f32],
 }
 
-impl<'a> Scratch<'a> {
-    fn lengths(Sizes { panels, head_dim }: Sizes) -> [usize; 24] {
-        let (lanes, spans, words) = (panels * NR, spans_max(head_dim), words_max(head_dim));
-        let grids = spans * TILE_KEYS;
-        [
-            head_dim * lanes,
-            words * lanes,
-            spans * lanes,
-            spans * lanes,
-            lanes,
-            TILE_KEYS * head_dim.max(words),
-            TILE_KEYS * head_dim,
-            grids,
-            grids,
-            grids,
-            grids,
-            spans,
-            PANELS * TILE_KEYS * NR,
-            PANELS * TILE_KEYS / 2 * NR,
-            head_dim * lanes,
-            spans * lanes,
-            lanes,
-            lanes,
-            lanes,
-            lanes,
-            PANELS * NR,
-            TILE_KEYS * NR,
-            NR * head_dim,
-            words,
-        ]
-    }
+/// The parts of a task's memory and how long each is.
+macro_rules! parts {
+    ($sizes:ident => $($part:ident: $length:expr),* $(,)?) => {
+        impl<'a> Scratch<'a> {
+            /// Words that a task needs.
+            pub(super) fn len(sizes: Sizes) -> usize {
+                let $sizes = Lengths::of(sizes);
+                0 $(+ $length.next_multiple_of(LINE))*
+            }
 
-    /// Words that a task needs.
-    pub(super) fn len(sizes: Sizes) -> usize {
-        Self::lengths(sizes).iter().sum()
-    }
-
-    pub(super) fn split(mut all: &'a mut [f32], sizes: Sizes) -> Self {
-        let parts = Self::lengths(sizes)
-            .map(|length| all.split_off_mut(..length).expect("scratch holds all its parts"));
-        let [
-            queries,
-            query_words,
-            query_sums,
-            query_noise,
-            query_steps,
-            keys,
-            values,
-            key_steps,
-            key_minima,
-            value_ratios,
-            value_minima,
-            value_units,
-            logits,
-            weights,
-            sums,
-            bases,
-            max,
-            total,
-            decay,
-            gain,
-            gains,
-            bias,
-            rows,
-            words,
-        ] = parts;
-        Self {
-            queries,
-            query_words,
-            query_sums,
-            query_noise,
-            query_steps,
-            keys,
-            values,
-            key_steps,
-            key_minima,
-            value_ratios,
-            value_minima,
-            value_units,
-            logits,
-            weights,
-            sums,
-            bases,
-            max,
-            total,
-            decay,
-            gain,
-            gains,
-            bias,
-            rows,
-            words,
+            /// Every part begins with a cache line where `all` does.
+            pub(super) fn split(mut all: &'a mut [f32], sizes: Sizes) -> Self {
+                let $sizes = Lengths::of(sizes);
+                Self {
+                    $($part: {
+                        let length = $length;
+                        let part = all.split_off_mut(..length.next_multiple_of(LINE));
+                        &mut part.expect("scratch holds all its parts")[..length]
+                    }),*
+                }
+            }
         }
-    }
+    };
+}
 
+/// What lengths of parts are made of.
+struct Lengths {
+    head_dim: usize,
+    lanes: usize,
+    spans: usize,
+    words: usize,
+    /// Grids of a tile.
+    grids: usize,
+}
+
+impl Lengths {
+    fn of(Sizes { panels, head_dim }: Sizes) -> Self {
+        let (lanes, spans, words) = (panels * NR, spans_max(head_dim), words_max(head_dim));
+        Self { head_dim, lanes, spans, words, grids: spans * TILE_KEYS }
+    }
+}
+
+parts!(of =>
+    queries: of.head_dim * of.lanes,
+    query_words: of.words * of.lanes,
+    query_sums: of.spans * of.lanes,
+    query_noise: of.spans * of.lanes,
+    query_steps: of.lanes,
+    keys: TILE_KEYS * of.head_dim.max(of.words),
+    values: TILE_KEYS * of.head_dim,
+    key_steps: of.grids,
+    key_minima: of.grids,
+    value_ratios: of.grids,
+    value_minima: of.grids,
+    value_units: of.spans,
+    logits: PANELS * TILE_KEYS * NR,
+    weights: PANELS * TILE_KEYS / 2 * NR,
+    sums: of.head_dim * of.lanes,
+    bases: of.spans * of.lanes,
+    max: of.lanes,
+    total: of.lanes,
+    decay: of.lanes,
+    gain: of.lanes,
+    gains: PANELS * NR,
+    bias: TILE_KEYS * NR,
+    rows: NR * of.head_dim,
+    words: of.words,
+);
+
+impl Scratch<'_> {
     /// Forgets earlier tiles.
     pub(super) fn begin(&mut self) {
         self.sums.fill(0.0);

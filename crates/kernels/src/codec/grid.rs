@@ -140,7 +140,8 @@ impl Grid {
     pub(super) fn of(row: &[u8], width: usize, group: usize) -> Self {
         let grids = row.len() - bytes(width);
         let place = &row[grids + group * GRID_BYTES..][..GRID_BYTES];
-        let number = |at: usize| bf16::from_le_bytes([place[at], place[at + 1]]).to_f32();
+        // A bfloat16 is the upper half of the number.
+        let number = |at: usize| f32::from_bits(u32::from_le_bytes([0, 0, place[at], place[at + 1]]));
         Self { step: number(0), minimum: number(2) }
     }
 }

@@ -197,12 +197,14 @@ impl<'a> EncodedRows<'a> {
         }
     }
 
+    #[inline(always)]
     fn row(&self, at: usize) -> &'a [u8] {
         let row_bytes = self.codec.row_bytes(self.width);
         &self.bytes[at * row_bytes..][..row_bytes]
     }
 
     /// The grid of a group of row `at`; a step of 0 where there is none.
+    #[inline(always)]
     pub(crate) fn grid(&self, at: usize, group: usize) -> Grid {
         match self.codec {
             Codec::F32 | Codec::Bf16 => Grid { step: 0.0, minimum: 0.0 },
@@ -211,10 +213,9 @@ impl<'a> EncodedRows<'a> {
         }
     }
 
-    /// All bytes, and where a row of bytes of codes begins and how far rows are apart; `None` where codes are no bytes.
-    pub(crate) fn code_bytes(&self, at: usize) -> Option<(&'a [u8], usize, usize)> {
-        let row_bytes = self.codec.row_bytes(self.width);
-        (self.codec == Codec::Int8).then_some((self.bytes, at * row_bytes, row_bytes))
+    /// The codes of row `at`, a byte each; `None` where codes are no bytes.
+    pub(crate) fn code_bytes(&self, at: usize) -> Option<&'a [u8]> {
+        (self.codec == Codec::Int8).then(|| self.row(at))
     }
 
     /// Codes `start..start + out.len()` of row `at`, a byte each, of a codec whose codes can be multiplied.

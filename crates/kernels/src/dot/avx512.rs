@@ -1,9 +1,9 @@
 //! The product in AVX-512 VNNI: 8 rows meet 3 panels in 24 sums, four bytes or two halves of each lane at a time.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_storeu_ps,
+    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
 };
 
 use super::{Columns, Finish, NR, Tile, Words};
@@ -20,21 +20,20 @@ const PANELS: usize = 3;
 #[target_feature(enable = "avx512f,avx512vnni")]
 pub(super) unsafe fn dot(left: &Words<'_>, right: &Columns<'_>, finish: Finish<'_>, out: &mut Tile<'_>) {
     for panel in (0..right.count).step_by(PANELS) {
-        for row in (0..left.rows).step_by(ROWS) {
-            let mut part = Part {
-                left,
-                right,
-                finish,
-                out: &mut *out.values,
-                panel_stride: out.panel_stride,
-                row,
-                panel,
-            };
-            let sizes = (ROWS.min(left.rows - row), PANELS.min(right.count - panel));
+        let panels = PANELS.min(right.count - panel);
+        let panel_stride = out.panel_stride;
+        let mut part = Part { left, right, finish, out: &mut *out.values, panel_stride, row: 0, panel };
+        while part.row < left.rows {
+            let rows = ROWS.min(left.rows - part.row);
             // SAFETY: the caller's promise covers every group of rows and panels.
             unsafe {
-                part.run(sizes);
+                if (rows, panels) == (ROWS, PANELS) {
+                    product::<ROWS, PANELS>(&mut part);
+                } else {
+                    part.run((rows, panels));
+                }
             }
+            part.row += rows;
         }
     }
 }
@@ -90,6 +89,10 @@ unsafe fn product<const R: usize, const P: usize>(part: &mut Part<'_, '_>) {
                 }
             }
             Finish::Weighted { decays, gains } => {
+                // What is there already comes from a farther cache while the sums are made.
+                for i in 0..R * P {
+                    _mm_prefetch::<_MM_HINT_T0>(to.wrapping_add(i / R * stride + i % R * NR).cast());
+                }
                 let sums = sums::<R, P, true>(part);
                 for (i, sums) in sums.into_iter().enumerate() {
                     for (p, sum) in sums.into_iter().enumerate() {

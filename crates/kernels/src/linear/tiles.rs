@@ -13,6 +13,7 @@ use crate::activation::{Activation, apply_inner};
 use crate::isa::{Isa, by_isa};
 use crate::micro::{KC, Keep, Left, MR, NR, Out, Panels, Right, multiply};
 use crate::panel;
+use crate::scratch::Scratch;
 use crate::shared::Shared;
 use crate::tasks::{self, Share};
 use crate::values::Values;
@@ -53,7 +54,7 @@ pub(super) fn run(
         Weight::Rows(values) => {
             let panel_len = inputs * NR;
             let at_once = (PANEL_BYTES / 4 / panel_len).max(1).next_multiple_of(TILE_PANELS).min(panels);
-            let mut turned = vec![0.0; at_once * panel_len];
+            let mut turned = Scratch::current().take(at_once * panel_len);
             for first in (0..panels).step_by(at_once) {
                 let count = at_once.min(panels - first);
                 let turned = &mut turned[..count * panel_len];

@@ -118,9 +118,11 @@ fn expected(q: &[f32], pages: &[(&Page, Option<Turn<'_>>)], dims: AttentionDims)
     out
 }
 
-/// Weights are rounded to 15 bits, which is all that may be lost: about 1e-4 of what a row of normal numbers leaves, and
-/// ten times less than its codes have lost.
-const BOUND: f64 = 8e-4;
+/// Weights are rounded to 15 bits, which is all that may be lost: about 1e-4 of what a row of normal numbers leaves.
+const BOUND: f64 = 2e-4;
+/// At any shape: where a hundred keys average out, what is left is a tenth of what was added up, and its error is so much
+/// larger a part of it.
+const BOUND_AT_ANY_SHAPE: f64 = 8e-4;
 
 const MIXED: [[Codec; 2]; 6] = [
     [Codec::Int8, Codec::Int8],
@@ -161,7 +163,7 @@ proptest! {
         let q = normal(&mut numbers, queries * width);
         let page = Page::new(MIXED[codecs], keys, width, &mut numbers);
         let got = attended(&q, &[page.segment(None)], dims);
-        assert_near("a page", &got, &expected(&q, &[(&page, None)], dims), BOUND);
+        assert_near("a page", &got, &expected(&q, &[(&page, None)], dims), BOUND_AT_ANY_SHAPE);
     }
 }
 

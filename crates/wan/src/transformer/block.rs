@@ -21,7 +21,7 @@ pub(crate) struct Block<'a> {
     prefix: String,
     weights: &'a dyn WeightGroup,
     /// Rows shift, scale, gate of self-attention, then of the feed-forward part; one set per call, not per token.
-    modulation: Vec<f32>,
+    modulation: &'a [f32],
 }
 
 /// Keys and values of the text for one block, each `[rows, dim]`.
@@ -34,7 +34,7 @@ pub(crate) struct CrossRows {
 #[derive(Clone, Copy)]
 pub(crate) struct Surroundings<'a> {
     /// Rotations of the call's own tokens: in space alone where there are earlier frames.
-    pub(crate) rope: &'a RopeTable,
+    pub(crate) rope: &'a RopeTable<'a>,
     /// Earlier frames, for models that make a video block by block.
     pub(crate) past: Option<Past<'a>>,
     /// Keys and values of the text.
@@ -52,17 +52,19 @@ pub(crate) struct Past<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// Block `layer`, modulated by `timestep`: the six projected rows `[6, dim]` of the time embedding.
+    /// Block `layer`, modulated by `timestep`: the six projected rows `[6, dim]` of the time embedding. `memory`, as large,
+    /// holds the block's own.
     pub(crate) fn new(
         config: &'a TransformerConfig,
         layer: usize,
         weights: &'a dyn WeightGroup,
         timestep: &[f32],
+        memory: &'a mut [f32],
     ) -> Result<Self> {
         let prefix = format!("blocks.{layer}");
-        let mut modulation = table(weights, &format!("{prefix}.scale_shift_table"), timestep.len())?.to_vec();
-        modulation.iter_mut().zip(timestep).for_each(|(row, projected)| *row += projected);
-        Ok(Self { config, prefix, weights, modulation })
+        table(weights, &format!("{prefix}.scale_shift_table"), timestep.len())?.read(0, memory);
+        memory.iter_mut().zip(timestep).for_each(|(row, projected)| *row += projected);
+        Ok(Self { config, prefix, weights, modulation: memory })
     }
 
     /// Adds the block's three updates to the residual stream `x`, `[tokens, dim]`.
@@ -70,7 +72,7 @@ impl<'a> Block<'a> {
         &self,
         x: &mut [f32],
         around: Surroundings<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Result<()> {
         self.self_attention(x, around, scratch)?;
         self.cross_attention(x, around.text, scratch)?;
@@ -88,9 +90,14 @@ impl<'a> Block<'a> {
         Ok(CrossRows { keys, values })
     }
 
-    fn self_attention(&self, x: &mut [f32], around: Surroundings<'_>, scratch: &mut Scratch) -> Result<()> {
+    fn self_attention(
+        &self,
+        x: &mut [f32],
+        around: Surroundings<'_>,
+        scratch: &mut Scratch<'_>,
+    ) -> Result<()> {
         let [shift, scale, gate] = self.rows(0);
-        let Scratch { normed, queries, keys, values } = scratch;
+        let Scratch { normed, queries, keys, values, .. } = scratch;
         layer_norm_modulate(x, scale, shift, self.eps(), normed);
         self.linear("attn1.to_k", normed, values)?;
         self.rms("attn1.norm_k", values, keys)?;
@@ -98,8 +105,8 @@ impl<'a> Block<'a> {
         self.rms("attn1.norm_q", values, queries)?;
         self.linear("attn1.to_v", normed, values)?;
         let TransformerConfig { heads, head_dim, .. } = *self.config;
-        rotate(keys, heads, head_dim, &around.rope.cos, &around.rope.sin);
-        rotate(queries, heads, head_dim, &around.rope.cos, &around.rope.sin);
+        rotate(keys, heads, head_dim, around.rope.cos, around.rope.sin);
+        rotate(queries, heads, head_dim, around.rope.cos, around.rope.sin);
         let dims = self.attention_dims(queries);
         match around.past {
             None => {
@@ -149,7 +156,12 @@ impl<'a> Block<'a> {
         Ok(())
     }
 
-    fn cross_attention(&self, x: &mut [f32], text: &[KvSegment<'_>], scratch: &mut Scratch) -> Result<()> {
+    fn cross_attention(
+        &self,
+        x: &mut [f32],
+        text: &[KvSegment<'_>],
+        scratch: &mut Scratch<'_>,
+    ) -> Result<()> {
         let Scratch { normed, queries, values, .. } = scratch;
         if self.config.cross_attn_norm {
             let [weight, bias] = [self.vector("norm2.weight")?, self.vector("norm2.bias")?];
@@ -164,18 +176,17 @@ impl<'a> Block<'a> {
     }
 
     /// In chunks of rows, so that the widest activation does not grow with the video.
-    fn feed_forward(&self, x: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+    fn feed_forward(&self, x: &mut [f32], scratch: &mut Scratch<'_>) -> Result<()> {
         let [shift, scale, gate] = self.rows(3);
         let dim = self.config.dim();
-        let Scratch { normed, .. } = scratch;
+        let Scratch { normed, hidden, .. } = scratch;
         layer_norm_modulate(x, scale, shift, self.eps(), normed);
-        let mut hidden = Vec::new();
         let chunks = normed.chunks(FFN_CHUNK_ROWS * dim).zip(x.chunks_mut(FFN_CHUNK_ROWS * dim));
         for (input, residual) in chunks {
-            hidden.resize(input.len() / dim * self.config.ffn_dim, 0.0);
+            let hidden = &mut hidden[..input.len() / dim * self.config.ffn_dim];
             let gelu = Epilogue::Activate(Activation::GeluTanh);
-            self.linear_then("ffn.net.0.proj", input, gelu, &mut hidden)?;
-            self.linear_then("ffn.net.2", &hidden, Epilogue::AddTo { gate: Some(gate) }, residual)?;
+            self.linear_then("ffn.net.0.proj", input, gelu, hidden)?;
+            self.linear_then("ffn.net.2", hidden, Epilogue::AddTo { gate: Some(gate) }, residual)?;
         }
         Ok(())
     }

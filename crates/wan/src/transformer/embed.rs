@@ -9,27 +9,26 @@ use crate::error::Result;
 use crate::weights::WeightGroup;
 
 /// The time embedding: one row per call, never one per token.
-pub(crate) struct TimeRows {
+pub(crate) struct TimeRows<'a> {
     /// `[dim]`, for the head.
-    pub(crate) embedding: Vec<f32>,
+    pub(crate) embedding: &'a mut [f32],
     /// `[6, dim]`, for every block.
-    pub(crate) projected: Vec<f32>,
+    pub(crate) projected: &'a mut [f32],
 }
 
-/// Latents `[channels, frames, height, width]` into tokens `[tokens, dim]`.
+/// Latents `[channels, frames, height, width]` into `tokens` `[tokens, dim]`, by way of `patches`
+/// `[tokens, PATCH_VALUES * channels]`.
 pub(crate) fn embed_patches(
     config: &TransformerConfig,
     weights: &dyn WeightGroup,
     latents: &[f32],
     grid: &TokenGrid,
-) -> Result<Vec<f32>> {
-    let mut patches = vec![0.0; grid.tokens() * PATCH_VALUES * config.channels];
+    [patches, tokens]: [&mut [f32]; 2],
+) -> Result<()> {
     for_each_patch_value(grid, config.channels, |token, channel, at, latent| {
         patches[(token * config.channels + channel) * PATCH_VALUES + at] = latents[latent];
     });
-    let mut tokens = vec![0.0; grid.tokens() * config.dim()];
-    linear(weights, "patch_embedding", &patches, &mut tokens)?;
-    Ok(tokens)
+    linear(weights, "patch_embedding", patches, tokens)
 }
 
 /// Calls `visit(token, channel, position in the patch, index into the latents)` for every latent value.
@@ -68,17 +67,17 @@ pub(crate) fn embed_timestep(
     config: &TransformerConfig,
     weights: &dyn WeightGroup,
     timestep: f64,
-) -> Result<TimeRows> {
-    let dim = config.dim();
-    let (mut hidden, mut embedding, mut projected) = (vec![0.0; dim], vec![0.0; dim], vec![0.0; 6 * dim]);
+    rows: &mut TimeRows<'_>,
+) -> Result<()> {
+    let TimeRows { embedding, projected } = rows;
+    let mut hidden = vec![0.0; config.dim()];
     let wave = sinusoid(timestep, config.freq_dim);
     let silu = Epilogue::Activate(Activation::Silu);
     linear_then(weights, "condition_embedder.time_embedder.linear_1", &wave, silu, &mut hidden)?;
-    linear(weights, "condition_embedder.time_embedder.linear_2", &hidden, &mut embedding)?;
-    hidden.copy_from_slice(&embedding);
+    linear(weights, "condition_embedder.time_embedder.linear_2", &hidden, embedding)?;
+    hidden.copy_from_slice(embedding);
     activate(&mut hidden, Activation::Silu);
-    linear(weights, "condition_embedder.time_proj", &hidden, &mut projected)?;
-    Ok(TimeRows { embedding, projected })
+    linear(weights, "condition_embedder.time_proj", &hidden, projected)
 }
 
 /// Embeds text rows `[rows, text_dim]` into `[rows, dim]`.

@@ -1,14 +1,14 @@
 //! One transformer block with drawn weights, outside of any model: what a token costs, measured without a checkpoint.
 
-use evanesce_kernels::{Dtype, Rows};
+use evanesce_kernels::{Dtype, Rows, Scratch, Taken};
 
 use super::block::{Block, Past, Surroundings};
 use super::config::TransformerConfig;
 use super::cross::TextRows;
 use super::frames::{FrameKv, FramePage, TimeTurns};
 use super::names::expected_tensors;
-use super::rope::{RopeTable, TokenGrid};
-use super::workspace::Scratch;
+use super::rope::{Axes, RopeTable, TokenGrid};
+use super::workspace::{self, Room};
 use crate::checkpoint::is_linear;
 use crate::error::Result;
 use crate::weights::{GroupSpec, WeightGroup};
@@ -24,9 +24,13 @@ pub struct LoneBlock {
     modulation: Vec<f32>,
     tokens: Vec<f32>,
     text: [Vec<f32>; 2],
-    rope: RopeTable,
+    /// Rotations, `[tokens, head_dim]`.
+    rope: Vec<f32>,
+    grid: TokenGrid,
     past: Option<(DrawnPages, TimeTurns)>,
-    scratch: Scratch,
+    memory: Taken,
+    /// What threads work in.
+    tiles: Scratch,
 }
 
 /// Numbers between -1 and 1, by a small generator.
@@ -72,15 +76,16 @@ impl LoneBlock {
             let turns = TimeTurns::new(&config, frames, per_frame, pages.positions.len());
             (pages, turns)
         });
-        let rope = if past.is_some() { RopeTable::spatial } else { RopeTable::new };
         Self {
             weights: DrawnGroup::block(&config),
             modulation: drawn(6 * dim, 0.1),
             tokens: drawn(tokens * dim, 1.0),
             text: [drawn(TEXT_ROWS * dim, 1.0), drawn(TEXT_ROWS * dim, 1.0)],
-            rope: rope(&grid, config.head_dim),
+            rope: vec![0.0; tokens * config.head_dim],
+            grid,
             past,
-            scratch: Scratch::new(tokens, dim),
+            memory: Scratch::default().take(workspace::Scratch::len(&config, tokens) + 6 * dim),
+            tiles: Scratch::default(),
             config,
         }
     }
@@ -111,9 +116,14 @@ impl LoneBlock {
             turns,
             tokens_per_frame: holder.page_numbers / dim,
         });
-        let around = Surroundings { rope: &self.rope, past, text: &text };
-        let block = Block::new(&self.config, 0, &self.weights, &self.modulation)?;
-        block.forward(&mut self.tokens, around, &mut self.scratch)
+        let axes = if past.is_some() { Axes::Space } else { Axes::All };
+        let rope = RopeTable::new(&self.grid, self.config.head_dim, axes, &mut self.rope);
+        let around = Surroundings { rope: &rope, past, text: &text };
+        let mut room = Room(&mut self.memory);
+        let modulation = room.take(6 * dim)?;
+        let mut scratch = workspace::Scratch::new(&mut room, &self.config, self.grid.tokens())?;
+        let block = Block::new(&self.config, 0, &self.weights, &self.modulation, modulation)?;
+        self.tiles.run(|| block.forward(&mut self.tokens, around, &mut scratch))
     }
 }
 
@@ -125,8 +135,8 @@ fn common_divisor(a: usize, b: usize) -> usize {
 #[derive(Debug)]
 struct DrawnGroup {
     spec: GroupSpec,
-    /// Words, as packed weights want them in line.
-    words: Vec<u32>,
+    /// In line as packed weights want them.
+    words: Taken,
 }
 
 impl DrawnGroup {
@@ -136,10 +146,10 @@ impl DrawnGroup {
         let spec = GroupSpec::pack(tensors).with_packed(is_linear);
         // Pairs of numbers near 0.01, whatever their order.
         let pattern = drawn(1 << 12, 0.02);
-        let mut words: Vec<u32> = vec![0; spec.len_bytes.div_ceil(4)];
+        let mut words = Scratch::default().take(spec.len_bytes.div_ceil(4));
         for (i, word) in words.iter_mut().enumerate() {
             let [low, high] = [2 * i, 2 * i + 1].map(|at| pattern[(at * 31) % pattern.len()].to_bits() >> 16);
-            *word = low | high << 16;
+            *word = f32::from_bits(low | high << 16);
         }
         Self { spec, words }
     }
@@ -151,7 +161,7 @@ impl WeightGroup for DrawnGroup {
     }
 
     fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[..self.spec.len_bytes]
+        &bytemuck::cast_slice(&self.words[..])[..self.spec.len_bytes]
     }
 }
 

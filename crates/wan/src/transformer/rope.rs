@@ -26,9 +26,18 @@ impl TokenGrid {
 
 /// Cosines and sines of every token, each `[tokens, head_dim / 2]`.
 #[derive(Debug)]
-pub(crate) struct RopeTable {
-    pub(crate) cos: Vec<f32>,
-    pub(crate) sin: Vec<f32>,
+pub(crate) struct RopeTable<'a> {
+    pub(crate) cos: &'a [f32],
+    pub(crate) sin: &'a [f32],
+}
+
+/// Which axes rotations follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Axes {
+    /// Time and space.
+    All,
+    /// Space alone.
+    Space,
 }
 
 /// Dimensions of a head that turn with (frame, row, column): `d - 4 (d / 6)`, `2 (d / 6)`, `2 (d / 6)`.
@@ -51,37 +60,31 @@ pub(crate) fn time_angles(difference: f64, head_dim: usize) -> Vec<(f32, f32)> {
     axis_angles(difference, axis_dims(head_dim)[0])
 }
 
-impl RopeTable {
-    /// Rotations in time and space.
-    pub(crate) fn new(grid: &TokenGrid, head_dim: usize) -> Self {
-        #[expect(clippy::cast_precision_loss, reason = "positions are far below 2^53")]
-        Self::with_times(grid, head_dim, |frame| frame as f64)
-    }
-
-    /// Rotations in space alone.
-    pub(crate) fn spatial(grid: &TokenGrid, head_dim: usize) -> Self {
-        Self::with_times(grid, head_dim, |_| 0.0)
-    }
-
-    fn with_times(grid: &TokenGrid, head_dim: usize, time: impl Fn(usize) -> f64) -> Self {
+impl<'a> RopeTable<'a> {
+    /// Writes the rotations of `grid` into memory of `tokens * head_dim` numbers.
+    pub(crate) fn new(grid: &TokenGrid, head_dim: usize, axes: Axes, memory: &'a mut [f32]) -> Self {
         let [frame_dims, row_dims, column_dims] = axis_dims(head_dim);
         #[expect(clippy::cast_precision_loss, reason = "positions are far below 2^53")]
         let axis =
             |range: Range<usize>, dims| range.map(|at| axis_angles(at as f64, dims)).collect::<Vec<_>>();
-        let frames: Vec<_> = grid.frames.clone().map(|at| axis_angles(time(at), frame_dims)).collect();
+        let frames = match axes {
+            Axes::All => axis(grid.frames.clone(), frame_dims),
+            Axes::Space => vec![axis_angles(0.0, frame_dims); grid.frames.len()],
+        };
         let rows = axis(0..grid.rows, row_dims);
         let columns = axis(0..grid.columns, column_dims);
-        let numbers = grid.tokens() * head_dim / 2;
-        let mut table = Self { cos: Vec::with_capacity(numbers), sin: Vec::with_capacity(numbers) };
+        let (cos, sin) = memory.split_at_mut(grid.tokens() * (head_dim / 2));
+        let mut to = cos.iter_mut().zip(&mut *sin);
         for frame in &frames {
             for row in &rows {
                 for column in &columns {
                     let token = frame.iter().chain(row).chain(column);
-                    table.cos.extend(token.clone().map(|(cos, _)| cos));
-                    table.sin.extend(token.map(|(_, sin)| sin));
+                    for ((cos, sin), (to_cos, to_sin)) in token.zip(to.by_ref()) {
+                        (*to_cos, *to_sin) = (*cos, *sin);
+                    }
                 }
             }
         }
-        table
+        Self { cos, sin }
     }
 }

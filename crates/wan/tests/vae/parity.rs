@@ -1,3 +1,4 @@
+use evanesce_kernels::Isa;
 use evanesce_wan::vae::{MapSlots, expected_tensors};
 use evanesce_wan::weights::Component;
 
@@ -9,10 +10,12 @@ const CASES: [&str; 4] = ["thin", "wide", "early", "halves"];
 fn decoding_matches_diffusers() {
     for name in CASES {
         let case = case(name);
-        let slots = MapSlots::default();
-        let decoded = case.decoder.decode_chunk(&case.latents, 0, &case.weights, &slots).unwrap();
-        let error = relative_error(&decoded, &case.decoded);
-        assert!(error <= 1e-5, "{name}: {error}");
+        for isa in Isa::present() {
+            let slots = MapSlots::default();
+            let decode = || case.decoder.decode_chunk(&case.latents, 0, &case.weights, &slots);
+            let error = relative_error(&isa.run(decode).unwrap(), &case.decoded);
+            assert!(error <= 1e-5, "{name}, {isa}: {error}");
+        }
     }
 }
 
@@ -20,10 +23,12 @@ fn decoding_matches_diffusers() {
 fn encoding_matches_diffusers() {
     for name in CASES {
         let case = case(name);
-        let slots = MapSlots::default();
-        let encoded = case.encoder.encode_chunk(&case.pictures, 0, &case.weights, &slots).unwrap();
-        let error = relative_error(&encoded, &case.encoded);
-        assert!(error <= 1e-5, "{name}: {error}");
+        for isa in Isa::present() {
+            let slots = MapSlots::default();
+            let encode = || case.encoder.encode_chunk(&case.pictures, 0, &case.weights, &slots);
+            let error = relative_error(&isa.run(encode).unwrap(), &case.encoded);
+            assert!(error <= 1e-5, "{name}, {isa}: {error}");
+        }
     }
 }
 
