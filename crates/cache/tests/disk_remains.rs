@@ -1,5 +1,4 @@
 //! What is seen of a disk tier's directory from outside.
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 use std::os::unix::fs::FileExt;
 

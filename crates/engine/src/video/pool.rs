@@ -28,6 +28,7 @@ enum Task {
     Push { rgb: Vec<f32>, numbers_per_frame: usize, room: Option<Reservation> },
     EndSegment,
     Save { from_bytes: u64, to: SyncSender<Result<Option<SinkState>>> },
+    Complete { to: SyncSender<Result<()>> },
     Finish { to: SyncSender<Result<VideoSummary>> },
 }
 
@@ -204,6 +205,10 @@ fn do_task(task: Task, mut sink: Sink, has_failed: bool) -> (Option<Sink>, Resul
             drop(to.send(if has_failed { Err(FAILED) } else { sink.save(from_bytes) }));
             (Some(sink), Ok(()))
         }
+        Task::Complete { to } => {
+            drop(to.send(if has_failed { Err(FAILED) } else { sink.complete() }));
+            (Some(sink), Ok(()))
+        }
         Task::Finish { to } => {
             drop(to.send(if has_failed { Err(FAILED) } else { sink.finish() }));
             (None, Ok(()))
@@ -307,6 +312,19 @@ impl PooledVideo {
             state = self.lane.wait(state);
         }
         state
+    }
+
+    /// As [`FrameSink::complete`].
+    ///
+    /// # Errors
+    /// As there, and what went wrong before.
+    pub fn complete(&mut self) -> Result<()> {
+        self.settle()?;
+        let (to, outcome) = sync_channel(1);
+        self.give(Task::Complete { to })?;
+        let outcome = outcome.recv();
+        self.settle()?;
+        outcome.map_err(|_| GONE)?
     }
 
     /// As [`FrameSink::finish`].
