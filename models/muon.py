@@ -9,31 +9,33 @@ import torch.distributed as dist
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalised(g, rounds=5):
+def orthogonalised(g, rounds=5, precision=torch.float32):
     """The nearest semi-orthogonal matrices of a stack [n, rows, columns], approximately (quintic Newton-Schulz)."""
     a, b, c = NEWTON_SCHULZ
-    x = g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = (g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(precision)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     for _ in range(rounds):
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).float()
 
 
 class Muon:
     """Muon on `matrices` (any tensor, flattened to [first axis, rest]) and Adam on `others`.
 
+    `precision` is that of the products of orthogonalisation; bfloat16 is enough.
+
     With several ranks each orthogonalises a share of the matrices; gradients must already be equal on all ranks.
     """
 
-    def __init__(self, matrices, others, momentum=0.95, betas=(0.9, 0.98), rank=0, ranks=1):
+    def __init__(self, matrices, others, momentum=0.95, betas=(0.9, 0.98), rank=0, ranks=1, precision=torch.float32):
         by_shape = defaultdict(list)
         for parameter in matrices:
             by_shape[(parameter.shape[0], parameter.numel() // parameter.shape[0])].append(parameter)
         self.groups = list(by_shape.items())
         self.momenta = [torch.zeros(len(members), *shape) for shape, members in self.groups]
-        self.momentum, self.rank, self.ranks = momentum, rank, ranks
+        self.momentum, self.rank, self.ranks, self.precision = momentum, rank, ranks, precision
         self.adam = torch.optim.Adam(others, betas=betas, foreach=True)
 
     def parameters(self):
@@ -49,7 +51,7 @@ class Muon:
             momentum.lerp_(gradient, 1 - self.momentum)
             update = torch.zeros_like(gradient)
             share = slice(self.rank, None, self.ranks)
-            update[share] = orthogonalised(gradient[share].lerp(momentum[share], self.momentum)) * (0.2 * math.sqrt(max(shape)))
+            update[share] = orthogonalised(gradient[share].lerp(momentum[share], self.momentum), precision=self.precision) * (0.2 * math.sqrt(max(shape)))
             updates.append(update)
         if self.ranks > 1:
             flat = torch.cat([update.flatten() for update in updates])

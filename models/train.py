@@ -32,9 +32,11 @@ PERIOD, STEADY = data.PERIOD // 4, 7
 class LatentPool:
     """The encoded clips found so far in a directory; `refresh` picks up new ones."""
 
-    def __init__(self, directory, limit=None):
+    def __init__(self, directory, limit=None, weights=None):
         self.directory, self.limit = Path(directory), limit
         self.paths, self.latents, self.clips = [], None, []
+        # how often clips of a shape are drawn, 1 where nothing is said
+        self.shape_weights, self.weights = weights or {}, None
         self.refresh()
 
     def refresh(self):
@@ -47,13 +49,13 @@ class LatentPool:
         if fresh:
             self.latents = torch.cat(parts)
             self.paths += fresh
+            self.weights = torch.tensor([self.shape_weights.get(clip.shape, 1.0) for clip in self.clips])
 
     def draw(self, generator, rng, count, frames, empty_fraction=0.1):
-        """The first `frames` latent frames of `count` random clips, with a caption each; some captions are empty, for guidance."""
-        picked = torch.randint(len(self.clips), (count,), generator=generator)
+        """The latent frames numbered `frames` of `count` random clips, with a caption each; some captions are empty, for guidance."""
+        picked = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         prompts = ["" if rng.random() < empty_fraction else data.caption(rng, self.clips[i]) for i in picked.tolist()]
-        index = torch.arange(frames)
-        index = torch.where(index < STEADY, index, STEADY + (index - STEADY) % PERIOD)
+        index = torch.where(frames < STEADY, frames, STEADY + (frames - STEADY) % PERIOD)
         return self.latents[picked][:, :, index].float(), prompts
 
 
@@ -100,14 +102,16 @@ class Trainer:
             self.text.load_state_dict(text)
         self.text.requires_grad_(not args.freeze_text)
         self.average = copy.deepcopy(self.transformer), copy.deepcopy(self.text)
-        self.optimiser = muon.Muon(*split_parameters(self.transformer, self.text), rank=rank, ranks=ranks)
+        self.optimiser = muon.Muon(*split_parameters(self.transformer, self.text), rank=rank, ranks=ranks,
+                                   precision=torch.bfloat16 if args.bfloat16 else torch.float32)
         self.generator = torch.Generator().manual_seed(args.seed * 64 + rank)
         self.rng = random.Random(args.seed * 64 + rank)
         self.step_number, self.seconds = 0, 0.0
         self.path = Path(args.out) / "last.pt"
-        self.pool = LatentPool(args.latents)
-        # the masked attention of teacher forcing runs three times as fast compiled; attention to whole clips gains nothing
+        self.pool = LatentPool(args.latents, weights=args.weights)
+        # teacher forcing, with its masked attention, runs three times as fast compiled; the other a fifth faster
         self.teacher_forced = torch.compile(networks.teacher_forced_velocity, dynamic=False)
+        self.velocity = torch.compile(networks.velocity, dynamic=False)
         if self.path.exists():
             self.load()
 
@@ -142,7 +146,9 @@ class Trainer:
         args = self.args
         count = next(n for until, n in args.stages if progress < until or until >= 1)
         batch = max(1, args.frames_per_step // count // self.ranks)
-        clean, prompts = self.pool.draw(self.generator, self.rng, batch, count)
+        start = self.rng.randrange(LATENT_FRAMES - count + 1) if args.anywhere and not args.causal and self.rng.random() < 0.5 else 0
+        frames = torch.arange(start, start + count)
+        clean, prompts = self.pool.draw(self.generator, self.rng, batch, frames)
         noise = torch.randn(clean.shape, generator=self.generator)
         # a noise level for each clip, or for each block of it
         parts = count // networks.BLOCK if args.causal else 1
@@ -156,7 +162,7 @@ class Trainer:
                 context = self.disturb(clean[:, :, : -networks.BLOCK])
                 got = self.teacher_forced(self.transformer, context, noisy, level, rows, bias)
             else:
-                got = networks.velocity(self.transformer, noisy, level[:, 0], rows, bias, torch.arange(count))
+                got = self.velocity(self.transformer, noisy, level[:, 0], rows, bias, frames)
         error = (got.float() - (noise - clean)).pow(2).unflatten(2, (parts, -1)).mean((1, 3, 4, 5))
         return error.mean(), error.detach().flatten(), level.flatten()
 
@@ -239,6 +245,8 @@ def parse_arguments():
     parser.add_argument("--range", type=float, nargs=2, default=(0.0, 1.0), help="noise levels to train on")
     parser.add_argument("--causal", action="store_true", help="block by block, each given the clean blocks before it")
     parser.add_argument("--disturbance", type=float, default=0.25, help="most noise in the clean context of causal training")
+    parser.add_argument("--anywhere", action="store_true", help="half of the steps take frames from anywhere in the clips (not with --causal)")
+    parser.add_argument("--weights", nargs="*", default=[], metavar="SHAPE:WEIGHT", help="draw clips of these shapes more or less often")
     parser.add_argument("--freeze-text", action="store_true")
     parser.add_argument("--stages", nargs="+", default=["0.5:9", "1:21"])
     parser.add_argument("--frames-per-step", type=int, default=168, help="latent frames in a step, over all ranks")
@@ -259,6 +267,7 @@ def parse_arguments():
     parser.add_argument("--save-every", type=int, default=200)
     args = parser.parse_args()
     args.stages = [(float(until), int(count)) for until, count in (stage.split(":") for stage in args.stages)]
+    args.weights = {shape: float(weight) for shape, weight in (entry.split(":") for entry in args.weights)}
     return args
 
 

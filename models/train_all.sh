@@ -18,13 +18,15 @@ two="$python -m torch.distributed.run --nproc_per_node 2"
 # half the time where the processor multiplies bfloat16 itself
 mixed=$(grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --bfloat16 || true)
 
-# both experts at once: the first arguments are for both, OUT and INIT are completed with the expert's name
+# Both experts at once: the first arguments are the output, the starts and the low one's steps; the others are for both. Shapes are
+# drawn, or not, below a noise level of 0.875: there, many short pieces a step teach what few whole clips do not.
 experts() {
-  out=$1 init_high=$2 init_low=$3
-  shift 3
-  $python train.py "$@" --init "$init_high" --out "$out/high" --range 0.875 1 --seed 1 &
+  out=$1 init_high=$2 init_low=$3 low_steps=$4
+  shift 4
+  $python train.py "$@" --init "$init_high" --out "$out/high" --range 0.875 1 --stages 1:21 --seed 1 &
   other=$!
-  $python train.py "$@" --init "$init_low" --out "$out/low" --range 0 0.875 --seed 2
+  $python train.py "$@" --init "$init_low" --out "$out/low" --range 0 0.875 --stages 0.75:6 1:21 --anywhere --shift 5 --flat 0.5 \
+    --weights square:2 cross:2 circle:1.3 --steps "$low_steps" --seed 2
   wait "$other"
 }
 
@@ -38,9 +40,10 @@ wait "$other"
 common="--latents $work/latents --layers 5 --threads 1 $mixed"
 $two train.py $common --out "$work/base" --steps "${BASE_STEPS:-4000}" --stages 0.5:9 1:21 --flat 0.7 --least 0.5
 
-tuned="$common --freeze-text --stages 1:21 --frames-per-step 126 --rate 1.5e-3 --flat 0.3 --warm-up 40"
-experts "$work" "$work/base/last.pt" "$work/base/last.pt" $tuned --steps "${EXPERT_STEPS:-3000}"
-experts "$work/causal" "$work/high/last.pt" "$work/low/last.pt" $tuned --steps "${CAUSAL_STEPS:-1500}" --causal --shift 5
+tuned="$common --freeze-text --frames-per-step 126 --rate 1.5e-3 --flat 0.3 --warm-up 40"
+experts "$work" "$work/base/last.pt" "$work/base/last.pt" "${LOW_STEPS:-8000}" $tuned --steps "${EXPERT_STEPS:-3000}"
+experts "$work/causal" "$work/high/last.pt" "$work/low/last.pt" "${CAUSAL_LOW_STEPS:-4500}" $tuned --steps "${CAUSAL_STEPS:-1500}" \
+  --causal --shift 5
 
 [ -d "$work/decoder/vae" ] || $two vae.py --out "$work/decoder" --init "$work/autoencoder/vae" --decoder-on "$work/latents" \
   --steps "${DECODER_STEPS:-1500}" --rate 1.5e-3 --threads 1 $mixed

@@ -282,17 +282,6 @@ impl PooledVideo {
         sink.restore(facts, stream)
     }
 
-    /// As [`FrameSink::complete`], once everything before is done.
-    ///
-    /// # Errors
-    /// As there, and what went wrong before.
-    pub fn complete(&mut self) -> Result<()> {
-        self.settle()?;
-        let mut state = self.lane.lock();
-        let Some(sink) = &mut state.sink else { return Err(GONE) };
-        sink.complete()
-    }
-
     /// Waits until nothing waits.
     pub fn drain(&self) {
         drop(self.drained());
