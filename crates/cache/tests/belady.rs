@@ -1,8 +1,9 @@
 //! Eviction by announced reads misses as often as the best eviction there is.
 
+mod seeded;
+
 use evanesce_cache::{Budgets, Cache, EntryKey, Key, Kind, Lifetime, PutSpec, Recover, Tick, Tier, Uses};
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 
 const BLOCK_BYTES: usize = 128;
 
@@ -85,16 +86,8 @@ fn announce_each(trace: &[u32], job: &evanesce_cache::Job) {
     job.announce_all((0..).zip(trace).map(|(tick, n)| (EntryKey::Own(key(*n)), Tick(tick))));
 }
 
-fn config() -> ProptestConfig {
-    let mut config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-    if config.rng_seed == RngSeed::Random {
-        config.rng_seed = RngSeed::Fixed(1);
-    }
-    config
-}
-
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(seeded::config())]
 
     #[test]
     fn a_known_future_is_met_with_the_fewest_misses_of_all_evictions(
@@ -178,7 +171,7 @@ fn misses_of_what_only_moves(trace: &[u32], keys: u32, blocks: u64, host_blocks:
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..config() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..seeded::config() })]
 
     #[test]
     fn entries_that_only_move_between_tiers_come_back_as_seldom_as_min_allows(

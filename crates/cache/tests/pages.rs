@@ -1,10 +1,11 @@
 //! Windows of pages against a plain list of frames: put, prune, fork, release, in any order.
 
+mod seeded;
+
 use std::collections::BTreeMap;
 
 use evanesce_cache::{Budgets, Cache, EntryKey, Job, Key, Kind, Lifetime, PutSpec, Tier};
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 
 const PAGE_BYTES: usize = 128;
 const JOBS_MAX: usize = 4;
@@ -142,16 +143,8 @@ impl World {
     }
 }
 
-fn config() -> ProptestConfig {
-    let mut config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-    if config.rng_seed == RngSeed::Random {
-        config.rng_seed = RngSeed::Fixed(1);
-    }
-    config
-}
-
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(seeded::config())]
 
     #[test]
     fn windows_of_any_jobs_and_forks_hold_what_a_list_of_their_frames_says(

@@ -50,12 +50,13 @@ fn the_peak_that_generate_counts_is_foreseen_within_two_percent_in_three_differe
     let own = ["--prompt", prompts[0], "--negative", prompts[1]];
     let small = (needed(&[&own[..], &video("causal")].concat()) - 8 * 42 * 1536 / 4 * 3).to_string();
     let runs = [
-        (whole.to_str().unwrap(), video("whole"), ["1GiB", "1MiB"]),
-        (causal, video("causal"), ["1GiB", "1MiB"]),
-        (causal, video("causal"), [&*small, "1MiB"]),
+        (whole.to_str().unwrap(), video("whole"), ["1GiB", "1MiB"], 0.02),
+        (causal, video("causal"), ["1GiB", "1MiB"], 0.02),
+        // What waits below the device at once depends on the threads' timing.
+        (causal, video("causal"), [&*small, "1MiB"], 0.15),
     ];
     let mut moved = Vec::new();
-    for (model, video, [device, host]) in runs {
+    for (model, video, [device, host], below) in runs {
         let budgets = ["--device-memory", device, "--host-memory", host, "--json"];
         let args = [&["--model", model, "--no-measure"][..], &own, &video, &budgets].concat();
         let planned = object(&plan(dir.path(), &args));
@@ -66,8 +67,7 @@ fn the_peak_that_generate_counts_is_foreseen_within_two_percent_in_three_differe
         for tier in ["device", "host"] {
             let peak = |run: &Value| run["memory"]["tiers"][tier]["peak"].as_f64().unwrap();
             let (expected, got) = (peak(&planned), peak(&made));
-            // What is below the device at once depends on the threads' timing.
-            let tolerance = if tier == "device" { 0.02 } else { 0.15 };
+            let tolerance = if tier == "device" { 0.02 } else { below };
             assert!((expected - got).abs() <= tolerance * got, "{tier}: planned {expected}, counted {got}");
         }
         let units = planned["units"].as_array().unwrap().iter();

@@ -24,6 +24,10 @@ fn causal_request(frames: usize) -> Request {
     }
 }
 
+/// Where pages wait below the device, what is there at once depends on how far the thread that brings them is ahead of the
+/// arithmetic, which a busy machine decides.
+const BELOW_WHERE_TIGHT: f64 = 0.15;
+
 /// The same run planned and made.
 fn both(checkpoint: &Path, request: Request, budgets: TierBudgets) -> (Plan, Outcome) {
     let plan = Planner::open(checkpoint).unwrap().plan(request.clone(), None, budgets).unwrap();
@@ -41,14 +45,13 @@ fn both(checkpoint: &Path, request: Request, budgets: TierBudgets) -> (Plan, Out
     (plan, outcome)
 }
 
-/// The peak of the device must be within 2 %. What is below it at once depends on how far the thread that brings pages is ahead of
-/// the arithmetic, which a busy machine decides: within 15 % there.
-fn check_peaks(plan: &Plan, outcome: &Outcome) {
+/// The peaks of both: of the device within 2 %, of what is below it within `below`.
+fn check_peaks(plan: &Plan, outcome: &Outcome, below: f64) {
     let planned = plan.memory.as_ref().unwrap();
     for (planned, real) in planned.tiers.iter().zip(&outcome.memory.tiers) {
         let [expected, got] = [planned.peak_bytes, real.peak_bytes].map(|bytes| bytes as f64);
         let what = format!("{}: planned {expected}, held {got}", real.tier);
-        let tolerance = if real.tier == "device" { 0.02 } else { 0.15 };
+        let tolerance = if real.tier == "device" { 0.02 } else { below };
         assert!((expected - got).abs() <= tolerance * got, "{what}");
         assert!(expected > 0.0 || got == 0.0, "{what}");
     }
@@ -68,7 +71,7 @@ fn check_puts(plan: &Plan, outcome: &Outcome, but: &str) {
 
 fn check(checkpoint: &Path, request: Request, budgets: TierBudgets) -> Plan {
     let (plan, outcome) = both(checkpoint, request, budgets);
-    check_peaks(&plan, &outcome);
+    check_peaks(&plan, &outcome, 0.02);
     if plan.blocks_left_out + plan.steps_left_out == 0 {
         check_puts(&plan, &outcome, "");
     }
@@ -109,7 +112,7 @@ fn the_peaks_of_pages_in_host_and_on_disk_are_foreseen_and_so_is_what_moves() {
     let checkpoint = causal_checkpoint_that_sees("window", 40);
     let [in_host, on_disk] = tight(checkpoint.path(), exact_pages(181), 40);
     let (plan, outcome) = both(checkpoint.path(), exact_pages(181), in_host);
-    check_peaks(&plan, &outcome);
+    check_peaks(&plan, &outcome, BELOW_WHERE_TIGHT);
     assert_eq!(plan.choice.pages, PagesIn::Host);
     let sum =
         |plan: &Plan, bytes: fn(&Moved) -> u64| plan.units.iter().map(|unit| bytes(&unit.moved)).sum::<u64>();
@@ -117,7 +120,7 @@ fn the_peaks_of_pages_in_host_and_on_disk_are_foreseen_and_so_is_what_moves() {
     assert_eq!(sum(&plan, |moved| moved.to_disk_bytes), 0);
     assert!(plan.steady_step().unwrap().1 > 0.0 && plan.recompute_flop > 0.0);
     let (plan, outcome) = both(checkpoint.path(), exact_pages(181), on_disk);
-    check_peaks(&plan, &outcome);
+    check_peaks(&plan, &outcome, BELOW_WHERE_TIGHT);
     assert_eq!(plan.choice.pages, PagesIn::Disk);
     assert!(sum(&plan, |moved| moved.to_disk_bytes) > 0 && sum(&plan, |moved| moved.from_disk_bytes) > 0);
 }

@@ -3,11 +3,12 @@
 //! checks that every pick was allowed and needed.
 
 mod reference;
+#[path = "../seeded/mod.rs"]
+mod seeded;
 mod world;
 
 use evanesce_cache::{Fill, Kind, Lifetime, Recover, Tier};
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 
 use crate::world::World;
 
@@ -120,12 +121,9 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// The same sequences every time; `PROPTEST_RNG_SEED` and `PROPTEST_CASES` search elsewhere.
+/// Enough sequences to meet every rule.
 fn config() -> ProptestConfig {
-    let mut config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-    if config.rng_seed == RngSeed::Random {
-        config.rng_seed = RngSeed::Fixed(1);
-    }
+    let mut config = seeded::config();
     config.cases = config.cases.max(768);
     config
 }
