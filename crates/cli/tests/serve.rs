@@ -35,8 +35,7 @@ fn serve(data: &Path) -> Serving {
 /// A service that keeps jobs on disk after every third unit, whatever that costs.
 fn serve_over(model: &Path, data: &Path) -> Serving {
     let config = data.join("evanesce.toml");
-    // On a machine that others keep busy it may be killed many times before a job gets on: what `starts_max` is about, and not this.
-    let text = "[snapshots]\nevery_units = 3\nshare_max = 1.0\n[queue]\nstarts_max = 1000\n";
+    let text = "[snapshots]\nevery_units = 3\nshare_max = 1.0\n";
     std::fs::write(&config, text).unwrap();
     let mut command = evanesce();
     command
