@@ -25,8 +25,15 @@ TOML
 : >"$data/log"
 target/release/evanesce serve --config "$data/evanesce.toml" --model "${MODEL:-models/shapes}" 2>"$data/log" &
 service=$!
-trap 'kill $service; wait $service || true; rm -rf "$data"' EXIT
-until address=$(grep -o 'http://.*' "$data/log"); do sleep 0.1; done
+trap 'kill $service 2>/dev/null || true; wait $service || true; rm -rf "$data"' EXIT
+until address=$(grep -o 'http://.*' "$data/log"); do
+  if ! kill -0 $service 2>/dev/null; then
+    echo "the service ended before it listened:" >&2
+    cat "$data/log" >&2
+    exit 1
+  fi
+  sleep 0.1
+done
 # What a request may ask for depends on the checkpoint and the configuration (sizes, lengths, one field on another), which no schema
 # says, so that what fits the schema is refused now and then (positive_data_acceptance).
 # The stream of all events has no end, so no client may wait for it.

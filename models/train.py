@@ -51,7 +51,7 @@ class LatentPool:
             self.paths += fresh
             self.weights = torch.tensor([self.shape_weights.get(clip.shape, 1.0) for clip in self.clips])
 
-    def draw(self, generator, rng, count, frames, empty_fraction=0.1):
+    def draw(self, generator, rng, count, frames, empty_fraction):
         """The latent frames numbered `frames` of `count` random clips, with a caption each; some captions are empty, for guidance."""
         picked = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         prompts = ["" if rng.random() < empty_fraction else data.caption(rng, self.clips[i]) for i in picked.tolist()]
@@ -148,7 +148,7 @@ class Trainer:
         batch = max(1, args.frames_per_step // count // self.ranks)
         start = self.rng.randrange(LATENT_FRAMES - count + 1) if args.anywhere and not args.causal and self.rng.random() < 0.5 else 0
         frames = torch.arange(start, start + count)
-        clean, prompts = self.pool.draw(self.generator, self.rng, batch, frames)
+        clean, prompts = self.pool.draw(self.generator, self.rng, batch, frames, args.empty)
         noise = torch.randn(clean.shape, generator=self.generator)
         # a noise level for each clip, or for each block of it
         parts = count // networks.BLOCK if args.causal else 1
@@ -233,6 +233,11 @@ class Trainer:
             self.save()
 
 
+def parse_weights(entries):
+    """What `SHAPE:WEIGHT` entries say."""
+    return {shape: float(weight) for shape, weight in (entry.split(":") for entry in entries)}
+
+
 def parse_arguments():
     """Command line; `--stages 0.6:7 1:21` means 7 latent frames until 60 % of the budget, then 21."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -247,6 +252,7 @@ def parse_arguments():
     parser.add_argument("--disturbance", type=float, default=0.25, help="most noise in the clean context of causal training")
     parser.add_argument("--anywhere", action="store_true", help="half of the steps take frames from anywhere in the clips (not with --causal)")
     parser.add_argument("--weights", nargs="*", default=[], metavar="SHAPE:WEIGHT", help="draw clips of these shapes more or less often")
+    parser.add_argument("--empty", type=float, default=0.1, help="fraction of captions that are left out, for guidance and empty prompts")
     parser.add_argument("--freeze-text", action="store_true")
     parser.add_argument("--stages", nargs="+", default=["0.5:9", "1:21"])
     parser.add_argument("--frames-per-step", type=int, default=168, help="latent frames in a step, over all ranks")
@@ -267,7 +273,7 @@ def parse_arguments():
     parser.add_argument("--save-every", type=int, default=200)
     args = parser.parse_args()
     args.stages = [(float(until), int(count)) for until, count in (stage.split(":") for stage in args.stages)]
-    args.weights = {shape: float(weight) for shape, weight in (entry.split(":") for entry in args.weights)}
+    args.weights = parse_weights(args.weights)
     return args
 
 

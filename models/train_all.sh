@@ -18,6 +18,11 @@ two="$python -m torch.distributed.run --nproc_per_node 2"
 # half the time where the processor multiplies bfloat16 itself
 mixed=$(grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --bfloat16 || true)
 
+# What runs beside the script ends with it, whatever ends it.
+other=
+trap '[ -z "$other" ] || kill "$other" 2>/dev/null || true' EXIT
+trap 'exit 1' HUP INT TERM
+
 # Both experts at once: the first arguments are the output, the starts and the low one's steps; the others are for both. Shapes are
 # drawn, or not, below a noise level of 0.875: there, many short pieces a step teach what few whole clips do not.
 experts() {
@@ -28,6 +33,7 @@ experts() {
   $python train.py "$@" --init "$init_low" --out "$out/low" --range 0 0.875 --stages 0.75:6 1:21 --anywhere --shift 5 --flat 0.5 \
     --weights square:2 cross:2 circle:1.3 --steps "$low_steps" --seed 2
   wait "$other"
+  other=
 }
 
 $python check.py
@@ -36,17 +42,19 @@ $python encode.py --vae "$work/autoencoder/vae" --out "$work/latents" --chunks 0
 other=$!
 $python encode.py --vae "$work/autoencoder/vae" --out "$work/latents" --chunks 1 20 --stride 2
 wait "$other"
+other=
 
 common="--latents $work/latents --layers 5 --threads 1 $mixed"
 $two train.py $common --out "$work/base" --steps "${BASE_STEPS:-4000}" --stages 0.5:9 1:21 --flat 0.7 --least 0.5
 
 tuned="$common --freeze-text --frames-per-step 126 --rate 1.5e-3 --flat 0.3 --warm-up 40"
-experts "$work" "$work/base/last.pt" "$work/base/last.pt" "${LOW_STEPS:-8000}" $tuned --steps "${EXPERT_STEPS:-3000}"
-experts "$work/causal" "$work/high/last.pt" "$work/low/last.pt" "${CAUSAL_LOW_STEPS:-4500}" $tuned --steps "${CAUSAL_STEPS:-1500}" \
+experts "$work" "$work/base/last.pt" "$work/base/last.pt" "${LOW_STEPS:-10000}" $tuned --steps "${EXPERT_STEPS:-3000}"
+experts "$work/causal" "$work/high/last.pt" "$work/low/last.pt" "${CAUSAL_LOW_STEPS:-7000}" $tuned --steps "${CAUSAL_STEPS:-1500}" \
   --causal --shift 5
 
 [ -d "$work/decoder/vae" ] || $two vae.py --out "$work/decoder" --init "$work/autoencoder/vae" --decoder-on "$work/latents" \
-  --steps "${DECODER_STEPS:-1500}" --rate 1.5e-3 --threads 1 $mixed
+  --weights cross:3 square:2 \
+  --steps "${DECODER_STEPS:-2400}" --rate 1.5e-3 --threads 1 $mixed
 $python evaluate_vae.py --vae "$work/decoder/vae" --json "$work/vae-scores.json"
 
 $python export.py --high "$work/high/last.pt" --low "$work/low/last.pt" --vae "$work/decoder/vae" --out "$work/shapes" \

@@ -27,7 +27,7 @@ KL_WEIGHT, SQUARE_WEIGHT, SHAPE_WEIGHT = 1e-4, 3.0, 4.0
 
 
 # most noise, in standard deviations, that the decoder's latents get when it is trained alone: what a transformer makes is not exact
-DECODER_NOISE = 0.1
+DECODER_NOISE = 0.05
 
 
 def pixel_losses(clips, pixels, got, counted=None):
@@ -71,14 +71,15 @@ class WholeTask:
 class DecoderTask:
     """Encoded clips through the decoder: their beginning, or a part whose first frames do not count, for lack of history."""
 
-    def __init__(self, vae, latents):
-        self.vae, self.pool = vae, transformer_training.LatentPool(latents)
+    def __init__(self, vae, latents, weights):
+        self.vae, self.pool = vae, transformer_training.LatentPool(latents, weights=weights)
+        self.weights = self.pool.weights.tolist()
         self.mean, self.std = video_vae.latent_statistics(vae)
         self.parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
         self.decoder = torch.compile(vae.decoder, dynamic=False)
 
     def losses(self, rng, count):
-        picked = [rng.randrange(len(self.pool.clips)) for _ in range(count)]
+        picked = rng.choices(range(len(self.pool.clips)), self.weights, k=count)
         length = (FRAMES + 3) // 4
         starts = [rng.choice((0, rng.randrange(self.pool.latents.shape[2] - length + 1))) for _ in picked]
         clips = [self.pool.clips[i] for i in picked]
@@ -113,7 +114,7 @@ def average_gradients(parameters, ranks):
 
 def train(vae, args, rank, ranks):
     """Trains `vae` for the budget and returns the running average of its weights."""
-    task = DecoderTask(vae, args.decoder_on) if args.decoder_on else WholeTask(vae)
+    task = DecoderTask(vae, args.decoder_on, args.weights) if args.decoder_on else WholeTask(vae)
     path = Path(args.out) / "last.pt"
     average = copy.deepcopy(vae)
     parameters = task.parameters
@@ -182,10 +183,12 @@ def main():
     budget.add_argument("--steps", type=int, help="budget in steps")
     parser.add_argument("--init", help="directory of an autoencoder to start from instead of from nothing")
     parser.add_argument("--decoder-on", metavar="LATENTS", help="train only the decoder, on the clips encoded there")
+    parser.add_argument("--weights", nargs="*", default=[], metavar="SHAPE:WEIGHT", help="draw encoded clips of these shapes more or less often")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--bfloat16", action="store_true", help="for CPUs and GPUs that multiply bfloat16 in hardware")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    args.weights = transformer_training.parse_weights(args.weights)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     Path(args.out).mkdir(parents=True, exist_ok=True)

@@ -200,7 +200,7 @@ pub(crate) struct Calibrate {
     /// A codec for the frames right before a block, beside the one that they have later; not counted in the budget.
     #[arg(long, value_name = "NAME", value_parser = parse_kv_codec)]
     pub(crate) newest: Option<KvCodec>,
-    /// A checkpoint that makes videos block by block [default: the small one that ships with evanesce].
+    /// A checkpoint that makes videos block by block [default: the small one of that kind that ships with evanesce].
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
     /// What the video should not show.
@@ -305,7 +305,9 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "DIR:BYTES", value_parser = parse_disk_cache)]
     pub(crate) disk_cache: Option<DiskCache>,
     /// Only the size of a plain cache of keys and values: layers, tokens and numbers of a key, such as 32x8192x4096.
-    #[arg(long, value_name = "LxTxD", value_parser = parse_kv_shape, conflicts_with_all = ["model", "kv_window"])]
+    #[arg(long, value_name = "LxTxD", value_parser = parse_kv_shape, conflicts_with_all = [
+        "model", "prompt", "prompt_tokens", "few_steps", "kv_codec", "kv_window", "kv_sink", "block_frames", "device_memory",
+        "host_memory", "disk_cache", "report", "size", "frames", "seconds", "steps"])]
     pub(crate) shape: Option<KvShape>,
     /// Do not measure how fast this machine copies, computes and reads its disk.
     #[arg(long)]

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::Calibrate;
 use crate::machine;
+use crate::output;
 use crate::progress::{Display, say};
 use crate::quantity::show_bytes;
 
@@ -46,7 +47,7 @@ pub(crate) fn run(args: &Calibrate) -> ExitCode {
 fn calibrate(args: &Calibrate) -> anyhow::Result<()> {
     check(args)?;
     evanesce_engine::use_threads(args.threads.map(usize::from))?;
-    let directory = args.model.clone().or_else(machine::shipped_model);
+    let directory = args.model.clone().or_else(|| machine::shipped_model(machine::SHAPES_CAUSAL));
     let directory =
         directory.ok_or_else(|| refusal("no checkpoint: name one with --model DIR".to_owned()))?;
     let available_bytes = machine::available_bytes();
@@ -89,14 +90,7 @@ fn check(args: &Calibrate) -> Result<(), EngineError> {
     if let Some(error) = args.error.filter(|error| !(*error > 0.0 && *error < 1.0)) {
         return Err(refusal(format!("--error is {error}; it lies between 0 and 1, such as 0.02")));
     }
-    let directory = args.output.parent().filter(|path| !path.as_os_str().is_empty());
-    match directory.filter(|directory| !directory.is_dir()) {
-        Some(directory) => {
-            let message = format!("there is no directory {}: create it first", directory.display());
-            Err(EngineError::File { path: args.output.clone(), message })
-        }
-        None => Ok(()),
-    }
+    output::check(&args.output, "kv-codecs.json")
 }
 
 fn request(args: &Calibrate) -> Request {
@@ -138,12 +132,7 @@ fn write(args: &Calibrate, chosen: &Assignment, measured: &Map<String, Value>) -
     let mut file = chosen.overrides.to_json(chosen.base);
     file["measured"] = json!({ "error": chosen.error, "layers": measured });
     let text = serde_json::to_string_pretty(&file).context("a choice cannot be written as JSON")?;
-    let directory = args.output.parent().filter(|path| !path.as_os_str().is_empty());
-    let mut draft = tempfile::NamedTempFile::new_in(directory.unwrap_or(std::path::Path::new(".")))
-        .with_context(|| format!("cannot write {}", args.output.display()))?;
-    writeln!(draft, "{text}").with_context(|| format!("cannot write {}", args.output.display()))?;
-    draft.persist(&args.output).with_context(|| format!("cannot write {}", args.output.display()))?;
-    Ok(())
+    output::write(&args.output, &(text + "\n"))
 }
 
 fn report(

@@ -1,7 +1,6 @@
 //! `evanesce generate`: one prompt, one video.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,12 +8,13 @@ use std::time::Instant;
 use anyhow::{Context, anyhow};
 use evanesce_engine::progress::{Event, Observer};
 use evanesce_engine::{
-    Budgets, CancelToken, Disk, EngineError, JobRun, Model, Outcome, Outputs, Request, Solver, VideoTarget,
-    WaitWatcher, fidelity,
+    Budgets, CancelToken, Disk, EngineError, JobRun, JobSpec, Model, Outcome, Outputs, Request, Solver,
+    VideoTarget, WaitWatcher, fidelity,
 };
 
 use crate::args::{Generate, SolverName};
 use crate::machine;
+use crate::output;
 use crate::progress::{Display, say};
 use crate::quantity::{DiskCache, KvCodecs};
 use crate::report::{Page, Recorder, Waits};
@@ -39,7 +39,7 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
 
     let directory = match &args.model {
         Some(directory) => directory.clone(),
-        None => machine::shipped_model().ok_or_else(|| {
+        None => machine::shipped_model(machine::SHAPES).ok_or_else(|| {
             EngineError::Request("no checkpoint: the one that ships with evanesce was not found beside this program; name one with --model DIR".to_owned())
         })?,
     };
@@ -60,14 +60,14 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
     let outcome = drive(&model, args, &cancel, &mut display, &mut recorder)?;
     let (times, total_s) = (display.into_times(), started.elapsed().as_secs_f64());
     let process_peak_bytes = machine::process_peak_bytes();
-    if let Some(path) = &args.report {
+    let page = args.report.as_deref().map(|path| {
         let (prompt, video) = (args.prompt.as_deref().unwrap_or_default(), &args.output);
         let fidelity = args.reference.as_deref().map(|reference| {
             let ours = args.frames_out.as_deref().unwrap_or(video);
             let block_frames = outcome.spec.rollout.map_or(3, |rollout| rollout.block_frames);
             Ok::<_, EngineError>((reference, fidelity::compare(ours, reference, block_frames, None)?))
         });
-        Page {
+        let page = Page {
             waits: &waits,
             fidelity: fidelity.transpose()?,
             prompt,
@@ -77,10 +77,36 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
             times: &times,
             total_s,
             process_peak_bytes,
-        }
-        .write(path)?;
+        };
+        page.write(path)
+    });
+    // The video is there, whatever becomes of the page about it.
+    Summary::new(&args.output, &outcome, &times, load_s, total_s, process_peak_bytes).print(args.json)?;
+    page.unwrap_or(Ok(()))
+}
+
+/// Refuses files that could not be written or would be written over each other, and a reference that no video of this job could be
+/// compared with, before anything is computed.
+fn check_files(model: &Model, args: &Generate) -> Result<(), EngineError> {
+    if let Some(path) = &args.report {
+        output::check(path, "report.html")?;
     }
-    Summary::new(&args.output, &outcome, &times, load_s, total_s, process_peak_bytes).print(args.json)
+    output::check_distinct(&[
+        ("--output", Some(&args.output)),
+        ("--latents-out", args.latents_out.as_deref()),
+        ("--frames-out", args.frames_out.as_deref()),
+        ("--report", args.report.as_deref()),
+        ("--reference", args.reference.as_deref()),
+    ])?;
+    let Some(reference) = &args.reference else { return Ok(()) };
+    let spec = JobSpec::new(request(args)?, model.checkpoint())?;
+    let (wanted, held) = ([spec.frames, spec.height, spec.width], fidelity::shape_of(reference)?);
+    if wanted != held {
+        let said = |[frames, height, width]: [usize; 3]| format!("{frames} frames of {width}x{height}");
+        let message = format!("has {}, this video will have {}", said(held), said(wanted));
+        return Err(EngineError::file(reference, message));
+    }
+    Ok(())
 }
 
 fn drive(
@@ -90,9 +116,7 @@ fn drive(
     display: &mut Display,
     recorder: &mut Recorder,
 ) -> anyhow::Result<Outcome> {
-    if let Some(path) = &args.report {
-        check_report(path)?;
-    }
+    check_files(model, args)?;
     let mut job = JobRun::admit(model, request(args)?, outputs(args), cancel.clone())?;
     let id = job.id();
     let ended = catch_unwind(AssertUnwindSafe(move || {
@@ -130,22 +154,6 @@ impl Observer for Bomb<'_> {
             self.events_left.map(|left| left.checked_sub(1).expect("--panic-at asked for this"));
         self.display.on_event(event);
     }
-}
-
-/// Refuses a report that could not be written, before anything is computed.
-fn check_report(path: &Path) -> Result<(), EngineError> {
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if path.is_dir() {
-        return Err(EngineError::file(
-            path,
-            "is a directory; name a file for the report, such as report.html",
-        ));
-    }
-    if !directory.is_dir() {
-        let message = format!("there is no directory {}: create it first", directory.display());
-        return Err(EngineError::file(path, message));
-    }
-    Ok(())
 }
 
 fn budgets(args: &Generate) -> Budgets {

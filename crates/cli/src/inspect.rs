@@ -23,27 +23,37 @@ fn look(args: &Inspect) -> anyhow::Result<()> {
     let read = |error| EngineError::file(directory, error);
     let remains = DiskRemains::read(directory).map_err(read)?;
     let embeddings = Embeddings::read(directory).map_err(read)?;
-    let (json, text) = if remains.files > 0 {
-        (remains_json(&remains), remains_text(&remains))
+    let (json, text, damaged) = if remains.files > 0 {
+        let damaged = (remains.damaged > 0).then(|| format!("{} records are damaged", remains.damaged));
+        (remains_json(&remains), remains_text(&remains), damaged)
     } else if embeddings != Embeddings::default() {
         let Embeddings { whole, bytes, damaged } = embeddings;
-        let text = format!("embeddings: {whole}, {bytes} bytes, every checksum matches; {damaged} damaged\n");
-        (json!({"embeddings": {"whole": whole, "bytes": bytes, "damaged": damaged}}), text)
+        let text = format!("embeddings: {whole} whole, {bytes} bytes; {damaged} damaged\n");
+        let json = json!({"embeddings": {"whole": whole, "bytes": bytes, "damaged": damaged}});
+        (json, text, (damaged > 0).then(|| format!("{damaged} embeddings are damaged")))
     } else if snapshots.is_empty() {
         let parts = ModelContents::read(directory)?;
-        (checkpoint_json(&parts), checkpoint_text(&parts))
+        (checkpoint_json(&parts), checkpoint_text(&parts), None)
     } else {
         let mut looked = Vec::new();
         for path in snapshots {
-            let contents =
-                inspect(&SnapshotDirectory::new(&path)).map_err(|error| EngineError::file(&path, error))?;
-            looked.extend(contents.map(|contents| (path, contents)));
+            // One that is gone by now was given up by its service.
+            let found =
+                inspect(&SnapshotDirectory::new(&path)).map_err(|error| error.to_string()).transpose();
+            looked.extend(found.map(|found| (path, found)));
         }
-        (snapshots_json(&looked), snapshots_text(&looked))
+        let damaged = looked
+            .iter()
+            .find_map(|(path, found)| Some(format!("snapshot {}: {}", name(path), found.as_ref().err()?)));
+        (snapshots_json(&looked), snapshots_text(&looked), damaged)
     };
     let out = if args.json { format!("{json}\n") } else { text };
-    std::io::stdout().write_all(out.as_bytes()).context("cannot write to standard output")
+    std::io::stdout().write_all(out.as_bytes()).context("cannot write to standard output")?;
+    // All of it was looked at and told first.
+    damaged.map_or(Ok(()), |damaged| Err(EngineError::file(directory, damaged).into()))
 }
+
+type Looked = (PathBuf, Result<Contents, String>);
 
 /// The directory itself if it is a snapshot, else those in it.
 fn snapshots(directory: &Path) -> Result<Vec<PathBuf>, EngineError> {
@@ -62,8 +72,12 @@ fn name(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-fn snapshots_json(looked: &[(PathBuf, Contents)]) -> Value {
-    let one = |(path, contents): &(PathBuf, Contents)| {
+fn snapshots_json(looked: &[Looked]) -> Value {
+    let one = |(path, found): &Looked| {
+        let contents = match found {
+            Ok(contents) => contents,
+            Err(why) => return json!({"name": name(path), "verified": false, "why": why}),
+        };
         let kinds: serde_json::Map<_, _> = contents
             .kinds
             .iter()
@@ -75,10 +89,17 @@ fn snapshots_json(looked: &[(PathBuf, Contents)]) -> Value {
     json!({"snapshots": looked.iter().map(one).collect::<Vec<_>>()})
 }
 
-fn snapshots_text(looked: &[(PathBuf, Contents)]) -> String {
+fn snapshots_text(looked: &[Looked]) -> String {
     let mut text = String::new();
-    for (path, contents) in looked {
-        // Writing to a string cannot fail.
+    for (path, found) in looked {
+        let contents = match found {
+            Ok(contents) => contents,
+            Err(why) => {
+                // Writing to a string cannot fail.
+                _ = writeln!(text, "{}: {why}", name(path));
+                continue;
+            }
+        };
         _ = writeln!(text, "{}: snapshot {}, next {}", name(path), contents.sequence, contents.next);
         for (kind, held) in &contents.kinds {
             _ = writeln!(text, "  {kind:<16} {:>8} entries {:>14} bytes", held.entries, held.bytes);

@@ -3,10 +3,24 @@
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 
-/// Bytes of memory that are free for use, as far as the system says.
+/// The checkpoint that ships with evanesce and makes a video at once, and the one that makes it block by block.
+pub(crate) const SHAPES: &str = "models/shapes";
+pub(crate) const SHAPES_CAUSAL: &str = "models/shapes-causal";
+
+/// Bytes of memory that are free for use, as far as the system says: the least of what the machine and the control group have
+/// left.
 pub(crate) fn available_bytes() -> usize {
     const WITHOUT_AN_ANSWER: usize = 8 << 30;
-    proc_kib("/proc/meminfo", "MemAvailable:").unwrap_or(WITHOUT_AN_ANSWER)
+    let machine = proc_kib("/proc/meminfo", "MemAvailable:");
+    machine.into_iter().chain(left_in_group("/sys/fs/cgroup")).min().unwrap_or(WITHOUT_AN_ANSWER)
+}
+
+/// Bytes that a control group may still take, where it has a limit.
+fn left_in_group(directory: &str) -> Option<usize> {
+    let number = |name: &str| -> Option<usize> {
+        std::fs::read_to_string(format!("{directory}/{name}")).ok()?.trim().parse().ok()
+    };
+    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
 }
 
 /// The most memory this process has held at once, in bytes; 0 where the system does not say.
@@ -25,11 +39,30 @@ pub(crate) fn drawn_seed() -> u64 {
     RandomState::new().hash_one("seed") >> 32
 }
 
-/// The checkpoint that ships with evanesce: looked for above the executable, in the working directory, and where it was built.
-pub(crate) fn shipped_model() -> Option<PathBuf> {
-    const INSIDE: &str = "models/shapes";
+/// A checkpoint that ships with evanesce: looked for above the executable, in the working directory, and where it was built.
+pub(crate) fn shipped_model(inside: &str) -> Option<PathBuf> {
     let executable = std::env::current_exe().ok();
-    let above = executable.iter().flat_map(|path| path.ancestors()).map(|dir| dir.join(INSIDE));
-    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(INSIDE);
-    above.chain([PathBuf::from(INSIDE), built]).find(|dir| dir.join("model_index.json").is_file())
+    let above = executable.iter().flat_map(|path| path.ancestors()).map(|dir| dir.join(inside));
+    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(inside);
+    above.chain([PathBuf::from(inside), built]).find(|dir| dir.join("model_index.json").is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_group_leaves_what_its_limit_and_its_use_say() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let group = dir.path().to_str().expect("a name");
+        assert_eq!(left_in_group(group), None, "no control group");
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("a file");
+        write("memory.current", "3000\n");
+        write("memory.max", "max\n");
+        assert_eq!(left_in_group(group), None, "no limit");
+        write("memory.max", "5000\n");
+        assert_eq!(left_in_group(group), Some(2000));
+        write("memory.max", "1000\n");
+        assert_eq!(left_in_group(group), Some(0));
+    }
 }

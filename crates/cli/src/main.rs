@@ -8,6 +8,7 @@ mod compare;
 mod generate;
 mod inspect;
 mod machine;
+mod output;
 mod plan;
 mod progress;
 mod quantity;

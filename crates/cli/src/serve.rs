@@ -1,7 +1,7 @@
 //! `evanesce serve`: configuration, then the service until it is asked to stop.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -60,7 +60,7 @@ fn serve(args: Serve) -> anyhow::Result<()> {
     evanesce_engine::use_threads(config.threads)?;
     let model = match &config.model {
         Some(directory) => directory.clone(),
-        None => machine::shipped_model().ok_or_else(|| {
+        None => machine::shipped_model(machine::SHAPES).ok_or_else(|| {
             ConfigError("no checkpoint: the one that ships with evanesce was not found beside this program; name one with --model DIR".to_owned())
         })?,
     };
@@ -75,12 +75,8 @@ fn config(args: Serve) -> Result<Config, ConfigError> {
         Some(path) => {
             let named = |problem: String| ConfigError(format!("{}: {problem}", path.display()));
             let text = std::fs::read_to_string(path).map_err(|error| named(error.to_string()))?;
-            let mut config = Config::parse(&text).map_err(|error| named(error.to_string()))?;
-            // Paths in a file are relative to it.
-            let directory = path.parent().map_or_else(PathBuf::new, PathBuf::from);
-            config.data = directory.join(config.data);
-            config.model = config.model.map(|model| directory.join(model));
-            config
+            let directory = path.parent().unwrap_or(Path::new(""));
+            Config::read(&text, directory).map_err(|error| named(error.to_string()))?
         }
     };
     config.listen = args.listen.unwrap_or(config.listen);

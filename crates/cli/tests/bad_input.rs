@@ -111,6 +111,25 @@ fn outputs_that_cannot_be_written_are_refused_before_anything_runs() {
 }
 
 #[test]
+fn files_that_would_be_written_over_each_other_and_references_that_do_not_fit_are_refused() {
+    let model = golden_checkpoint();
+    let small: Vec<&str> = ["a ball"].into_iter().chain(SMALL).collect();
+    let with = |more: &[&'static str]| [&small[..], more].concat();
+    refused(&model, &with(&["--frames-out", "out.mp4"]), &["out.mp4", "--output and --frames-out"]);
+    refused(&model, &with(&["--report", "./x", "--latents-out", "x"]), &["--latents-out and --report"]);
+    let page = ["--report", "x.html", "--reference"];
+    // The video would replace what it is to be compared with.
+    refused(&model, &with(&[&page[..], &["out.mp4"]].concat()), &["--output and --reference"]);
+    refused(&model, &with(&[&page[..], &["typo.mp4"]].concat()), &["typo.mp4"]);
+    let dir = tempfile::tempdir().unwrap();
+    let made = generate(&model, dir.path(), &["a ball", "--size", "32x32", "--frames", "9", "--steps", "2"]);
+    assert!(made.status.success());
+    let longer = dir.path().join("out.mp4");
+    let more = ["--report", "x.html", "--reference", longer.to_str().unwrap()];
+    refused(&model, &[&small[..], &more].concat(), &["9 frames of 32x32", "5 frames of 32x32"]);
+}
+
+#[test]
 fn noise_files_that_do_not_fit_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("noise.safetensors");

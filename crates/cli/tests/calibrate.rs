@@ -52,6 +52,31 @@ fn a_choice_under_a_budget_is_what_a_video_takes() {
 }
 
 #[test]
+fn without_a_model_the_shipped_one_that_has_pages_is_calibrated() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = evanesce();
+    command.current_dir(dir.path()).args([
+        "calibrate",
+        "a red ball",
+        "--threads",
+        "2",
+        "--error",
+        "0.05",
+        "--json",
+    ]);
+    let chosen = json(&command.args(["--frames", "21", "--steps", "2"]).output().unwrap());
+    assert!(chosen["error"].as_f64().is_some_and(|error| error < 0.05), "{chosen}");
+    // Readable for whoever may read this process's files, such as a service of another user.
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(dir.path().join("kv-codecs.json")).unwrap().permissions(),
+    );
+    let draft = dir.path().join("draft");
+    std::fs::write(&draft, "").unwrap();
+    let usual = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(draft).unwrap().permissions());
+    assert_eq!(mode, usual);
+}
+
+#[test]
 fn what_cannot_be_done_is_said() {
     let [model, dir] = [0, 1].map(|_| tempfile::tempdir().unwrap());
     causal(model.path());
@@ -67,4 +92,5 @@ fn what_cannot_be_done_is_said() {
     refused(&[], "--kv-memory");
     refused(&["--error", "0.1", "--codecs", "int3"], "int4");
     refused(&["--error", "0.1", "-o", "nowhere/x.json"], "create it first");
+    refused(&["--error", "0.1", "-o", "/"], "is a directory");
 }

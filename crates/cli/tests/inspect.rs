@@ -42,6 +42,7 @@ fn it_says_what_is_there_and_refuses_what_is_damaged_or_neither() {
     assert!(snapshot["kinds"]["latent"]["entries"].as_u64() >= Some(3));
     assert!(inspected(store.path(), &[]).1.contains("every checksum matches"));
 
+    support::copy_tree(store.path(), &dir.path().join("snapshots/whole"));
     let part = std::fs::read_dir(store.path()).unwrap().map(|entry| entry.unwrap().path());
     let part = part.into_iter().find(|path| !path.ends_with("manifest")).unwrap();
     std::fs::write(&part, b"").unwrap();
@@ -49,6 +50,17 @@ fn it_says_what_is_there_and_refuses_what_is_damaged_or_neither() {
     assert!(
         code == Some(2) && err.contains("damaged") && err.trim_end().lines().count() == 1,
         "{code:?} {err}"
+    );
+    // All are looked at and told, and the exit code says that not all is well.
+    let (code, out, err) = inspected(&dir.path().join("snapshots"), &["--json"]);
+    let json: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{code:?} {out} {err}"));
+    let verified = |at: usize| (&json["snapshots"][at]["name"], &json["snapshots"][at]["verified"]);
+    assert_eq!(
+        (code, verified(0), verified(1)),
+        (Some(2), (&"job".into(), &false.into()), (&"whole".into(), &true.into()))
+    );
+    assert!(
+        err.contains("snapshot job") && inspected(&dir.path().join("snapshots"), &[]).1.contains("job: ")
     );
     // Directories of the cache.
     let shelf = dir.path().join("embeddings");
@@ -65,6 +77,13 @@ fn it_says_what_is_there_and_refuses_what_is_damaged_or_neither() {
     let (code, out, err) = inspected(&shelf, &["--json"]);
     let json: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{code:?} {out} {err}"));
     assert!(json["embeddings"]["whole"].as_u64() >= Some(1) && json["embeddings"]["damaged"] == 0, "{json}");
+    let one = std::fs::read_dir(&shelf).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&one).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&one, bytes).unwrap();
+    let (code, out, err) = inspected(&shelf, &["--json"]);
+    let json: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{code:?} {out} {err}"));
+    assert_eq!((code, &json["embeddings"]["damaged"]), (Some(2), &1.into()), "{err}");
     let tier = dir.path().join("tier");
     std::fs::create_dir(&tier).unwrap();
     let disk = evanesce_engine::Disk::open(&tier, 1 << 20).unwrap();

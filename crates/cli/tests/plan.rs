@@ -176,7 +176,10 @@ fn a_file_of_codecs_is_planned_for_as_generate_stores_them() {
 fn bad_input_is_one_sentence() {
     let dir = tempfile::tempdir().unwrap();
     for (args, says) in [
-        (&["--shape", "32x8192"][..], "LAYERSxTOKENSxNUMBERS"),
+        (&["--shape", "32x8192x4096", "--report", "x.html"][..], "--report"),
+        (&["--shape", "32x8192x4096", "--kv-codec", "int8"], "--kv-codec"),
+        (&["--shape", "32x8192x4096", "--size", "64x64"], "--size"),
+        (&["--shape", "32x8192"], "LAYERSxTOKENSxNUMBERS"),
         (&["--model", "nowhere"], "there is no such directory"),
         (&["--model", "wan2.2-t2v-a14b", "--size", "830x480"], "nearest is 832x480"),
         (&["--model", "wan2.2-t2v-a14b", "--kv-codec", "int8"], "--kv-window"),

@@ -396,6 +396,9 @@ fn the_printed_configuration_starts_a_service_and_mistakes_are_named() {
     assert!(refused(&text, &["--model", "nowhere"]).contains("nowhere"));
     assert!(refused(&text.replace("jobs_max", "job_max"), &[]).contains("queue.jobs_max"));
     assert!(refused(&text, &["--listen", "0.0.0.0:8080"]).contains("needs keys"));
+    // What a flag says otherwise does not count.
+    let open = text.replace("127.0.0.1:8080", "0.0.0.0:8080");
+    assert!(refused(&open, &["--listen", "127.0.0.1:0", "--model", "nowhere"]).contains("nowhere"));
     assert!(refused(&text, &["--device-memory", "lots"]).contains("device_memory"));
     let key = evanesce().args(["serve", "--new-key", "alice"]).output().unwrap();
     let section = String::from_utf8(key.stdout).unwrap();

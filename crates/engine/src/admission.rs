@@ -1,6 +1,6 @@
 //! Whether a job can run at all within the budgets, before anything is computed.
 
-use evanesce_cache::{Disk, Tier, entry_bytes};
+use evanesce_cache::{Disk, Job, Reservation, Tier, entry_bytes};
 use evanesce_wan::weights::Component;
 
 use crate::ahead::STAGED_READS;
@@ -10,6 +10,7 @@ use crate::error::{EngineError, Result};
 use crate::model::Model;
 use crate::request::JobSpec;
 use crate::self_kv::KvCodec;
+use crate::start;
 use crate::text::workspace_bytes;
 
 /// Latents that exist at once while a step is taken: the sample, the last sample and two predictions, and the three that
@@ -21,7 +22,8 @@ const F32_BYTES: usize = size_of::<f32>();
 /// together, and of pages what the tiers below cannot take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
-    text_bytes: usize,
+    /// Before the first step: encoding a prompt, or frames to go on from.
+    first_bytes: usize,
     /// Of a step or a latent frame, without pages.
     stage_bytes: usize,
     pages: Pages,
@@ -55,7 +57,7 @@ impl Needs {
         let [cond, uncond] = prompt_tokens;
         let rows = cond.max(uncond) + 1;
         let config = blueprint.description.text();
-        let text_workspace_bytes = workspace_bytes(config, rows);
+        let text_workspace_bytes = workspace_bytes(blueprint, rows);
         let decode_workspace_bytes = decode::workspace_bytes(blueprint, spec);
 
         let embedding_bytes = 2 * rows * config.d_model * F32_BYTES;
@@ -65,6 +67,10 @@ impl Needs {
         };
         let group = |component| blueprint.group_bytes(component).max().unwrap_or(0);
         let text = text_workspace_bytes + embedding_bytes + group(Component::TextEncoder);
+        // Frames that the video goes on from are encoded before its first step.
+        let start = spec.start_from.as_ref().map_or(0, |_| {
+            start::workspace_bytes(blueprint, spec) + embedding_bytes + group(Component::VaeEncoder)
+        });
         // Frames that a slot commits stand beside those they replace.
         let features = 2 * blueprint.decoder.slot_bytes(height, width);
         let cross_kv_bytes =
@@ -86,12 +92,12 @@ impl Needs {
         let pages = Pages::new(blueprint, spec, frame_tokens);
         // The thread that reads weights ahead may be in the middle of one group whatever comes next.
         let read_ahead = if experts[0] == experts[1] { 0 } else { over(experts, group) };
-        Self { text_bytes: text, stage_bytes: denoise.max(decode) + read_ahead, pages }
+        Self { first_bytes: text.max(start), stage_bytes: denoise.max(decode) + read_ahead, pages }
     }
 
     /// The least Device tier in which the job finishes without help from the tiers below.
     pub(crate) fn device_bytes(&self) -> u64 {
-        self.text_bytes.max(self.stage_bytes + self.pages.all_bytes) as u64
+        self.first_bytes.max(self.stage_bytes + self.pages.all_bytes) as u64
     }
 
     /// The least Device tier in which the job finishes beside tiers of these budgets.
@@ -99,7 +105,17 @@ impl Needs {
         let host_bytes = usize::try_from(host_bytes).unwrap_or(usize::MAX);
         let below = self.pages.below_bytes(host_bytes, disk);
         let on_device = self.pages.all_bytes.saturating_sub(below).max(self.pages.staged_bytes);
-        self.text_bytes.max(self.stage_bytes + on_device) as u64
+        self.first_bytes.max(self.stage_bytes + on_device) as u64
+    }
+
+    /// Bytes of the host that the job's pages may come to need beside a device of this budget: those that find no room there, and
+    /// one group more that comes down before another one has left.
+    pub(crate) fn host_bytes_for_pages(&self, device_bytes: u64) -> u64 {
+        let device_bytes = usize::try_from(device_bytes).unwrap_or(usize::MAX);
+        match self.pages.all_bytes.saturating_sub(device_bytes.saturating_sub(self.stage_bytes)) {
+            0 => 0,
+            below => (below + 2 * self.pages.group_pages * self.pages.page_bytes) as u64,
+        }
     }
 
     /// All pages of keys and values that the job keeps at once, in the device's bytes.
@@ -121,6 +137,17 @@ impl Needs {
         }
         Ok(())
     }
+}
+
+/// Room below the device for a job's bytes outside the cache, as long as nothing must leave for them, nor will have to for pages
+/// that admission found room for there.
+pub(crate) fn spare_room(model: &Model, job: &Job, needs: &Needs, bytes: u64) -> Option<Reservation> {
+    let counters = model.counters();
+    let [device, host] = [Tier::Device, Tier::Host].map(|tier| counters.tier(tier));
+    let promised = needs.host_bytes_for_pages(device.budget_bytes).min(host.budget_bytes);
+    let still_to_come = promised.saturating_sub(job.usage().bytes[Tier::Host]);
+    let spare_bytes = host.budget_bytes.saturating_sub(host.used_bytes).saturating_sub(still_to_come);
+    (spare_bytes >= bytes).then(|| job.reserve(&[(Tier::Host, bytes)]).ok()).flatten()
 }
 
 impl Pages {
@@ -194,7 +221,8 @@ pub(crate) fn pass_workspace_bytes(
     let latent_bytes = channels * frames * height * width * F32_BYTES;
     let tokens = frames * (height / 2) * (width / 2);
     let branches = spec.branches(expert).len();
-    blueprint.expert(expert).workspace_bytes(tokens, branches) + 2 * latent_bytes
+    let turned_bytes = blueprint.description.turned_bytes(blueprint.serving(expert));
+    blueprint.expert(expert).workspace_bytes(tokens, branches) + 2 * latent_bytes + turned_bytes
 }
 
 fn over(components: [Component; 2], bytes: impl Fn(Component) -> usize) -> usize {

@@ -1,4 +1,5 @@
-//! Pages on their way home: asked for before their layer reads them, brought by a thread of their own.
+//! Keys and values on their way home, of the text and of earlier frames: asked for before their layer reads them, brought by a
+//! thread of their own.
 //!
 //! While layer l computes, the pages of the layers behind it arrive. What is under way and what arrives are the two
 //! staging buffers of a device that cannot hold all pages: admission keeps room for both.
@@ -7,12 +8,16 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use evanesce_cache::{Fetcher, Job, Key};
+use evanesce_wan::checkpoint::Rollout;
+use evanesce_wan::weights::Component;
 
 use crate::adapt::Adapt;
 use crate::blocks::reach;
+use crate::blueprint::Blueprint;
 use crate::error::EngineError;
 use crate::features;
 use crate::itinerary::Itinerary;
+use crate::keys;
 use crate::model::Model;
 use crate::request::JobSpec;
 
@@ -76,17 +81,33 @@ fn serve(wanted: &Receiver<Wanted>) {
     }
 }
 
-/// Whether the decoder's kept frames are asked for at a layer of a pass: as many layers before the end of a block's last pass as
-/// pages are asked for ahead. They may have made room for pages.
-pub(crate) fn asks_for_features(
+/// What a layer of a pass reads that may have left the device, in the order in which it does: keys and values of the text for
+/// both branches, then pages of earlier frames for one branch after the other.
+pub(crate) fn read_by_layer(
+    blueprint: &Blueprint,
     spec: &JobSpec,
+    rollout: Rollout,
+    (expert, block, layer): (Component, usize, usize),
+) -> Vec<Key> {
+    let frames = reach(rollout, spec.block(block).frames.start).frames;
+    let owner = blueprint.context_of(rollout, expert);
+    let codecs = spec.page_codecs();
+    let branches = spec.branches(expert);
+    let text = branches.iter().map(|branch| keys::cross_kv(expert, *branch, layer));
+    let pages = branches.iter().flat_map(|branch| {
+        frames.iter().map(move |frame| codecs.page_read((owner, *branch), layer, *frame, block).0)
+    });
+    text.chain(pages).collect()
+}
+
+/// Whether the decoder's kept frames are asked for at a layer of a pass: in the last layers of a block's last pass, as many as
+/// pages are asked for ahead. They may have made room for pages. Each of these layers asks, since a full queue drops requests.
+pub(crate) fn asks_for_features(
     itinerary: &Itinerary,
     (block, pass): (usize, usize),
     (layer, layers): (usize, usize),
 ) -> bool {
-    let is_last = block + 1 == spec.n_blocks();
-    let commits = if is_last { 0 } else { itinerary.commits() };
-    pass + 1 == spec.steps() + commits && layer == layers.saturating_sub(LAYERS_AHEAD)
+    pass + 1 == itinerary.passes_of(block) && layer + LAYERS_AHEAD >= layers
 }
 
 /// A pass of a block, as the pages of what comes after it are asked for.
@@ -109,7 +130,7 @@ impl Ahead<'_> {
     /// pass of a block ends.
     pub(crate) fn request_behind(&self, layer: usize) {
         let layers = self.layers();
-        if asks_for_features(self.spec, self.itinerary, (self.block, self.pass), (layer, layers)) {
+        if asks_for_features(self.itinerary, (self.block, self.pass), (layer, layers)) {
             let first = self.spec.block(self.block).frames.start;
             let keys = features::read_by(&self.model.blueprint.decoder, self.spec, first);
             self.model.porter.request(self.job.fetcher(), keys);
@@ -136,7 +157,7 @@ impl Ahead<'_> {
     }
 
     fn following(&self) -> Option<Self> {
-        if self.pass + 1 < self.itinerary.passes() {
+        if self.pass + 1 < self.itinerary.passes_of(self.block) {
             return Some(Self { pass: self.pass + 1, ..*self });
         }
         let next = Self { pass: 0, block: self.block + 1, is_next_block: true, ..*self };
@@ -147,17 +168,8 @@ impl Ahead<'_> {
         let Some(rollout) = self.spec.rollout.filter(|_| layer < self.layers()) else { return };
         let rollout =
             if self.is_next_block { self.adapt.next_rollout(rollout) } else { self.adapt.rollout(rollout) };
-        let frames = reach(rollout, self.spec.block(self.block).frames.start).frames;
-        let expert = self.itinerary.passing(self.pass);
-        let owner = self.model.blueprint.context_of(rollout, expert);
-        if frames.is_empty() {
-            return;
-        }
-        let codecs = self.spec.page_codecs();
-        let keys = self.spec.branches(expert).iter().flat_map(|branch| {
-            let key = move |frame: &usize| codecs.page_read((owner, *branch), layer, *frame, self.block).0;
-            frames.iter().map(key)
-        });
-        self.model.porter.request(self.job.fetcher(), keys.collect());
+        let at = (self.itinerary.passing(self.pass), self.block, layer);
+        let keys = read_by_layer(&self.model.blueprint, self.spec, rollout, at);
+        self.model.porter.request(self.job.fetcher(), keys);
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 use evanesce_cache::{Job, Tier};
 use evanesce_wan::WanError;
+use evanesce_wan::weights::Component;
 
 use crate::blueprint::Blueprint;
 use crate::bytes::as_f32;
@@ -54,5 +55,6 @@ impl Decode<'_> {
 /// Bytes that decoding one latent frame takes beyond weights, kept frames and the latent, at most.
 pub(crate) fn workspace_bytes(blueprint: &Blueprint, spec: &JobSpec) -> usize {
     let picture_bytes = 4 * spec.height * spec.width * 3 * size_of::<f32>();
-    blueprint.decoder.workspace_bytes(spec.height / 8, spec.width / 8) + 2 * picture_bytes
+    let turned_bytes = blueprint.description.turned_bytes(Component::VaeDecoder);
+    blueprint.decoder.workspace_bytes(spec.height / 8, spec.width / 8) + 2 * picture_bytes + turned_bytes
 }

@@ -108,9 +108,9 @@ impl Denoise<'_> {
         let mut velocity = self.scratch.take(as_f32(&sample).len());
         self.velocity(step, as_f32(&sample), &mut velocity)?;
         let mut next = Next::new(self.spec, step, velocity.len(), self.scratch);
-        let [one, two] = [1, 2].map(|back| self.find(LatentRole::Prediction, step.checked_sub(back)));
+        let [one, two] = [1, 2].map(|back| self.find(LatentRole::Prediction, step, back));
         let predictions = [one?, two?];
-        let last_sample = self.find(LatentRole::LastSample, step.checked_sub(1))?;
+        let last_sample = self.find(LatentRole::LastSample, step, 1)?;
         let noise = self.step_noise(step, velocity.len());
         let input = StepInput {
             noise: noise.as_deref(),
@@ -134,14 +134,13 @@ impl Denoise<'_> {
         self.spec.schedule.draws_noise(step).then(|| step_noise(self.spec.seed, block, at, len))
     }
 
-    /// What an earlier step kept for this one, if it did. What was kept and is lost is an error, not a shorter history.
-    fn find(&self, role: LatentRole, at: Option<usize>) -> Result<Option<Lease>> {
-        let Some(key) = at.map(|at| keys::latent(role, at)) else { return Ok(None) };
-        if self.job.contains(&key) {
-            self.job.try_get(&key).map(Some).map_err(EngineError::cache)
-        } else {
-            Ok(None)
-        }
+    /// What the step `back` steps earlier kept for this one, if it did. What was kept and is lost is an error, not a shorter
+    /// history.
+    fn find(&self, role: LatentRole, step: usize, back: usize) -> Result<Option<Lease>> {
+        let Some(at) = step.checked_sub(back) else { return Ok(None) };
+        let keeps = self.spec.schedule.keeps(at);
+        let kept_steps = if role == LatentRole::Prediction { keeps.x0_steps } else { keeps.corrected_steps };
+        (kept_steps >= back).then(|| self.read(role, at)).transpose()
     }
 
     fn read(&self, role: LatentRole, at: usize) -> Result<Lease> {
@@ -328,7 +327,7 @@ impl Next {
             }
         }
         if sample_steps > 1 && denoise.block.at + 1 < spec.n_blocks() {
-            let commit = spec.steps() + denoise.itinerary.commits() - 1;
+            let commit = denoise.itinerary.passes_of(denoise.block.at) - 1;
             let read_by = denoise.itinerary.end_of_step(denoise.block.at, commit);
             denoise.job.announce(parts[0].0, Uses::once(read_by));
         }
@@ -350,7 +349,8 @@ fn put_final(denoise: &Denoise<'_>, sample: &[f32]) -> Result<()> {
     let &Denoise { job, spec, block, itinerary, .. } = denoise;
     for frame in block.frames.clone() {
         let key = keys::latent(LatentRole::Final, frame);
-        let commits = (0..itinerary.commits()).map(|at| itinerary.end_of_step(block.at, spec.steps() + at));
+        let commits =
+            (0..itinerary.commits_of(block.at)).map(|at| itinerary.end_of_step(block.at, spec.steps() + at));
         for read_by in commits.chain([itinerary.end_of_latent_frame(frame)]) {
             job.announce(key, Uses::once(read_by));
         }

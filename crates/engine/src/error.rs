@@ -77,11 +77,18 @@ impl EngineError {
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Request(_) | Self::Budget { .. } | Self::Video(_) | Self::File { .. } => Fault::Input,
+            Self::Request(_) | Self::Budget { .. } | Self::File { .. } => Fault::Input,
+            // A place where the video cannot be, one that is full among them.
+            Self::Video(
+                VideoError::Settings(_)
+                | VideoError::Output { .. }
+                | VideoError::Input { .. }
+                | VideoError::Io { .. },
+            ) => Fault::Input,
             Self::Model(WanError::Checkpoint { .. } | WanError::Request(_) | WanError::Io { .. }) => {
                 Fault::Input
             }
-            Self::Model(_) | Self::Cache(_) | Self::Snapshot(_) => Fault::Internal,
+            Self::Model(_) | Self::Video(_) | Self::Cache(_) | Self::Snapshot(_) => Fault::Internal,
             Self::Cancelled => Fault::Cancelled,
         }
     }
@@ -89,3 +96,19 @@ impl EngineError {
 
 /// This crate's result.
 pub type Result<T> = std::result::Result<T, EngineError>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_can_mend_is_theirs_and_a_failing_encoder_is_ours() {
+        let fault = |error: VideoError| EngineError::from(error).fault();
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        assert_eq!(fault(VideoError::Io { path: "out.mp4".into(), source: full }), Fault::Input);
+        assert_eq!(fault(VideoError::Settings(String::new())), Fault::Input);
+        assert_eq!(fault(VideoError::Encoder { frame: 3, reason: String::new() }), Fault::Internal);
+        assert_eq!(fault(VideoError::State("its encoder panicked")), Fault::Internal);
+        assert_eq!(EngineError::Cancelled.fault(), Fault::Cancelled);
+    }
+}

@@ -54,9 +54,9 @@ impl Itinerary {
         self.experts[step]
     }
 
-    /// How many commits end a block.
-    pub(crate) fn commits(&self) -> usize {
-        self.experts.len() - self.steps
+    /// How many commits end a block: none where no block follows that could see it.
+    pub(crate) fn commits_of(&self, block: usize) -> usize {
+        self.passes_of(block) - self.steps
     }
 
     /// The component of a commit.
@@ -93,8 +93,8 @@ impl Itinerary {
     }
 
     /// How many passes of a block there are: its steps, then its commits.
-    pub(crate) fn passes(&self) -> usize {
-        self.experts.len()
+    pub(crate) fn passes_of(&self, block: usize) -> usize {
+        if block + 1 < self.blocks.count() { self.experts.len() } else { self.steps }
     }
 
     /// The component of a pass.
@@ -126,16 +126,16 @@ impl Itinerary {
         if block >= self.blocks.count() {
             return;
         }
-        let first = self.first_unit(block);
+        let (first, passes) = (self.first_unit(block), self.passes_of(block));
         let mut at = 0;
-        while at < self.experts.len() {
-            let run = self.run_from(at);
+        while at < passes {
+            let run = self.run_from(at).min(passes - at);
             self.announce_component(blueprint, job, self.experts[at], first + at as u64, run as u64);
             self.announce_pages(blueprint, spec, job, block, at, run as u64);
             at += run;
         }
-        let frames = self.blocks.decoded(block).len();
-        self.announce_component(blueprint, job, Component::VaeDecoder, first + at as u64, frames as u64);
+        let (frames, decoding) = (self.blocks.decoded(block).len(), first + self.experts.len() as u64);
+        self.announce_component(blueprint, job, Component::VaeDecoder, decoding, frames as u64);
     }
 
     fn announce_component(
@@ -192,7 +192,7 @@ impl Itinerary {
 
     fn unit(&self, block: usize, at: usize) -> Position {
         let unit = self.first_unit(block) + at as u64;
-        let next = match self.experts.get(at + 1) {
+        let next = match self.experts[..self.passes_of(block)].get(at + 1) {
             Some(next) => Some((*next, unit + 1)),
             None if block + 1 < self.blocks.count() => Some((self.experts[0], self.first_unit(block + 1))),
             None => None,

@@ -71,7 +71,9 @@ pub(crate) fn weights(fingerprint: &[u8], id: GroupId) -> ContentKey {
     ContentKey::of(Kind::Weights, &[fingerprint, &place])
 }
 
-/// The embedding of some tokens by one text encoder.
+/// The embedding of some tokens by one text encoder, as this version computes it: it may be kept for longer than the program
+/// runs.
 pub(crate) fn embedding(fingerprint: &[u8], ids: &[u32]) -> ContentKey {
-    ContentKey::of(Kind::TextEmbedding, &[fingerprint, bytemuck::cast_slice(ids)])
+    let version = env!("CARGO_PKG_VERSION").as_bytes();
+    ContentKey::of(Kind::TextEmbedding, &[fingerprint, bytemuck::cast_slice(ids), version])
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use evanesce_cache::{Budgets, Cache, Counters, Disk, Job, Reservation, Tier};
+use evanesce_cache::{Budgets, Cache, Counters, Disk, Tier};
 use evanesce_wan::checkpoint::Checkpoint;
 use evanesce_wan::text::{TextEncoder, Tokenizer};
 use evanesce_wan::transformer::Transformer;
@@ -53,6 +53,7 @@ impl Model {
 
     fn open_over(directory: &Path, cache: Cache) -> Result<Self> {
         let checkpoint = Arc::new(Checkpoint::open(directory)?);
+        let tokenizer = open_tokenizer(&checkpoint)?;
         let fingerprints = checkpoint.components().map(|c| Ok((c, checkpoint.fingerprint(c)?)));
         let fingerprints = fingerprints.collect::<Result<_>>()?;
         let blueprint = Blueprint::new(checkpoint.description().clone(), fingerprints).ok_or_else(|| {
@@ -61,7 +62,7 @@ impl Model {
         let blueprint = Arc::new(blueprint);
         let weights = Weights::new(Arc::clone(&checkpoint), Arc::clone(&blueprint), cache.clone())?;
         Ok(Self {
-            tokenizer: Tokenizer::open(checkpoint.tokenizer_path())?,
+            tokenizer,
             text: TextEncoder::new(checkpoint.text().clone()),
             blueprint,
             weights,
@@ -111,14 +112,6 @@ impl Model {
         &self.cache
     }
 
-    /// Room below the device for a job's bytes outside the cache, as long as nothing must leave for them.
-    pub(crate) fn spare_room(&self, job: &Job, bytes: u64) -> Option<Reservation> {
-        let counters = self.cache.counters();
-        let host = counters.tier(Tier::Host);
-        let is_spare = host.budget_bytes.saturating_sub(host.used_bytes) >= bytes;
-        is_spare.then(|| job.reserve(&[(Tier::Host, bytes)]).ok()).flatten()
-    }
-
     /// The least bytes of the Device tier in which the job finishes: what to plan for before it starts.
     ///
     /// # Errors
@@ -150,4 +143,16 @@ impl Model {
     pub(crate) fn expert(&self, component: Component) -> &Transformer {
         self.blueprint.expert(component)
     }
+}
+
+/// The tokenizer of `checkpoint`, whose ids must be rows of the text encoder's table.
+fn open_tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
+    let path = checkpoint.tokenizer_path();
+    let tokenizer = Tokenizer::open(path)?;
+    let (ids, rows) = (tokenizer.vocab_size(), checkpoint.text().vocab_size);
+    if ids > rows {
+        let message = format!("has {ids} tokens, expected at most {rows}, the text encoder's vocab_size");
+        return Err(EngineError::file(path, message));
+    }
+    Ok(tokenizer)
 }

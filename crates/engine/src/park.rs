@@ -21,14 +21,15 @@ impl JobRun<'_> {
     /// Sends the pages of the expert that is not at work below the device. Bytes that left the device.
     pub fn demote_cold(&mut self) -> u64 {
         let at_work = match self.phase_to_save() {
+            Phase::Noise { .. } => Some(self.itinerary.passing(0)),
             Phase::Step { at, .. } => Some(self.itinerary.passing(at)),
             Phase::Commit { at, .. } => Some(self.itinerary.committing(at)),
-            Phase::Prompt { .. }
-            | Phase::Noise { .. }
-            | Phase::LatentFrame { .. }
-            | Phase::Close
-            | Phase::Done => None,
+            Phase::Prompt { .. } | Phase::LatentFrame { .. } | Phase::Close | Phase::Done => None,
         };
+        // Experts may share their pages.
+        let blueprint = &self.model.blueprint;
+        let at_work =
+            at_work.zip(self.spec.rollout).map(|(expert, rollout)| blueprint.context_of(rollout, expert));
         let is_hot = |key: &Key| at_work.is_some_and(|expert| keys::is_of_expert(key, expert));
         self.demote(|owned| owned.key.kind == Kind::SelfKv && !is_hot(&owned.key))
     }
@@ -36,10 +37,6 @@ impl JobRun<'_> {
     /// Parks the job: what it can compute again is given up, and everything else leaves the device, as far as the tiers below can
     /// take it. Entries come home as they are read, so the next unit resumes it. Bytes that it still owns on the device.
     pub fn park(&mut self) -> u64 {
-        // Pictures that wait are counted below the device, where room is wanted now.
-        if let Some(outputs) = &self.outputs {
-            outputs.drain();
-        }
         let phase = self.phase_to_save();
         self.go_on_with_prompts(phase);
         self.drop_recomputable();
@@ -51,6 +48,11 @@ impl JobRun<'_> {
         }
         self.demote(|_| true);
         self.scratch = Scratch::default();
+        if let Some(outputs) = self.outputs.as_ref().filter(|_| self.job.usage().bytes[Tier::Device] > 0) {
+            // Pictures that wait take room below the device that the job's entries want now.
+            outputs.drain();
+            self.demote(|_| true);
+        }
         self.job.usage().bytes[Tier::Device]
     }
 

@@ -12,7 +12,7 @@ use evanesce_wan::weights::Component;
 use serde::{Deserialize, Serialize};
 
 use crate::adapt::Adapt;
-use crate::admission::Needs;
+use crate::admission::{Needs, spare_room};
 use crate::ahead::Ahead;
 use crate::blocks::Block;
 use crate::calibration::{Assignment, Budget, Measurement};
@@ -115,6 +115,8 @@ pub struct JobRun<'m> {
     prompts: Vec<Prompt>,
     pub(crate) job: Job,
     measured: Option<Measurement>,
+    /// What admission found that the job takes.
+    pub(crate) needs: Needs,
     /// Blocks that the video begins with and that are not made here.
     blocks_given: usize,
     /// What threads work in, and a step's results before they are entries.
@@ -128,11 +130,14 @@ impl<'m> JobRun<'m> {
     /// What is wrong with the request, in one sentence.
     pub fn admit(model: &'m Model, request: Request, outputs: Outputs, cancel: CancelToken) -> Result<Self> {
         let spec = JobSpec::new(request, &model.checkpoint)?;
-        Needs::new(&model.blueprint, &spec, model.prompt_tokens(&spec)?).check(model)?;
+        let needs = Needs::new(&model.blueprint, &spec, model.prompt_tokens(&spec)?);
+        needs.check(model)?;
         let channels = model.checkpoint.vae().z_dim();
         if let Some(path) = &spec.noise_in {
             // Read again when it is needed: noise is not an entry before the job has begun.
-            read_noise(path, &spec.noise_shape(channels))?;
+            for frame in 0..spec.denoised_frames() {
+                read_noise(path, spec.noise_shape(channels), frame..frame + 1)?;
+            }
         }
         let blocks_given = spec.start_from.as_ref().map_or(Ok(0), |path| start::blocks_given(path, &spec))?;
         let outputs = OpenOutputs::open(outputs, &spec, channels)?;
@@ -154,6 +159,7 @@ impl<'m> JobRun<'m> {
             prompts: Vec::new(),
             job,
             measured: None,
+            needs,
             blocks_given,
             scratch: Scratch::default(),
             spec,
@@ -237,7 +243,7 @@ impl<'m> JobRun<'m> {
         let (block, fits) = match phase {
             Phase::Noise { block } => (block, true),
             Phase::Step { block, at } => (block, at < self.spec.steps()),
-            Phase::Commit { block, at } => (block, at < self.itinerary.commits()),
+            Phase::Commit { block, at } => (block, at < self.itinerary.commits_of(block)),
             Phase::LatentFrame { at } => (self.spec.block_of(at), at < frames),
             Phase::Close => (n_blocks - 1, true),
             Phase::Prompt { .. } | Phase::Done => (0, false),
@@ -321,8 +327,8 @@ impl<'m> JobRun<'m> {
             return Ok(Phase::Prompt { at: at + 1 });
         }
         observer.on_event(Event::Finished { stage: Stage::Text });
-        if let Phase::Step { .. } | Phase::Commit { .. } = self.after_prompts {
-            let n_units = self.spec.steps() + self.itinerary.commits();
+        if let Phase::Step { block, .. } | Phase::Commit { block, .. } = self.after_prompts {
+            let n_units = self.itinerary.passes_of(block);
             observer.on_event(Event::Started { stage: Stage::Denoise, n_units });
         }
         Ok(self.after_prompts)
@@ -339,24 +345,14 @@ impl<'m> JobRun<'m> {
             let (block, is_next_block) = (block.at, false);
             Ahead { model, spec, job, itinerary, adapt, is_next_block, block, pass: 0 }.request_first();
         }
-        let n_units = self.spec.steps() + self.itinerary.commits();
+        let n_units = self.itinerary.passes_of(block.at);
         observer.on_event(Event::Started { stage: Stage::Denoise, n_units });
         if block.at < self.blocks_given {
             return self.begin_given(block, observer);
         }
         let channels = self.model.checkpoint.vae().z_dim();
         let noise = match &self.spec.noise_in {
-            Some(path) => {
-                let shape = self.spec.noise_shape(channels);
-                let all = read_noise(path, &shape)?;
-                let [_, frames, height, width] = shape;
-                let plane = height * width;
-                let wanted = block.frames.start * plane..block.frames.end * plane;
-                all.chunks_exact(frames * plane)
-                    .flat_map(|channel| &channel[wanted.clone()])
-                    .copied()
-                    .collect()
-            }
+            Some(path) => read_noise(path, self.spec.noise_shape(channels), block.frames.clone())?,
             None => {
                 let shape = self.spec.block_shape(channels, block);
                 initial_noise(self.spec.block_seed(block.at), shape.iter().product())
@@ -376,7 +372,7 @@ impl<'m> JobRun<'m> {
             self.job.step();
         }
         self.write_latents(block)?;
-        if self.itinerary.commits() > 0 {
+        if self.itinerary.commits_of(block.at) > 0 {
             return Ok(Phase::Commit { block: block.at, at: 0 });
         }
         Ok(self.begin_decoding(block, observer))
@@ -389,7 +385,7 @@ impl<'m> JobRun<'m> {
             return Ok(Phase::Step { block: block.at, at: at + 1 });
         }
         self.write_latents(block)?;
-        if self.itinerary.commits() > 0 && block.at + 1 < self.spec.n_blocks() {
+        if self.itinerary.commits_of(block.at) > 0 {
             return Ok(Phase::Commit { block: block.at, at: 0 });
         }
         // Nothing reads the prompts after the last block.
@@ -400,7 +396,7 @@ impl<'m> JobRun<'m> {
     fn commit(&mut self, block: &Block, at: usize, observer: &mut dyn Observer) -> Result<Phase> {
         self.denoising(block)?.commit(at)?;
         observer.on_event(Event::Advanced { stage: Stage::Denoise, done_units: self.spec.steps() + at + 1 });
-        if at + 1 < self.itinerary.commits() {
+        if at + 1 < self.itinerary.commits_of(block.at) {
             return Ok(Phase::Commit { block: block.at, at: at + 1 });
         }
         Ok(self.begin_decoding(block, observer))
@@ -449,10 +445,9 @@ impl<'m> JobRun<'m> {
         let pictures = Decode { model, spec, job, itinerary }.take(at)?;
         observer.on_event(Event::Encoding(true));
         let outputs = self.outputs.as_mut().ok_or_else(closed)?;
-        let room = outputs
-            .are_pooled()
-            .then(|| self.model.spare_room(&self.job, 4 * pictures.len() as u64))
-            .flatten();
+        let pictures_bytes = 4 * pictures.len() as u64;
+        let room =
+            outputs.are_pooled().then(|| spare_room(model, job, &self.needs, pictures_bytes)).flatten();
         outputs.push(pictures, room)?;
         observer.on_event(Event::Encoding(false));
         let block = self.spec.block(self.spec.block_of(at));

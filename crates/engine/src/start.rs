@@ -7,7 +7,9 @@ use evanesce_cache::{Job, Lifetime, PutSpec, Tier, Uses};
 use evanesce_wan::WanError;
 use evanesce_wan::checkpoint::ContextSample;
 use evanesce_wan::vae::{Encoder, MapSlots};
+use evanesce_wan::weights::Component;
 
+use crate::blueprint::Blueprint;
 use crate::bytes::write_f32;
 use crate::error::{EngineError, Result};
 use crate::itinerary::Itinerary;
@@ -68,9 +70,7 @@ pub(crate) fn put(
     let blocks = blocks_given(path, spec)?;
     let n_frames = spec.blocks().frames(blocks - 1).end;
     let encoder = Encoder::new(model.checkpoint.vae().clone());
-    let picture_bytes = 4 * height * width * 3 * size_of::<f32>();
-    let kept_bytes = encoder.slot_bytes(height / 8, width / 8) + 2 * picture_bytes;
-    let scratch_bytes = encoder.workspace_bytes(height / 8, width / 8) + kept_bytes;
+    let scratch_bytes = workspace_bytes(&model.blueprint, spec);
     let scratch = job.reserve(&[(Tier::Device, scratch_bytes as u64)]).map_err(EngineError::cache)?;
     let weights = model.weights.for_job(job, itinerary.step(0, 0), &model.waits);
     let slots = MapSlots::default();
@@ -78,7 +78,8 @@ pub(crate) fn put(
         let first = if frame == 0 { 0 } else { 4 * frame - 3 };
         let count = if frame == 0 { 1 } else { 4 };
         let picture = height * width * 3;
-        let numbers = read_tensor(path, "frames", first * picture..(first + count) * picture)?;
+        let numbers =
+            read_tensor(path, "frames", std::iter::once(first * picture..(first + count) * picture))?;
         let numbers: Vec<f32> = numbers.into_iter().map(|x| x * 2.0 - 1.0).collect();
         let pictures =
             Tensor::from_vec(numbers, (count, height, width, 3), &Device::Cpu).map_err(WanError::from)?;
@@ -90,10 +91,20 @@ pub(crate) fn put(
     Ok(())
 }
 
+/// Bytes that encoding the frames takes beyond weights, at most.
+pub(crate) fn workspace_bytes(blueprint: &Blueprint, spec: &JobSpec) -> usize {
+    let (height, width) = (spec.height, spec.width);
+    let encoder = Encoder::new(blueprint.description.vae().clone());
+    let picture_bytes = 4 * height * width * 3 * size_of::<f32>();
+    let kept_bytes = encoder.slot_bytes(height / 8, width / 8) + 2 * picture_bytes;
+    let turned_bytes = blueprint.description.turned_bytes(Component::VaeEncoder);
+    encoder.workspace_bytes(height / 8, width / 8) + kept_bytes + turned_bytes
+}
+
 fn put_latent(spec: &JobSpec, job: &Job, itinerary: &Itinerary, frame: usize, latent: &[f32]) -> Result<()> {
     let key = keys::latent(LatentRole::Final, frame);
     let block = spec.block_of(frame);
-    let commits = (0..itinerary.commits()).map(|at| itinerary.end_of_step(block, spec.steps() + at));
+    let commits = (0..itinerary.commits_of(block)).map(|at| itinerary.end_of_step(block, spec.steps() + at));
     for read_by in commits.chain([itinerary.end_of_latent_frame(frame)]) {
         job.announce(key, Uses::once(read_by));
     }

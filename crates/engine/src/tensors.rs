@@ -12,16 +12,19 @@ use tempfile::NamedTempFile;
 
 use crate::error::{EngineError, Result};
 
-/// Reads `noise`, f32, of exactly `shape`.
+/// Reads some latent frames of `noise`, f32, which is of exactly this shape: channels, latent frames, height, width. No others
+/// are read.
 ///
 /// # Errors
 /// When the file cannot be read, is no safetensors file, or holds anything else under that name.
-pub(crate) fn read_noise(path: &Path, shape: &[usize]) -> Result<Vec<f32>> {
+pub(crate) fn read_noise(path: &Path, shape: [usize; 4], wanted: Range<usize>) -> Result<Vec<f32>> {
     let got = read_shape(path, "noise")?;
     if got != shape {
         return Err(EngineError::file(path, format!("`noise` is F32 {got:?}; expected F32 {shape:?}")));
     }
-    read_tensor(path, "noise", 0..shape.iter().product())
+    let [channels, frames, height, width] = shape;
+    let place = |channel: usize, frame: usize| (channel * frames + frame) * height * width;
+    read_tensor(path, "noise", (0..channels).map(|c| place(c, wanted.start)..place(c, wanted.end)))
 }
 
 /// The shape of an f32 tensor of a file.
@@ -32,23 +35,31 @@ pub(crate) fn read_shape(path: &Path, name: &str) -> Result<Vec<usize>> {
     Ok(locate(path, name)?.1.shape)
 }
 
-/// Some numbers of an f32 tensor of a file, by their places in row-major order; no others are read.
+/// Some numbers of an f32 tensor of a file, one range of places in row-major order after the other; no others are read.
 ///
 /// # Errors
 /// As [`read_noise`], and when one of them is not finite.
-pub(crate) fn read_tensor(path: &Path, name: &str, places: Range<usize>) -> Result<Vec<f32>> {
+pub(crate) fn read_tensor(
+    path: &Path,
+    name: &str,
+    places: impl IntoIterator<Item = Range<usize>>,
+) -> Result<Vec<f32>> {
     let (mut file, entry) = locate(path, name)?;
-    let first = places.start;
-    let mut bytes = vec![0; 4 * places.len()];
-    file.seek(SeekFrom::Start(entry.offset_bytes + 4 * first as u64))
-        .and_then(|_| file.read_exact(&mut bytes))
-        .map_err(|error| EngineError::file(path, error))?;
-    let numbers: Vec<f32> =
-        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    let Some(at) = numbers.iter().position(|x| !x.is_finite()) else { return Ok(numbers) };
-    let message =
-        format!("`{name}` holds {} at position {}; expected finite numbers", numbers[at], first + at);
-    Err(EngineError::file(path, message))
+    let (mut numbers, mut bytes) = (Vec::new(), Vec::new());
+    for range in places {
+        bytes.resize(4 * range.len(), 0);
+        file.seek(SeekFrom::Start(entry.offset_bytes + 4 * range.start as u64))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(|error| EngineError::file(path, error))?;
+        let begin = numbers.len();
+        numbers.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        if let Some(at) = numbers[begin..].iter().position(|x| !x.is_finite()) {
+            let (number, place) = (numbers[begin + at], range.start + at);
+            let message = format!("`{name}` holds {number} at position {place}; expected finite numbers");
+            return Err(EngineError::file(path, message));
+        }
+    }
+    Ok(numbers)
 }
 
 /// An f32 tensor in its file.
@@ -196,13 +207,17 @@ mod tests {
     fn what_is_written_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("noise.safetensors");
-        let mut writer = TensorWriter::create(&path, "noise", &[2, 3]).unwrap();
-        writer.push([0.0, 1.5, -2.0]).unwrap();
-        writer.push([3.0, 4.0, 5.0]).unwrap();
+        let mut writer = TensorWriter::create(&path, "noise", &[2, 3, 1, 2]).unwrap();
+        writer.push([0.0, 1.5, -2.0, 3.0, 4.0, 5.0]).unwrap();
+        writer.push([6.0, 7.0, 8.0, 9.0, f32::NAN, 11.0]).unwrap();
         writer.finish().unwrap();
-        assert_eq!(read_noise(&path, &[2, 3]).unwrap(), [0.0, 1.5, -2.0, 3.0, 4.0, 5.0]);
-        let wrong = read_noise(&path, &[3, 2]).unwrap_err().to_string();
-        assert!(wrong.contains("[2, 3]") && wrong.contains("[3, 2]"), "{wrong}");
+        let frames = |wanted| read_noise(&path, [2, 3, 1, 2], wanted);
+        assert_eq!(frames(0..2).unwrap(), [0.0, 1.5, -2.0, 3.0, 6.0, 7.0, 8.0, 9.0]);
+        assert_eq!(frames(1..2).unwrap(), [-2.0, 3.0, 8.0, 9.0]);
+        let wrong = frames(2..3).unwrap_err().to_string();
+        assert!(wrong.contains("NaN at position 10"), "{wrong}");
+        let wrong = read_noise(&path, [3, 2, 1, 2], 0..1).unwrap_err().to_string();
+        assert!(wrong.contains("[2, 3, 1, 2]") && wrong.contains("[3, 2, 1, 2]"), "{wrong}");
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 use evanesce_cache::{Job, Lease, Tier};
 use evanesce_wan::WanError;
-use evanesce_wan::text::{TOKENS_MAX, Umt5Config};
+use evanesce_wan::text::TOKENS_MAX;
 use evanesce_wan::transformer::TextRows;
 use evanesce_wan::weights::Component;
 
+use crate::blueprint::Blueprint;
 use crate::bytes::as_f32;
 use crate::error::{EngineError, Result};
 use crate::keys;
@@ -58,16 +59,17 @@ pub(crate) fn encode(model: &Model, job: &Job, position: Position, text: &str) -
 
 /// Rows of the tokens' embedding.
 fn compute(model: &Model, job: &Job, position: Position, ids: &[u32]) -> Result<Vec<f32>> {
-    let workspace = workspace_bytes(model.text.config(), ids.len()) as u64;
+    let workspace = workspace_bytes(&model.blueprint, ids.len()) as u64;
     let _scratch = job.reserve(&[(Tier::Device, workspace)]).map_err(EngineError::cache)?;
     let rows = model.text.encode(&model.weights.for_job(job, position, &model.waits), ids)?;
     Ok(rows.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(WanError::from)?)
 }
 
 /// Bytes that encoding `n_tokens` tokens takes beyond weights, at most: the residual stream, its normed copy, queries, keys,
-/// values and what attention gives, both halves of the feed-forward layer, and the position biases.
-pub(crate) fn workspace_bytes(config: &Umt5Config, n_tokens: usize) -> usize {
+/// values and what attention gives, both halves of the feed-forward layer, the position biases, and what turning weights takes.
+pub(crate) fn workspace_bytes(blueprint: &Blueprint, n_tokens: usize) -> usize {
+    let config = blueprint.description.text();
     let row = 4 * config.d_model + 4 * config.inner_dim() + 2 * config.d_ff;
     let biases = 2 * config.num_heads * n_tokens * n_tokens;
-    size_of::<f32>() * (n_tokens * row + biases)
+    size_of::<f32>() * (n_tokens * row + biases) + blueprint.description.turned_bytes(Component::TextEncoder)
 }

@@ -1,10 +1,11 @@
-//! The whole run against WanPipeline of diffusers: same directory, same prompt, same seed.
+//! The whole run against WanPipeline of diffusers: same directory, same prompt, same seed. And a directory that cannot run.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod support;
 
 use evanesce_engine::progress::Event;
-use evanesce_engine::{Outputs, Request};
+use evanesce_engine::{Fault, Model, Outputs, Request};
+use support::tree::copy_tree;
 use support::{AMPLE, Kept, golden, open, psnr_db, relative_error, request, run, tensor};
 
 fn check_against_diffusers(request: Request) {
@@ -44,4 +45,28 @@ fn noise_from_a_file_gives_what_diffusers_gives() {
     let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &bytes).unwrap();
     safetensors::serialize_to_file([("noise", view)], None, &path).unwrap();
     check_against_diffusers(Request { noise_in: Some(path), seed: 0, ..request() });
+}
+
+#[test]
+fn a_tokenizer_with_more_tokens_than_the_text_encoder_knows_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_tree(&golden("checkpoint"), dir.path());
+    let path = dir.path().join("tokenizer/tokenizer.json");
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let mut add = |words: std::ops::Range<u32>| {
+        for id in words {
+            tokenizer["model"]["vocab"][format!("word{id}")] = id.into();
+        }
+        std::fs::write(&path, tokenizer.to_string()).unwrap();
+        Model::open(dir.path(), AMPLE)
+    };
+    // There are 25, and a table of 32 rows.
+    add(25..32).unwrap();
+    let error = add(32..33).unwrap_err();
+    assert_eq!(error.fault(), Fault::Input);
+    let message = error.to_string();
+    assert!(
+        message.contains("tokenizer.json") && message.contains("has 33 tokens, expected at most 32"),
+        "{message}"
+    );
 }

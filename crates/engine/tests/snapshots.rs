@@ -423,6 +423,27 @@ fn a_parked_job_leaves_the_device_and_goes_on_as_if_nothing_had_happened() {
 }
 
 #[test]
+fn only_pages_of_the_expert_that_rests_are_cold() {
+    for (context, rest) in [("per_expert", true), ("shared", false)] {
+        let scene = Scene::causal();
+        let path = scene.causal.as_ref().unwrap().path().join("model_index.json");
+        let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        index["evanesce"]["causal"]["context"] = context.into();
+        std::fs::write(path, index.to_string()).unwrap();
+        let model = scene.open(AMPLE);
+        let mut job = scene.admit(&model, Kept::default().outputs());
+        // Before the second block's noise, the high-noise expert is about to read the first one's pages.
+        while job.position().block == 0 {
+            assert!(job.advance(&mut Silent).unwrap().is_more());
+        }
+        let pages = |tier| model.counters().kind(Kind::SelfKv).bytes[tier];
+        let all_bytes = pages(Tier::Device);
+        assert_eq!(job.demote_cold() > 0, rest, "{context}");
+        assert_eq!(pages(Tier::Device), if rest { all_bytes / 2 } else { all_bytes }, "{context}");
+    }
+}
+
+#[test]
 fn smaller_pages_and_windows_take_effect_with_the_next_block_and_are_undone() {
     let scene = Scene::causal();
     let model = scene.open(AMPLE);

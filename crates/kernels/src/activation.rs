@@ -33,6 +33,17 @@ pub fn gated_gelu(gate: &mut [f32], up: &[f32]) {
     tasks::each(gate, CHUNK, share, |i, chunk| gated(isa, chunk, &up[i * CHUNK..]));
 }
 
+/// Brings every number into `low..=high`, in place; NaN stays NaN.
+///
+/// # Panics
+/// When `low` is not at most `high`.
+pub fn clamp(x: &mut [f32], low: f32, high: f32) {
+    assert!(low <= high, "clamp: low must be at most high");
+    let isa = Isa::current();
+    let share = Share::from_work(x.len(), 2 * CHUNK);
+    tasks::each(x, CHUNK, share, |_, chunk| clamped(isa, chunk, low, high));
+}
+
 by_isa! {
     /// Applies `act` on the calling thread.
     pub(crate) fn apply(x: &mut [f32], act: Activation) = apply_inner
@@ -54,4 +65,13 @@ by_isa! {
 #[inline(always)]
 fn gated_inner(gate: &mut [f32], up: &[f32]) {
     gate.iter_mut().zip(up).for_each(|(g, u)| *g = gelu_tanh(*g) * u);
+}
+
+by_isa! {
+    fn clamped(x: &mut [f32], low: f32, high: f32) = clamped_inner
+}
+
+#[inline(always)]
+fn clamped_inner(x: &mut [f32], low: f32, high: f32) {
+    x.iter_mut().for_each(|v| *v = v.clamp(low, high));
 }

@@ -4,7 +4,7 @@ mod keys;
 mod outside;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -316,11 +316,22 @@ const KEYS: &[&str] = &[
 ];
 
 impl Config {
-    /// Reads a configuration.
+    /// Reads a configuration whose paths are as they stand there, and checks it.
     ///
     /// # Errors
     /// One sentence: a key that is not known and the nearest that is, a value of the wrong type, or one out of range.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config = Self::read(text, Path::new(""))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads a configuration of which more may be said elsewhere, so that nothing but its form is checked yet. Paths that it
+    /// names are taken from `directory` on.
+    ///
+    /// # Errors
+    /// One sentence: a key that is not known and the nearest that is, or a value of the wrong type.
+    pub fn read(text: &str, directory: &Path) -> Result<Self, ConfigError> {
         let table: toml::Table =
             text.parse().map_err(|error: toml::de::Error| ConfigError(one_line(&error)))?;
         refuse_unknown("", &table, TOP)?;
@@ -349,8 +360,17 @@ impl Config {
                 refuse_unknown("keys.", key, KEYS)?;
             }
         }
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError(one_line(&error)))?;
-        config.check()?;
+        let mut config: Self = toml::from_str(text).map_err(|error| ConfigError(one_line(&error)))?;
+        if table.contains_key("data") {
+            config.data = directory.join(config.data);
+        }
+        // A program without a directory is looked for where programs are.
+        let program = config.encoder.ffmpeg.as_mut().filter(|program| program.components().count() > 1);
+        for path in
+            [config.model.as_mut(), config.webhooks.certificates.as_mut(), program].into_iter().flatten()
+        {
+            *path = directory.join(&*path);
+        }
         Ok(config)
     }
 
@@ -461,6 +481,23 @@ mod tests {
     use super::*;
     use crate::clock::UnixMs;
     use crate::job::Class;
+
+    #[test]
+    fn paths_of_a_file_are_relative_to_it_and_defaults_are_not() {
+        let read = |text: &str| Config::read(text, Path::new("/etc/evanesce")).unwrap();
+        assert_eq!(read("").data, Config::default().data);
+        let named = read(
+            "data = \"jobs\"\nmodel = \"/models/wan\"\n[webhooks]\ncertificates = \"authority.pem\"\n[encoder]\nffmpeg = \"ffmpeg\"",
+        );
+        assert_eq!(named.data, Path::new("/etc/evanesce/jobs"));
+        assert_eq!(named.model.as_deref(), Some(Path::new("/models/wan")));
+        assert_eq!(named.webhooks.certificates.as_deref(), Some(Path::new("/etc/evanesce/authority.pem")));
+        assert_eq!(named.encoder.ffmpeg.as_deref(), Some(Path::new("ffmpeg")));
+        let beside = read("[encoder]\nffmpeg = \"bin/ffmpeg\"").encoder.ffmpeg;
+        assert_eq!(beside.as_deref(), Some(Path::new("/etc/evanesce/bin/ffmpeg")));
+        // What flags may still change is not refused yet.
+        assert!(read("listen = \"0.0.0.0:80\"").check().is_err());
+    }
 
     #[test]
     fn the_printed_configuration_is_the_default_one_and_names_every_key() {

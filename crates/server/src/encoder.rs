@@ -12,6 +12,9 @@ use evanesce_engine::video::{
     FrameSink, Mp4Writer, Result, SinkState, VideoError, VideoSettings, VideoSummary,
 };
 
+/// How much of a program's words is read when it has ended: the last line of them is told.
+const WORDS_BYTES_MAX: u64 = 4096;
+
 /// What makes the files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Encoder {
@@ -74,6 +77,8 @@ struct Piped {
     frames: usize,
     /// All frames so far, as the program got them.
     spool: NamedTempFile,
+    /// What the program says. A file and no pipe: nobody reads it before the end, and a full pipe would stop the program.
+    said: File,
 }
 
 impl Piped {
@@ -92,14 +97,17 @@ impl Piped {
             "rgb24",
         ]);
         command.args(["-video_size", &size, "-framerate", &rate, "-i", "pipe:0"]).args(arguments).arg(path);
-        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        // The program is started last, so that whatever fails before leaves none behind.
         let directory = path.parent().unwrap_or(Path::new("."));
-        let spool = tempfile::Builder::new().prefix(".frames-").tempfile_in(directory);
-        let spool = spool.map_err(|source| VideoError::Io { path: path.to_path_buf(), source })?;
+        let unwritable = |source| VideoError::Io { path: path.to_path_buf(), source };
+        let spool = tempfile::Builder::new().prefix(".frames-").tempfile_in(directory).map_err(unwritable)?;
+        let said = tempfile::tempfile_in(directory).map_err(unwritable)?;
+        let words = Stdio::from(said.try_clone().map_err(unwritable)?);
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(words).spawn();
         let mut child = spawned.map_err(|error| failed(0, &format!("it cannot be run: {error}")))?;
         let input = child.stdin.take();
-        let path = path.to_path_buf();
-        Ok(Self { child, input, path, settings, rgb: vec![0; settings.frame_len()], frames: 0, spool })
+        let (path, rgb) = (path.to_path_buf(), vec![0; settings.frame_len()]);
+        Ok(Self { child, input, path, settings, rgb, frames: 0, spool, said })
     }
 
     /// Gives the frame in `rgb` to the program, and keeps it.
@@ -128,14 +136,22 @@ impl Piped {
 
     /// What it said before it ended.
     fn last_words(&mut self) -> String {
-        // Without its input it ends, and what it has said can be read to the end.
+        // Without its input it ends, and has said everything.
         drop(self.input.take());
-        let mut said = String::new();
-        if let Some(mut stderr) = self.child.stderr.take() {
-            drop(stderr.read_to_string(&mut said));
-        }
-        said.lines().last().unwrap_or("it says nothing").to_owned()
+        drop(self.child.wait());
+        let line = last_line(&mut self.said).ok().flatten();
+        line.unwrap_or_else(|| "it says nothing".to_owned())
     }
+}
+
+/// The last line with something in it, as far as it lies in the last few KiB.
+fn last_line(said: &mut File) -> io::Result<Option<String>> {
+    let said_bytes = said.seek(SeekFrom::End(0))?;
+    said.seek(SeekFrom::Start(said_bytes.saturating_sub(WORDS_BYTES_MAX)))?;
+    let mut tail = Vec::new();
+    said.take(WORDS_BYTES_MAX).read_to_end(&mut tail)?;
+    let tail = String::from_utf8_lossy(&tail);
+    Ok(tail.lines().rfind(|line| !line.trim().is_empty()).map(str::to_owned))
 }
 
 fn failed(frame: usize, reason: &str) -> VideoError {
@@ -272,6 +288,62 @@ mod tests {
         let error =
             refused.map_or_else(|| video.finish().unwrap_err().to_string(), |error| error.to_string());
         assert!(error.contains("external encoder") && error.contains("no_such_codec"), "{error}");
+    }
+
+    /// A program that begins to read, says far more than a pipe holds, reads on, and says as much again. Its video is what it was given.
+    const TALKATIVE: &str = r#"#!/bin/sh
+status=0
+for video; do if [ "$video" = fails ]; then status=3; fi; done
+talk() { head -c 250000 /dev/zero | tr '\0' x >&2; echo >&2; }
+dd bs=6144 count=1 2>/dev/null >"$video"
+talk
+cat >>"$video"
+talk
+echo 'that was all' >&2
+exit $status
+"#;
+
+    /// Writes a program that can be run. A shell writes it: a file that this process has open for writing could be refused as busy.
+    fn program(path: &Path, text: &str) {
+        let write = r#"printf '%s' "$1" >"$2" && chmod +x "$2""#;
+        let status = Command::new("sh").args(["-c", write, "sh", text]).arg(path).status().unwrap();
+        assert!(status.success());
+    }
+
+    #[test]
+    fn a_program_that_talks_a_lot_is_not_stopped_by_it_and_its_last_line_is_told() {
+        let (dir, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let talkative = programs.path().join("talkative");
+        program(&talkative, TALKATIVE);
+        let path = dir.path().join("video.mp4");
+        let settings = VideoSettings::new(64, 32, 16);
+        for arguments in [vec![], vec!["fails".to_owned()]] {
+            let fails = !arguments.is_empty();
+            let encoder = Encoder::Ffmpeg { program: talkative.clone(), arguments };
+            let (mut video, _) = encoder.open(&path, settings).unwrap();
+            // More than a pipe holds, too.
+            for _ in 0..20 {
+                video.push(&vec![0.5; settings.frame_len()]).unwrap();
+            }
+            let finished = video.finish();
+            if fails {
+                let error = finished.unwrap_err().to_string();
+                assert!(error.ends_with("the external encoder: that was all (exit status: 3)"), "{error}");
+            } else {
+                assert_eq!(finished.unwrap().bytes, 20 * 6144);
+            }
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "frames and words are gone");
+        }
+    }
+
+    #[test]
+    fn of_what_was_said_the_last_line_is_read_and_not_much_of_it() {
+        let mut said = tempfile::tempfile().unwrap();
+        assert_eq!(last_line(&mut said).unwrap(), None);
+        said.write_all(b"first\nlast\n \n").unwrap();
+        assert_eq!(last_line(&mut said).unwrap().as_deref(), Some("last"));
+        said.write_all(&vec![b'x'; 100_000]).unwrap();
+        assert_eq!(last_line(&mut said).unwrap().map(|line| line.len()), Some(4096));
     }
 
     #[test]

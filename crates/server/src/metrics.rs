@@ -224,9 +224,9 @@ impl Metrics {
         out.head(
             "evanesce_snapshot_age_seconds",
             "gauge",
-            "Work that a power cut would cost: since the oldest last snapshot of a job under way.",
+            "Work that a power cut would cost: from the last snapshot of a job under way to its last unit, at most.",
         );
-        out.line("evanesce_snapshot_age_seconds", counted.snapshot_age_s(UnixMs::now()));
+        out.line("evanesce_snapshot_age_seconds", counted.snapshot_age_s());
         out.0
     }
 }
@@ -290,13 +290,15 @@ fn write_times(out: &mut Text, counted: &Counted) {
 }
 
 impl Counted {
-    /// Since when some job under way has not been kept, or since its first unit; 0 when there is none.
-    fn snapshot_age_s(&self, now: UnixMs) -> f64 {
-        let last = self.stages.iter().filter_map(|(job, stages)| {
+    /// From when a job under way was kept, or began, to its last unit: the most of all jobs. One that is parked does no work that
+    /// could be lost.
+    fn snapshot_age_s(&self) -> f64 {
+        let ages = self.stages.iter().filter_map(|(job, stages)| {
             let begun = stages.iter().map(|stage| stage.began).min()?;
-            Some(self.kept.get(job).copied().unwrap_or(begun))
+            let last = stages.iter().map(|stage| stage.ended).max()?;
+            Some(last.ms_since(self.kept.get(job).copied().unwrap_or(begun)))
         });
-        last.min().map_or(0.0, |oldest| now.ms_since(oldest) as f64 / 1000.0)
+        ages.max().map_or(0.0, |age_ms| age_ms as f64 / 1000.0)
     }
 }
 

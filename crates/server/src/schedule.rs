@@ -134,6 +134,8 @@ pub struct Entry {
     pub place: Place,
     /// It can be parked in its snapshot: it stands where one can be taken.
     pub can_be_saved: bool,
+    /// There was nowhere to park it: it is not parked before it has done another unit.
+    pub stays: bool,
     /// Whose it is, if they may have only so many jobs begun at once.
     pub share: Option<Share>,
 }
@@ -162,6 +164,7 @@ impl Entry {
             swap: 0,
             place: Place::Queue,
             can_be_saved: true,
+            stays: false,
             share: None,
         }
     }
@@ -274,9 +277,20 @@ impl Schedule {
         }
     }
 
+    /// Lets a job that could not be parked do another unit before that is tried again; whether it can do one.
+    pub fn keep_there(&mut self, seq: Seq) -> bool {
+        let can_go_on = self.jobs.get(&seq).is_some_and(|entry| self.can_run(entry));
+        if let Some(entry) = self.jobs.get_mut(&seq) {
+            entry.stays = can_go_on;
+        }
+        can_go_on
+    }
+
     /// Notes that a job had a unit that took so long: its class has been served, the others have gone without.
     pub fn served(&mut self, seq: Seq, took: i64) {
-        let Some(served) = self.jobs.get(&seq).map(|entry| entry.class) else { return };
+        let Some(entry) = self.jobs.get_mut(&seq) else { return };
+        entry.stays = false;
+        let served = entry.class;
         for class in Class::ALL {
             let waits = class != served && self.jobs.values().any(|entry| entry.class == class);
             let without = &mut self.without[class as usize];
@@ -491,6 +505,9 @@ impl Schedule {
 
     /// Where a job can be parked.
     fn berth(&self, seq: Seq, entry: &Entry) -> Option<Place> {
+        if entry.stays {
+            return None;
+        }
         let parked = |class: Class| -> u64 {
             let there = self.jobs.values().filter(|entry| entry.place == Place::Host && entry.class == class);
             there.map(|entry| entry.held_bytes).sum()

@@ -6,7 +6,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use evanesce_engine::video::EncoderPool;
@@ -16,6 +15,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::{oneshot, watch};
 
 use crate::api::access::{Access, LOCAL};
+use crate::api::pollers::Pollers;
 use crate::api::{App, router};
 use crate::board::Board;
 use crate::clock::UnixMs;
@@ -147,11 +147,15 @@ impl Service {
         for job in &requeued.queued {
             note(&job.id, "waits again after the service ended while it was made");
         }
+        // What expired while no service ran is gone before anybody can ask for it; its files have no job then.
+        while shared.expire(UnixMs::now(), SWEEP_JOBS).await?.len() == SWEEP_JOBS as usize {}
         remove_orphans(&*shared, &*videos).await?;
         let waiting = shared.queued().await?;
         let active: BTreeSet<_> = waiting.iter().map(|job| job.id.to_string()).collect();
         let retained = terms.keeper.retain(|id| active.contains(id));
         retained.map_err(io_error("cannot remove a leftover snapshot"))?;
+        // All that can be wrong is known before the engine claims a job.
+        let (access, courier) = (Access::new(&config.keys, &config.cors_origins)?, courier(&config)?);
         let means = Means {
             model: Arc::clone(&model),
             store: Arc::clone(&shared),
@@ -172,8 +176,8 @@ impl Service {
             model_name: terms.model_name.clone(),
             board,
             metrics,
-            access: Access::new(&config.keys, &config.cors_origins)?,
-            courier: courier(&config)?,
+            access,
+            courier,
             limits: config.limits,
             queue_limits: QueueLimits {
                 total: config.queue.jobs_max,
@@ -183,10 +187,8 @@ impl Service {
             reports,
             stopping,
             started: UnixMs::now(),
-            n_polls: AtomicU32::new(0),
+            pollers: Pollers::new(),
         };
-        // What expired while no service ran is gone before anybody can ask for it.
-        sweep(&app).await?;
         Ok(Self { address, app: Arc::new(app), listener, stop, engine_ended, store, _lock: lock })
     }
 

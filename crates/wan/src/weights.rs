@@ -78,6 +78,15 @@ impl TensorSpec {
         }
     }
 
+    /// Bytes of scratch in which the matrix is turned into panels wherever it is used, at most; none where it lies in panels.
+    pub(crate) fn turned_bytes(&self) -> usize {
+        let [outputs, inputs] = self.matrix();
+        match self.order {
+            Order::Rows => evanesce_kernels::turned_bytes(outputs, inputs),
+            Order::Panels => 0,
+        }
+    }
+
     /// Brings the tensor's `bytes`, row-major as in the checkpoint, into its order.
     pub fn settle(&self, bytes: &mut [u8]) {
         if self.order == Order::Panels {

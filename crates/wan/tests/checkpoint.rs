@@ -12,7 +12,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use directory::{Stored, copy_of, diffusers_directory, drawn, edit_json, safetensors, stored};
-use evanesce_wan::checkpoint::{Checkpoint, Layout};
+use evanesce_wan::checkpoint::{Checkpoint, Description, Layout};
 use evanesce_wan::schedule::{Grid, Solver};
 use evanesce_wan::transformer::{Branch, NoCrossKv, TextRows, Transformer};
 use evanesce_wan::weights::{Component, GroupId, GroupSpec, MapSource, Order, WeightGroup, WeightSource};
@@ -274,6 +274,75 @@ fn a_fingerprint_changes_with_the_weights_and_with_the_tokenizer() {
     assert_eq!(print(Component::TextEncoder), text);
     fs::write(temp.path().join("tokenizer/tokenizer.json"), "{}").unwrap();
     assert_ne!(print(Component::TextEncoder), text);
+}
+
+#[test]
+fn a_fingerprint_changes_with_a_number_of_the_configuration_that_no_shape_follows_from() {
+    let temp = diffusers_directory();
+    let prints = || {
+        let checkpoint = Checkpoint::open(temp.path()).unwrap();
+        COMPONENTS.map(|component| checkpoint.fingerprint(component).unwrap())
+    };
+    for (file, field, value, of) in [
+        ("transformer/config.json", "eps", json!(1e-5), [Component::HighNoise; 2]),
+        (
+            "text_encoder/config.json",
+            "relative_attention_max_distance",
+            json!(64),
+            [Component::TextEncoder; 2],
+        ),
+        (
+            "vae/config.json",
+            "latents_mean",
+            json!([0.5, -0.25, 0.125, 1.0]),
+            [Component::VaeEncoder, Component::VaeDecoder],
+        ),
+    ] {
+        let before = prints();
+        edit_json(&temp.path().join(file), |config| config[field] = value);
+        for ((component, before), after) in COMPONENTS.into_iter().zip(before).zip(prints()) {
+            assert_eq!(before != after, of.contains(&component), "{component:?} after {field} of {file}");
+        }
+    }
+}
+
+#[test]
+fn a_fingerprint_looks_at_all_of_a_small_tensor_and_all_over_a_large_one() {
+    let temp = diffusers_directory();
+    let print = |tensors: &[Stored]| {
+        let path = temp.path().join("transformer/diffusion_pytorch_model.safetensors");
+        fs::write(path, safetensors(tensors)).unwrap();
+        Checkpoint::open(temp.path()).unwrap().fingerprint(Component::HighNoise).unwrap()
+    };
+    let tensors = drawn(Component::HighNoise);
+    let before = print(&tensors);
+    let changed = |name: &str, first: usize, bytes: usize| {
+        let mut tensors = tensors.clone();
+        let tensor = tensors.iter_mut().find(|tensor| tensor.name == name).unwrap();
+        tensor.bytes[first..first + bytes].iter_mut().for_each(|byte| *byte ^= 1);
+        print(&tensors) != before
+    };
+    // 32 x 24 numbers of two bytes are fewer than all samples.
+    for at in [0, 1, 700, 1535] {
+        assert!(changed("blocks.0.ffn.net.0.proj.weight", at, 1), "byte {at}");
+    }
+    // Of 144 x 24 there are samples with gaps of some 40 bytes.
+    for first in [0, 100, 1000, 3456, 5000, 6912 - 48] {
+        assert!(changed("condition_embedder.time_proj.weight", first, 48), "bytes from {first} on");
+    }
+    assert!(changed("condition_embedder.time_proj.weight", 6911, 1), "the last byte");
+}
+
+#[test]
+fn what_matrices_in_rows_are_turned_in_is_known_and_nothing_where_all_are_packed() {
+    let temp = diffusers_directory();
+    let checkpoint = Checkpoint::open(temp.path()).unwrap();
+    // Two panels of 16 outputs for the widest of those that have 24: `ffn.net.2` and the first of time, over 32 inputs.
+    assert_eq!(checkpoint.description().turned_bytes(Component::HighNoise), 2 * 16 * 32 * 4);
+    // Half precision is never packed.
+    assert!(checkpoint.description().turned_bytes(Component::VaeDecoder) > 0);
+    let published = Description::wan22_t2v_a14b();
+    assert_eq!(COMPONENTS.map(|component| published.turned_bytes(component)), [0; 5]);
 }
 
 #[test]

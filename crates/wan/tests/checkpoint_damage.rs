@@ -259,6 +259,18 @@ fn absurd_or_missing_numbers_in_the_transformer_s_configuration() {
 }
 
 #[test]
+fn texts_of_another_length_in_the_official_configuration() {
+    let file = "low_noise_model/config.json";
+    let with = |text_len: Value| {
+        let temp = copy_of("official");
+        edit_json(&temp.path().join(file), |config| config["text_len"] = text_len);
+        temp
+    };
+    refused(with(json!(226)).path(), &[file, "text_len is 226, expected 512"]);
+    Checkpoint::open(with(json!(null)).path()).unwrap();
+}
+
+#[test]
 fn parts_that_do_not_fit_each_other() {
     damaged(
         |dir| {

@@ -152,6 +152,53 @@ fn pickles_that_double_or_nest_without_end_take_no_more_than_their_length() {
     assert!(parse_pickle(long_text).unwrap_err().contains("ends in the middle"));
 }
 
+fn refused(pickle: &[u8], says: &str) {
+    let error = parse_pickle(pickle).unwrap_err();
+    assert!(error.contains(says), "{error}");
+}
+
+fn pickled_text(text: &str) -> Vec<u8> {
+    let length = u32::try_from(text.len()).unwrap().to_le_bytes();
+    [&b"X"[..], &length[..], text.as_bytes()].concat()
+}
+
+/// A dict of `items`, in which `h\x00` is the text `name` and `h\x01` a tensor in the storage `key` of the class `class`.
+fn pickled_dict(name: &str, [class, key]: [&str; 2], items: &[u8]) -> Vec<u8> {
+    [
+        &b"\x80\x02"[..],
+        &pickled_text(name)[..],
+        &b"q\x00ctorch._utils\n_rebuild_tensor_v2\n(("[..],
+        &pickled_text("storage")[..],
+        format!("ctorch\n{class}\n").as_bytes(),
+        &pickled_text(key)[..],
+        &b"tQK\x00K\x01\x85K\x01\x85tRq\x01}("[..],
+        items,
+        &b"u."[..],
+    ]
+    .concat()
+}
+
+#[test]
+fn a_pickle_cannot_grow_by_naming_one_text_many_times() {
+    let float = ["FloatStorage", "0"];
+    let pair = &b"h\x00h\x01"[..];
+    let tensors = parse_pickle(&pickled_dict("a", float, pair)).unwrap();
+    assert_eq!((tensors.len(), tensors[0].name.as_str()), (1, "a"));
+    refused(&pickled_dict("a", float, &pair.repeat(100_000)), "tensor a is in it more than once");
+
+    let long = "a".repeat(1 << 20);
+    let of_bytes = "a name of 1048576 bytes, expected at most 1024";
+    refused(&pickled_dict(&long, float, &pair.repeat(100_000)), of_bytes);
+    refused(&pickled_dict(&long, float, b"h\x00}(X\x01\x00\x00\x00ah\x01u"), of_bytes);
+    refused(&pickled_dict("a", [&long, "0"], pair), of_bytes);
+    refused(&pickled_dict("a", ["FloatStorage", &long], pair), of_bytes);
+    assert!(parse_pickle(&pickled_dict(&long[..1024], float, pair)).is_ok());
+
+    let numbered = |number: u32| [&pickled_text(&number.to_string())[..], &b"h\x01"[..]].concat();
+    let many: Vec<u8> = (0..65_537).flat_map(numbered).collect();
+    refused(&pickled_dict("a", float, &many), "more than 65536 tensors");
+}
+
 #[test]
 fn model_configurations() {
     let path = Path::new("hostile.json");
@@ -212,20 +259,22 @@ fn shards_in_a_checkpoint() {
 /// A dict of state dicts, as training writes it: each of them once, and nothing but tensors in it.
 #[test]
 fn a_pickle_cannot_grow_by_naming_one_dict_many_times() {
-    let says = |pickle: &[u8], expected: &str| {
-        let error = parse_pickle(pickle).unwrap_err();
-        assert!(error.contains(expected), "{error}");
-    };
     // {"a": {}, "b": the same {}}
-    says(
+    refused(
         b"\x80\x02}q\x00(X\x01\x00\x00\x00a}q\x01X\x01\x00\x00\x00bh\x01u.",
         "the dict b is in it more than once",
     );
     // A dict that holds itself.
-    says(b"\x80\x02}q\x00(X\x01\x00\x00\x00ah\x00u.", "the dict a is in it more than once");
+    refused(b"\x80\x02}q\x00(X\x01\x00\x00\x00ah\x00u.", "the dict a is in it more than once");
     // {"a": {"x": 1}}
-    says(b"\x80\x02}q\x00(X\x01\x00\x00\x00a}q\x01(X\x01\x00\x00\x00xK\x01uu.", "entry a.x is not a tensor");
+    refused(
+        b"\x80\x02}q\x00(X\x01\x00\x00\x00a}q\x01(X\x01\x00\x00\x00xK\x01uu.",
+        "entry a.x is not a tensor",
+    );
     // {"a": {"x": {}}}: state dicts do not nest deeper.
-    says(b"\x80\x02}q\x00(X\x01\x00\x00\x00a}q\x01(X\x01\x00\x00\x00x}q\x02uu.", "entry a.x is not a tensor");
+    refused(
+        b"\x80\x02}q\x00(X\x01\x00\x00\x00a}q\x01(X\x01\x00\x00\x00x}q\x02uu.",
+        "entry a.x is not a tensor",
+    );
     assert_eq!(parse_pickle(b"\x80\x02}q\x00(X\x01\x00\x00\x00a}q\x01u."), Ok(Vec::new()));
 }

@@ -58,7 +58,7 @@ fn planner(args: &PlanArgs) -> anyhow::Result<(String, Planner)> {
         Some(model) if model.as_os_str() == BUILT_IN => (BUILT_IN.to_owned(), Description::wan22_t2v_a14b()),
         Some(directory) => (directory.display().to_string(), open(directory)?),
         None => {
-            let directory = machine::shipped_model().ok_or_else(|| {
+            let directory = machine::shipped_model(machine::SHAPES).ok_or_else(|| {
                 let message =
                     "no checkpoint: the one that ships with evanesce was not found beside this program";
                 EngineError::Request(format!("{message}; name one with --model DIR, or --model {BUILT_IN}"))

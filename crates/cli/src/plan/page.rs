@@ -8,7 +8,8 @@ use html_escape::encode_text;
 
 use super::rates::Rates;
 use super::table;
-use crate::report::{Recorder, areas, document, write_page};
+use crate::output;
+use crate::report::{Recorder, areas, document};
 
 /// Writes the page to `path`, whole or not at all.
 ///
@@ -38,5 +39,5 @@ pub(super) fn write(name: &str, plan: &Plan, rates: &Rates, path: &Path) -> anyh
         encode_text(&table::lines(name, plan, rates).join("\n")),
         name = encode_text(name),
     );
-    write_page(path, &document(&format!("evanesce: a plan for {name}"), &body))
+    output::write(path, &document(&format!("evanesce: a plan for {name}"), &body))
 }

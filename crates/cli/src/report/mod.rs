@@ -7,7 +7,6 @@ mod waits;
 
 use std::path::Path;
 
-use anyhow::Context;
 use evanesce_engine::fidelity::Part;
 use evanesce_engine::progress::Stage;
 use evanesce_engine::report::KindReport;
@@ -18,6 +17,7 @@ use html_escape::encode_text;
 pub(crate) use recorder::{Recorder, Sample};
 pub(crate) use waits::Waits;
 
+use crate::output;
 use crate::progress::StageTimes;
 use crate::quantity::show_bytes;
 
@@ -45,7 +45,7 @@ impl Page<'_> {
     /// # Errors
     /// When the video cannot be read back or the page cannot be written.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        write_page(path, &self.html()?)
+        output::write(path, &self.html()?)
     }
 
     fn html(&self) -> anyhow::Result<String> {
@@ -214,24 +214,6 @@ pub(crate) fn document(title: &str, body: &str) -> String {
          <title>{}</title><style>{STYLE}</style></head><body>{body}</body></html>\n",
         encode_text(title)
     )
-}
-
-/// Writes a page to `path`, whole or not at all.
-///
-/// # Errors
-/// When it cannot be written.
-pub(crate) fn write_page(path: &Path, page: &str) -> anyhow::Result<()> {
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let cannot = || format!("cannot write the report {}", path.display());
-    let mut file = tempfile::Builder::new()
-        .prefix(".evanesce-")
-        .suffix(".part")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-        .tempfile_in(directory)
-        .with_context(cannot)?;
-    std::io::Write::write_all(&mut file, page.as_bytes()).with_context(cannot)?;
-    file.persist(path).with_context(cannot)?;
-    Ok(())
 }
 
 fn show(bytes: u64) -> String {

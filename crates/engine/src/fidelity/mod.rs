@@ -73,6 +73,15 @@ pub fn compare(a: &Path, b: &Path, block_frames: usize, fps: Option<f64>) -> Res
         .collect())
 }
 
+/// Frames, height and width of a video or a file of frames.
+///
+/// # Errors
+/// When it cannot be read, or is neither.
+pub fn shape_of(path: &Path) -> Result<[usize; 3]> {
+    let (frames, height, width) = Frames::open(path)?.shape();
+    Ok([frames, height, width])
+}
+
 /// The parts that a video of so many frames has.
 fn parts(frames: usize, block_frames: usize, fps: f64) -> Vec<(&'static str, Range<usize>)> {
     #[expect(

@@ -9,8 +9,8 @@ use evanesce_wan::weights::{Component, GroupId};
 use super::{Moved, UnitPlan, flop};
 use crate::adapt::Adapt;
 use crate::admission::pass_workspace_bytes;
-use crate::ahead::{LAYERS_AHEAD, asks_for_features};
-use crate::blocks::{Block, reach};
+use crate::ahead::{LAYERS_AHEAD, asks_for_features, read_by_layer};
+use crate::blocks::Block;
 use crate::blueprint::Blueprint;
 use crate::cross_kv::CrossPages;
 use crate::decode;
@@ -110,8 +110,7 @@ impl<'a> Rehearsal<'a> {
             }
         }
         let is_last = block.at + 1 == self.spec.n_blocks();
-        let commits = if is_last { 0 } else { self.itinerary.commits() };
-        for at in 0..commits {
+        for at in 0..self.itinerary.commits_of(block.at) {
             self.commit(block, at)?;
             self.note(Stage::Denoise, block.at, self.pass_flop(block, self.spec.steps() + at));
         }
@@ -161,7 +160,7 @@ impl<'a> Rehearsal<'a> {
             self.prompts.push(lease);
             return Ok(());
         }
-        let _scratch = self.reserve(workspace_bytes(config, tokens))?;
+        let _scratch = self.reserve(workspace_bytes(self.blueprint, tokens))?;
         let position = self.itinerary.prompt(at);
         for index in 0..self.blueprint.group_bytes(Component::TextEncoder).len() {
             drop(self.lease_group(Component::TextEncoder, index, position)?);
@@ -213,7 +212,7 @@ impl<'a> Rehearsal<'a> {
         for (role, at, steps, reads) in parts.into_iter().filter(|(_, _, steps, _)| *steps > 0) {
             let mut uses: Vec<_> = (step + 1..=step + reads).map(end).collect();
             if steps > reads && block.at + 1 < self.spec.n_blocks() {
-                uses.push(end(self.spec.steps() + self.itinerary.commits() - 1));
+                uses.push(end(self.itinerary.passes_of(block.at) - 1));
             }
             let lifetime = Lifetime::Steps(u32::try_from(steps).expect("at most 1000 steps"));
             self.put_latent(role, at, lifetime, self.block_bytes(block), &uses)?;
@@ -225,7 +224,7 @@ impl<'a> Rehearsal<'a> {
     fn put_final(&self, block: &Block) -> Result<()> {
         let frame_bytes = self.block_bytes(block) / block.frames.len();
         for (at, frame) in block.frames.clone().enumerate() {
-            let commits = (0..self.itinerary.commits())
+            let commits = (0..self.itinerary.commits_of(block.at))
                 .map(|at| self.itinerary.end_of_step(block.at, self.spec.steps() + at));
             let uses: Vec<_> = commits.chain([self.itinerary.end_of_latent_frame(frame)]).collect();
             let steps = u32::try_from(at + 1).expect("a video has fewer than 2^32 frames");
@@ -347,7 +346,7 @@ impl<'a> Rehearsal<'a> {
         let read = read?;
         if branch == BranchName::Cond {
             let layers = self.blueprint.expert(expert).config().layers;
-            if asks_for_features(self.spec, &self.itinerary, (block.at, pass), (layer, layers)) {
+            if asks_for_features(&self.itinerary, (block.at, pass), (layer, layers)) {
                 self.prefetch_features(block);
             }
             for behind in 1..=LAYERS_AHEAD {
@@ -367,7 +366,7 @@ impl<'a> Rehearsal<'a> {
         let Some(rollout) = self.spec.rollout else { return };
         let layers = self.blueprint.expert(self.itinerary.passing(pass)).config().layers;
         if let Some(behind) = layer.checked_sub(layers) {
-            if pass + 1 < self.itinerary.passes() {
+            if pass + 1 < self.itinerary.passes_of(block.at) {
                 self.prefetch_pages(block, pass + 1, behind);
             } else if block.at + 1 < self.spec.n_blocks() {
                 self.prefetch_pages(&self.spec.block(block.at + 1), 0, behind);
@@ -375,13 +374,9 @@ impl<'a> Rehearsal<'a> {
             return;
         }
         let expert = self.itinerary.passing(pass);
-        let owner = self.blueprint.context_of(rollout, expert);
         let fetcher = self.job.fetcher();
-        for branch in self.spec.branches(expert) {
-            let codecs = self.spec.page_codecs();
-            for frame in reach(rollout, block.frames.start).frames {
-                fetcher.prefetch(&codecs.page_read((owner, *branch), layer, frame, block.at).0);
-            }
+        for key in read_by_layer(self.blueprint, self.spec, rollout, (expert, block.at, layer)) {
+            fetcher.prefetch(&key);
         }
     }
 

@@ -10,6 +10,7 @@ use super::capture::{Capture, Copies, Written};
 use super::manifest::{Extent, Manifest, fingerprint};
 use super::{SnapshotError, SnapshotMode, SnapshotStore, Taken};
 use crate::adapt::Adapt;
+use crate::admission::spare_room;
 use crate::error::{EngineError, Result};
 use crate::output::SavedVideo;
 use crate::run::{JobRun, Phase};
@@ -81,13 +82,14 @@ impl JobRun<'_> {
         if let Some(taken) = self.last_taken() {
             return Ok(Captured::Known(taken));
         }
-        let Some(video) = self.save_video()? else { return Ok(Captured::Nothing) };
         let entries = self.entries_to_keep(mode);
         let fresh = entries.iter().filter(|owned| !self.kept.entries.contains_key(&owned.id));
         let fresh: Vec<_> = fresh.collect();
-        let fresh_bytes = fresh.iter().map(|owned| owned.len_bytes as u64).sum();
-        let Some(room) = self.model.spare_room(&self.job, fresh_bytes) else { return Ok(Captured::NoRoom) };
-        let copies = self.copy(&fresh, room)?;
+        let fresh_bytes = fresh.iter().map(|owned| owned.len_bytes).sum();
+        let room = spare_room(self.model, &self.job, &self.needs, fresh_bytes as u64);
+        let Some(room) = room else { return Ok(Captured::NoRoom) };
+        let Some(video) = self.save_video()? else { return Ok(Captured::Nothing) };
+        let copies = self.copy(&fresh, fresh_bytes, room)?;
         let capture = self.capture_of(entries, video, copies);
         self.is_captured = true;
         Ok(Captured::Copied(Box::new(capture)))
@@ -156,8 +158,8 @@ impl JobRun<'_> {
         Capture { manifest, at, entries, before: self.kept.clone(), video, copies }
     }
 
-    fn copy(&self, fresh: &[&Owned], room: Reservation) -> Result<Copies> {
-        let mut bytes = Vec::new();
+    fn copy(&self, fresh: &[&Owned], len_bytes: usize, room: Reservation) -> Result<Copies> {
+        let mut bytes = Vec::with_capacity(len_bytes);
         let mut places: BTreeMap<EntryId, Range<usize>> = BTreeMap::new();
         for owned in fresh {
             let lease = self.job.peek(&owned.key).map_err(EngineError::cache)?;

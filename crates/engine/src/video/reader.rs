@@ -62,7 +62,8 @@ impl Mp4Reader {
             parameter_sets.extend_from_slice(&START_CODE);
             parameter_sets.extend_from_slice(set);
         }
-        let samples = samples(table).ok_or_else(|| wrong(&"its index contradicts itself"))?;
+        let file_bytes = file.metadata().map_err(|error| wrong(&error))?.len();
+        let samples = samples(table, file_bytes).ok_or_else(|| wrong(&"its index contradicts itself"))?;
         if samples.is_empty() {
             return Err(wrong(&"it holds no frames of a finished video"));
         }
@@ -145,10 +146,15 @@ fn find_movie(file: &mut File) -> std::result::Result<Moov, String> {
     }
 }
 
-/// Place and length of every sample; `None` where the tables disagree.
-fn samples(table: &Stbl) -> Option<Vec<(u64, u32)>> {
+/// Place and length of every sample; `None` where the tables disagree, with each other or with the length of the file.
+fn samples(table: &Stbl, file_bytes: u64) -> Option<Vec<(u64, u32)>> {
     let sizes: Vec<u32> = match &table.stsz.samples {
-        StszSamples::Identical { count, size } => vec![*size; usize::try_from(*count).ok()?],
+        StszSamples::Identical { count, size } => {
+            // So many must be there before a list of them is made.
+            let all_bytes = u64::from(*count).checked_mul(u64::from(*size).max(1))?;
+            (all_bytes <= file_bytes).then_some(())?;
+            vec![*size; usize::try_from(*count).ok()?]
+        }
         StszSamples::Different { sizes } => sizes.clone(),
     };
     let chunks: Vec<u64> = match (&table.stco, &table.co64) {
@@ -184,4 +190,21 @@ fn append_units(stream: &mut Vec<u8>, mut sample: &[u8], length_bytes: usize) ->
         sample = rest;
     }
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use mp4_atom::{Stco, Stsz};
+
+    use super::*;
+
+    #[test]
+    fn a_table_of_more_samples_than_the_file_has_room_for_is_refused_before_it_is_made() {
+        let table = |count, size| {
+            let stsz = Stsz { samples: StszSamples::Identical { count, size } };
+            Stbl { stsz, stco: Some(Stco { entries: vec![0] }), ..Stbl::default() }
+        };
+        assert_eq!(samples(&table(u32::MAX, 4), 1000), None);
+        assert_eq!(samples(&table(u32::MAX, 0), 1000), None);
+    }
 }

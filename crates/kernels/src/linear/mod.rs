@@ -2,6 +2,8 @@
 
 mod tiles;
 
+pub use tiles::{PANEL_BYTES, turned_bytes};
+
 use crate::activation::Activation;
 use crate::isa::Isa;
 use crate::packed::PackedWeights;

@@ -28,10 +28,29 @@ const ENOUGH_TASKS: usize = 32;
 const FEW_ROWS: usize = 2 * MR;
 /// Panels of a tile of few rows.
 const FEW_PANELS: usize = 8;
-/// Bytes of weights turned into panels at a time.
-const PANEL_BYTES: usize = 8 << 20;
+/// Bytes of weights in rows that are turned into panels at a time, at most; one panel, of 16 outputs, where that alone takes
+/// more.
+pub const PANEL_BYTES: usize = 8 << 20;
 /// Multiply-adds below which threads cost more than they bring.
 const ALONE: usize = 1 << 18;
+
+/// Bytes of scratch in which a linear layer turns weights `[outputs, inputs]` that lie in rows into panels, at most: see
+/// [`PANEL_BYTES`]. Packed weights take none.
+#[must_use]
+pub fn turned_bytes(outputs: usize, inputs: usize) -> usize {
+    panels_at_once(outputs, inputs) * panel_bytes(inputs)
+}
+
+/// Panels that are turned at a time: all, or else whole tiles of them where one fits at all.
+fn panels_at_once(outputs: usize, inputs: usize) -> usize {
+    let fit = (PANEL_BYTES / panel_bytes(inputs).max(1)).max(1);
+    let in_tiles = if fit < TILE_PANELS { fit } else { fit - fit % TILE_PANELS };
+    in_tiles.min(outputs.div_ceil(NR))
+}
+
+fn panel_bytes(inputs: usize) -> usize {
+    inputs * NR * size_of::<f32>()
+}
 
 /// Computes a layer whose sizes have been checked; `out` is not empty.
 pub(super) fn run(
@@ -53,7 +72,7 @@ pub(super) fn run(
         Weight::Rows(values) if rows <= FEW_ROWS => call.few_rows(values),
         Weight::Rows(values) => {
             let panel_len = inputs * NR;
-            let at_once = (PANEL_BYTES / 4 / panel_len).max(1).next_multiple_of(TILE_PANELS).min(panels);
+            let at_once = panels_at_once(outputs, inputs);
             let mut turned = Scratch::current().take(at_once * panel_len);
             for first in (0..panels).step_by(at_once) {
                 let count = at_once.min(panels - first);

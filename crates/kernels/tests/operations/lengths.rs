@@ -3,9 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use evanesce_kernels::{
-    Activation, AttentionDims, Conv2dMode, Conv3d, KvSegment, LinearDims, Values, attend, attend_biased,
-    channel_norm, conv2d, conv3d_causal, gate_add, gated_gelu, layer_norm_affine, layer_norm_modulate,
-    linear, rms_norm, rotate,
+    Activation, AttentionDims, Conv2dMode, Conv3d, KvSegment, LinearDims, Values, add, attend, attend_biased,
+    channel_norm, clamp, conv2d, conv3d_causal, gate_add, gated_gelu, layer_norm_affine, layer_norm_modulate,
+    linear, rms_norm, rotate, split_pairs,
 };
 
 /// Asserts that `call` panics with `message` in its words.
@@ -108,6 +108,11 @@ fn norms_refuse_wrong_lengths() {
 fn pointwise_operations_refuse_wrong_lengths() {
     let out = || Z[..12].to_vec();
     refused("gated_gelu: gate and up", || gated_gelu(&mut out(), &Z[..11]));
+    refused("clamp: low must be at most high", || clamp(&mut out(), 1.0, -1.0));
+    refused("add: residual and update", || add(&mut out(), &Z[..11]));
+    refused("split_pairs: pairs and out", || split_pairs(&Z[..11], 2, 3, &mut out()));
+    refused("split_pairs: out must be [pairs, 2, 4, 3]", || split_pairs(&Z[..12], 4, 3, &mut out()));
+    refused("split_pairs: out must be [pairs, 2, 0, 3]", || split_pairs(&Z[..12], 0, 3, &mut out()));
     refused("gate_add: residual and update", || gate_add(&mut out(), &Z[..11], &Z[..3]));
     refused("gate_add: residual must be whole rows", || gate_add(&mut out(), &Z[..12], &Z[..5]));
     refused("rotate: cos and sin", || rotate(&mut out(), 2, 2, &Z[..3], &Z[..2]));

@@ -1,6 +1,6 @@
 use evanesce_kernels::{
-    Activation, Dtype, Epilogue, Isa, LinearDims, PackedWeights, Values, Weight, activate, gate_add, linear,
-    linear_then, pack_weights,
+    Activation, Dtype, Epilogue, Isa, LinearDims, PANEL_BYTES, PackedWeights, Scratch, Values, Weight,
+    activate, gate_add, linear, linear_then, pack_weights, turned_bytes,
 };
 use proptest::prelude::*;
 
@@ -159,7 +159,32 @@ fn it_agrees_with_its_definition_at_the_edges_of_every_tile() {
 
 #[test]
 fn weights_that_do_not_fit_the_panels_at_once_are_taken_in_turns() {
+    // Ten of 13 panels, then three; twelve, then one; and one after the other, with the bits of packed ones.
     check(49, 13_001, 200);
+    check(49, 10_001, 200);
+    let mut numbers = Numbers::new(9);
+    let dims = LinearDims { rows: 49, inputs: 65_538, outputs: 32 };
+    let (x, weight) = (numbers.many(49 * 65_538), numbers.many(65_538 * 32));
+    run(&x, Values::from(&weight[..]), None, dims);
+}
+
+/// Beside one tile of sums for the only worker.
+#[test]
+fn weights_in_rows_take_the_scratch_that_is_said() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread can be started");
+    for (inputs, outputs) in [(300, 277), (10_001, 200), (13_001, 200), (65_538, 32), (140_000, 17)] {
+        let dims = LinearDims { rows: 49, inputs, outputs };
+        let (x, weight) = (vec![0.5_f32; 49 * inputs], vec![0.25_f32; inputs * outputs]);
+        let mut out = poisoned(49 * outputs);
+        let scratch = Scratch::default();
+        pool.install(|| {
+            scratch.run(|| linear(&x, Values::from(&weight[..]), None, dims, &mut out));
+        });
+        let turned = turned_bytes(outputs, inputs);
+        let all = 4 * scratch.idle_numbers();
+        assert!((turned..=turned + 4 * 192 * 12 * 16).contains(&all), "{dims:?}: {all} bytes, said {turned}");
+        assert!(turned <= PANEL_BYTES.max(4 * 16 * inputs), "{dims:?}: {turned} bytes");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
-use evanesce_kernels::{Activation, activate, gate_add, gated_gelu, rotate};
+use evanesce_kernels::{Activation, activate, add, clamp, gate_add, gated_gelu, rotate, split_pairs};
 
 use crate::reference;
-use crate::support::{Numbers, assert_alike_on_any_threads, assert_near, bits, on_every_isa};
+use crate::support::{Numbers, assert_alike_on_any_threads, assert_near, bits, on_every_isa, poisoned};
 
 /// Where an exponential overflows in `f32`, its reciprocal is flushed to zero.
 const TINY: f64 = 4e-37;
@@ -83,6 +83,52 @@ fn a_gated_gelu_multiplies() {
 }
 
 #[test]
+fn a_clamp_moves_what_is_outside_to_the_border_and_nothing_else() {
+    let mut x: Vec<f32> = Numbers::new(11).many(40_001).iter().map(|v| v * 2.0).collect();
+    x.extend([f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1.0, -1.0, 0.0, -0.0]);
+    let out = on_every_isa("clamp", || {
+        let mut out = x.clone();
+        clamp(&mut out, -1.0, 1.0);
+        out
+    });
+    for (x, out) in x.iter().zip(&out) {
+        let expected = if x.abs() > 1.0 { 1.0_f32.copysign(*x) } else { *x };
+        assert!(out.to_bits() == expected.to_bits() || out.is_nan() && x.is_nan(), "{x} becomes {out}");
+    }
+}
+
+#[test]
+fn an_update_is_added_to_each_number() {
+    for count in [0, 1, 7, 33, 40_001] {
+        let (residual, update) = (Numbers::new(4).many(count), Numbers::new(5).many(count));
+        let out = on_every_isa("add", || {
+            let mut out = residual.clone();
+            add(&mut out, &update);
+            out
+        });
+        let expected: Vec<f32> = residual.iter().zip(&update).map(|(r, u)| r + u).collect();
+        assert_eq!(bits(&out), bits(&expected), "{count}");
+    }
+}
+
+#[test]
+fn pairs_of_frames_come_apart_pixel_by_pixel() {
+    for (pairs, pixels, channels) in [(1, 1, 1), (2, 3, 5), (3, 77, 48), (1, 2, 20_000)] {
+        let x = Numbers::new(12).many(2 * pairs * pixels * channels);
+        let out = on_every_isa("split_pairs", || {
+            let mut out = poisoned(x.len());
+            split_pairs(&x, pixels, channels, &mut out);
+            out
+        });
+        for (i, out) in out.iter().enumerate() {
+            let (frame, pixel, channel) = (i / channels / pixels, i / channels % pixels, i % channels);
+            let from = ((frame / 2 * pixels + pixel) * 2 + frame % 2) * channels + channel;
+            assert_eq!(*out, x[from], "number {i}");
+        }
+    }
+}
+
+#[test]
 fn a_gate_scales_each_update_before_it_is_added() {
     for (rows, width) in [(1, 1), (3, 7), (5, 192), (40, 1536), (1, 40_000)] {
         let (residual, update) = (Numbers::new(4).many(rows * width), Numbers::new(5).many(rows * width));
@@ -133,6 +179,15 @@ fn any_number_of_threads_gives_the_same_bits() {
         start(out);
         gated_gelu(out, &y);
     });
+    assert_alike_on_any_threads("clamp", x.len(), |out| {
+        start(out);
+        clamp(out, -0.5, 0.5);
+    });
+    assert_alike_on_any_threads("add", x.len(), |out| {
+        start(out);
+        add(out, &y);
+    });
+    assert_alike_on_any_threads("split_pairs", x.len(), |out| split_pairs(&x, 30, 50, out));
     assert_alike_on_any_threads("gate_add", x.len(), |out| {
         start(out);
         gate_add(out, &y, &y[..1000]);
@@ -147,6 +202,9 @@ fn any_number_of_threads_gives_the_same_bits() {
 fn nothing_is_done_to_nothing() {
     activate(&mut [], Activation::Silu);
     gated_gelu(&mut [], &[]);
+    clamp(&mut [], 0.0, 0.0);
+    add(&mut [], &[]);
+    split_pairs(&[], 0, 0, &mut []);
     gate_add(&mut [], &[], &[]);
     rotate(&mut [], 2, 4, &[], &[]);
     assert!(bits(&[]).is_empty());

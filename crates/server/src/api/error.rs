@@ -80,11 +80,30 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, Json(ErrorBody { error })).into_response();
         let headers = response.headers_mut();
         if let Some(delay) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(delay.as_secs().max(1)));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(delay)));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+}
+
+/// Seconds that are over only when `delay` is, and at least one: who comes back sooner is refused again.
+fn whole_seconds(delay: Duration) -> u64 {
+    delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_come_back_before_the_time() {
+        for (delay_ms, told) in [(0, "1"), (300, "1"), (1000, "1"), (1001, "2"), (4500, "5"), (5000, "5")] {
+            let full = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", "try again later");
+            let response = full.retry_after(Duration::from_millis(delay_ms)).into_response();
+            assert_eq!(response.headers()[header::RETRY_AFTER], told, "{delay_ms} ms");
+        }
     }
 }

@@ -19,7 +19,7 @@ use super::error::ApiError;
 use super::videos::find;
 use crate::board::Update;
 use crate::id::VideoId;
-use crate::wire::{ErrorBody, MemoryNow};
+use crate::wire::{DeletedVideo, ErrorBody, MemoryNow, Video};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -94,7 +94,11 @@ impl Listener {
             };
             let told = match update {
                 Ok(update) => self.told(&update),
-                Err(RecvError::Lagged(missed)) => Some(event("missed", &missed.to_string())),
+                Err(RecvError::Lagged(missed)) => match self.only.clone() {
+                    None => Some(event("missed", &missed.to_string())),
+                    // What cannot be looked at ends the stream, and its client asks again.
+                    Some(id) => return self.look_again(&id).await.ok(),
+                },
                 Err(RecvError::Closed) => return None,
             };
             if told.is_some() {
@@ -102,6 +106,17 @@ impl Listener {
             }
         }
         None
+    }
+
+    /// The video as it is now, for a listener that may have missed its end.
+    async fn look_again(&mut self, id: &VideoId) -> Result<Event, ApiError> {
+        // Listening begins anew, and before looking, so nothing falls between. What the old listener still had to hear is older.
+        self.updates = self.app.board.listen();
+        let job = self.app.store.get(&self.tenant.name, id).await?;
+        let video = job.map(|job| self.app.video(&job));
+        let (name, json, is_over) = made_up(id, video.as_ref()).map_err(ApiError::internal)?;
+        self.is_over = is_over;
+        Ok(event(name, &json))
     }
 
     fn told(&mut self, update: &Update) -> Option<Event> {
@@ -120,5 +135,44 @@ impl Listener {
             Update::Memory(json) if self.only.is_none() => Some(event("memory", json)),
             Update::Video { .. } | Update::Deleted { .. } | Update::Memory(_) => None,
         }
+    }
+}
+
+/// What makes up for missed updates of one video, or of one that is gone: an event's name and data, and whether it is the last.
+fn made_up(id: &VideoId, video: Option<&Video>) -> serde_json::Result<(&'static str, String, bool)> {
+    match video {
+        Some(video) => Ok(("video", serde_json::to_string(video)?, video.status.is_over())),
+        None => Ok(("video.deleted", serde_json::to_string(&DeletedVideo::new(id))?, true)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn video(id: &VideoId, status: &str) -> Video {
+        let video = json!({"id": id.to_string(), "object": "video", "model": "m", "status": status, "progress": 0, "created_at": 0,
+            "prompt": "a red ball", "size": "64x64", "seconds": "1", "num_frames": 17, "fps": 16, "seed": 1,
+            "num_inference_steps": 2, "negative_prompt": "", "guidance_scale": 1.0, "guidance_scale_2": 1.0,
+            "boundary_ratio": 0.875, "flow_shift": 5.0, "priority": "standard", "quality": "balanced", "phase": "queued",
+            "step": 0, "total_steps": 2, "degradations": []});
+        serde_json::from_value(video).unwrap()
+    }
+
+    #[test]
+    fn who_missed_some_updates_of_a_video_hears_how_it_is_now_and_nothing_more_once_it_is_over() {
+        let id = VideoId::draw().unwrap();
+        for (status, ends) in
+            [("queued", false), ("in_progress", false), ("completed", true), ("failed", true)]
+        {
+            let (name, json, is_over) = made_up(&id, Some(&video(&id, status))).unwrap();
+            let told: Value = serde_json::from_str(&json).unwrap();
+            assert_eq!((name, &told["status"], is_over), ("video", &json!(status), ends));
+        }
+        let (name, json, is_over) = made_up(&id, None).unwrap();
+        let told: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((name, &told["id"], is_over), ("video.deleted", &json!(id.to_string()), true));
     }
 }

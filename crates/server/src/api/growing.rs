@@ -18,8 +18,9 @@ use futures_util::stream::try_unfold;
 use super::App;
 use super::content::{CHUNK_BYTES, set};
 use super::error::ApiError;
+use crate::id::VideoId;
 use crate::job::{Job, Status};
-use crate::videos::Variant;
+use crate::videos::{Variant, VideoStore};
 
 /// How often a file that is read to its end is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -84,22 +85,27 @@ fn part(mut file: File, asked: Range<u64>, len_bytes: u64) -> Result<Response, A
 fn following(app: &Arc<App>, job: &Job, file: File) -> Body {
     let (app, job) = (Arc::clone(app), job.clone());
     let stopping = app.stopping.clone();
-    let stream = try_unfold(file, move |file| {
+    let stream = try_unfold((file, 0), move |(mut file, sent)| {
         let (app, job, mut stopping) = (Arc::clone(&app), job.clone(), stopping.clone());
         async move {
-            let mut file = file;
             loop {
                 // Looked at before reading: what ended before it was read to the end is complete.
                 let has_ended = app.board.live(&job.id).is_none();
+                let (videos, id, epoch) = (Arc::clone(&app.videos), job.id.clone(), job.epoch);
                 let read = tokio::task::spawn_blocking(move || {
-                    let mut bytes = vec![0; CHUNK_BYTES];
-                    let n_bytes = file.read(&mut bytes)?;
-                    bytes.truncate(n_bytes);
-                    Ok::<_, std::io::Error>((bytes, file))
+                    let bytes = chunk(&mut file)?;
+                    if bytes.is_empty()
+                        && let Some(newer) = reopened(&*videos, &id, epoch, sent)
+                    {
+                        file = newer;
+                        return Ok::<_, std::io::Error>((chunk(&mut file)?, file));
+                    }
+                    Ok((bytes, file))
                 });
                 let (bytes, reader) = read.await.map_err(std::io::Error::other)??;
                 if !bytes.is_empty() {
-                    return Ok(Some((Bytes::from(bytes), reader)));
+                    let sent = sent + bytes.len() as u64;
+                    return Ok(Some((Bytes::from(bytes), (reader, sent))));
                 }
                 if has_ended {
                     let now = app.store.get(&job.tenant, &job.id).await.map_err(std::io::Error::other)?;
@@ -121,6 +127,23 @@ fn following(app: &Arc<App>, job: &Job, file: File) -> Body {
         }
     });
     Body::from_stream(stream)
+}
+
+/// What comes next of a file, if anything is there yet.
+fn chunk(file: &mut File) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; CHUNK_BYTES];
+    let n_bytes = file.read(&mut bytes)?;
+    bytes.truncate(n_bytes);
+    Ok(bytes)
+}
+
+/// The growing file as it is named now, from where the last one was read to: a job that went on from its snapshot writes the same
+/// bytes into a new one. Nothing if it is not there, or not as long yet.
+fn reopened(videos: &dyn VideoStore, id: &VideoId, epoch: i64, sent: u64) -> Option<File> {
+    let mut file = videos.open_growing(id, epoch).ok()?;
+    (file.metadata().ok()?.len() > sent).then_some(())?;
+    file.seek(SeekFrom::Start(sent)).ok()?;
+    Some(file)
 }
 
 #[cfg(test)]

@@ -9,11 +9,11 @@ mod fields;
 mod growing;
 mod order;
 mod page;
+pub(crate) mod pollers;
 mod status;
 mod videos;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use axum::Router;
@@ -28,6 +28,7 @@ use utoipa::OpenApi;
 
 use self::access::Access;
 use self::error::ApiError;
+use self::pollers::Pollers;
 use crate::board::Board;
 use crate::clock::UnixMs;
 use crate::config::Limits;
@@ -57,8 +58,8 @@ pub(crate) struct App {
     pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) started: UnixMs,
-    /// Answers so far that said when to ask again.
-    pub(crate) n_polls: AtomicU32,
+    /// When clients that poll come back.
+    pub(crate) pollers: Pollers,
 }
 
 impl App {

@@ -47,7 +47,7 @@ pub(super) fn order(app: &App, tenant: &Tenant, asked: CreateVideo) -> Result<Or
         );
         return Err(ApiError::field("size", sentence));
     }
-    let device_bytes = fitting_bytes(&app.model, &spec)?;
+    let device_bytes = fitting_bytes(app, &spec)?;
     let seconds = asked.seconds.unwrap_or_else(|| duration(spec.frames, spec.fps));
     Ok(Order {
         model: app.model_name.clone(),
@@ -191,9 +191,11 @@ fn check_shape(request: &Request, app: &App) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The bytes to plan for a job; one that can never fit is refused with what would.
-fn fitting_bytes(model: &Model, spec: &JobSpec) -> Result<u64, ApiError> {
-    let budget_bytes = model.counters().tier(Tier::Device).budget_bytes;
+/// The bytes to plan for a job; one that can never fit is refused with what would. What fits only when memory is not short waits.
+fn fitting_bytes(app: &App, spec: &JobSpec) -> Result<u64, ApiError> {
+    let model = &app.model;
+    let now_bytes = model.counters().tier(Tier::Device).budget_bytes;
+    let budget_bytes = now_bytes.max(app.terms.rules.room.device_bytes);
     let needed = |frames: usize| {
         let shorter = JobSpec { frames, ..spec.clone() };
         model.device_bytes_needed(&shorter).map_err(ApiError::internal)

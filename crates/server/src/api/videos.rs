@@ -1,7 +1,6 @@
 //! Making, listing, showing, cancelling and deleting videos.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -15,6 +14,7 @@ use super::access::Tenant;
 use super::error::ApiError;
 use super::fields::{create_video, fields, read_body};
 use super::order::order;
+use super::pollers::PAUSE_MAX;
 use crate::clock::UnixMs;
 use crate::id::{VideoId, random_hex};
 use crate::job::{Job, Webhook};
@@ -28,9 +28,6 @@ const POLL_AFTER: HeaderName = HeaderName::from_static("openai-poll-after-ms");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
 const POLL_AFTER_MIN: Duration = Duration::from_millis(250);
-const POLL_AFTER_MAX: Duration = Duration::from_secs(10);
-/// Longer pauses than the least, up to this share: clients that came together do not come back together.
-const POLL_SPREAD: f64 = 0.25;
 const POLL_AFTER_UNKNOWN: Duration = Duration::from_secs(1);
 const LIST_LIMIT: u32 = 20;
 const LIST_LIMIT_MAX: u32 = 100;
@@ -263,36 +260,11 @@ fn answer(app: &App, job: &Job, video: &Video) -> Response {
     let mut response = Json(video).into_response();
     if !job.status.is_over() {
         // A tenth of what is left, so that waiting clients neither flood nor sleep through the end.
-        let tenth = |eta_s: f64| Duration::try_from_secs_f64(eta_s / 10.0).unwrap_or(POLL_AFTER_MAX);
-        let delay = video
-            .eta_s
-            .map_or(POLL_AFTER_UNKNOWN, |eta_s| tenth(eta_s).clamp(POLL_AFTER_MIN, POLL_AFTER_MAX));
-        let delay =
-            delay.mul_f64(1.0 + POLL_SPREAD * nth_spread(app.n_polls.fetch_add(1, Ordering::Relaxed)));
+        let tenth = |eta_s: f64| Duration::try_from_secs_f64(eta_s / 10.0).unwrap_or(PAUSE_MAX);
+        let wanted = video.eta_s.map_or(POLL_AFTER_UNKNOWN, |eta_s| tenth(eta_s).max(POLL_AFTER_MIN));
+        let delay = app.pollers.pause(wanted);
         let poll_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         response.headers_mut().insert(POLL_AFTER, HeaderValue::from(poll_ms));
     }
     response
-}
-
-/// Numbers from 0 to 1 that lie evenly however many are taken: multiples of the golden ratio.
-fn nth_spread(n: u32) -> f64 {
-    const GOLDEN: u32 = 0x9E37_79B9;
-    f64::from(n.wrapping_mul(GOLDEN)) / f64::from(u32::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_are_spread_evenly() {
-        let mut tenths = [0; 10];
-        for n in 0..1000 {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 9")]
-            let tenth = (nth_spread(n) * 9.999) as usize;
-            tenths[tenth] += 1;
-        }
-        assert!(tenths.iter().all(|n| (95..=105).contains(n)), "{tenths:?}");
-    }
 }

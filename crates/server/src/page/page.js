@@ -3,6 +3,9 @@
 import { canPlayGrowing, playGrowing } from "./growing.js";
 
 const PAGE_SIZE = 12;
+const QUEUE_SIZE = 100;
+// Browsers open six connections to a service: the events have one, and others must get through.
+const STREAMS_MAX = 2;
 const SAMPLES = 120;
 const KINDS = ["weights", "text_embedding", "cross_kv", "self_kv", "latent", "vae_feature", "step_residual", "reserved"];
 const $ = (id) => document.getElementById(id);
@@ -52,11 +55,11 @@ function connected(text, lost) {
 
 $("make").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const asked = {};
-  for (const [name, value] of new FormData(event.target)) if (value.trim() !== "") asked[name] = value;
-  for (const name of ["num_inference_steps", "seed"]) if (name in asked) asked[name] = Number(asked[name]);
+  // As text: the service reads numbers as they were written, and says which it cannot read. The browser names the type and its boundary.
+  const asked = new FormData(event.target);
+  for (const [name, value] of [...asked]) if (value.trim() === "") asked.delete(name);
   try {
-    const answer = await call("/v1/videos", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(asked) });
+    const answer = await call("/v1/videos", { method: "POST", body: asked });
     show("make-error", "");
     noted(await answer.json());
   } catch (error) { show("make-error", error.message); }
@@ -82,11 +85,34 @@ async function act(path, method) {
 
 // Queue
 
+const isOver = (video) => video.status === "completed" || video.status === "failed";
+
 function noted(video) {
-  const isOver = video.status === "completed" || video.status === "failed";
-  const was = queue.has(video.id);
-  if (isOver) { ended.add(video.id); queue.delete(video.id); if (was || !listed.some((v) => v.id === video.id)) refresh(); } else queue.set(video.id, video);
+  if (!isOver(video)) queue.set(video.id, video);
+  else {
+    ended.add(video.id);
+    queue.delete(video.id);
+    if (!listed.some((one) => one.id === video.id && isOver(one))) refresh();
+  }
   drawQueue();
+}
+
+// What a list says of the queue. What has ended since the list was made stays ended.
+function noteListed(videos) {
+  for (const video of videos) {
+    if (isOver(video)) { ended.add(video.id); queue.delete(video.id); } else if (!ended.has(video.id)) queue.set(video.id, video);
+  }
+}
+
+// The queue from its beginning: jobs older than the gallery's page, too. What was in it and is not listed any more is gone.
+async function fillQueue() {
+  const before = [...queue.keys()];
+  try {
+    const { data } = await (await call(`/v1/videos?limit=${QUEUE_SIZE}`)).json();
+    for (const id of before) if (!data.some((video) => video.id === id)) queue.delete(id);
+    noteListed(data);
+    drawQueue();
+  } catch (error) { if (error.status !== 401) show("make-error", error.message); }
 }
 
 function words(video) {
@@ -129,21 +155,35 @@ function drawQueue() {
     if ($("queue").children[at] !== made) $("queue").insertBefore(made, $("queue").children[at] ?? null);
     watchGrowing(video, made.querySelector("video"));
   });
-  for (const made of kept.values()) made.remove();
+  for (const made of kept.values()) {
+    made.remove();
+    unwatch(made.dataset.id);
+  }
   $("queue-empty").hidden = order.length > 0;
 }
 
 // A video is shown in its row from its first pictures on; until there are any, the service says 409, and it is asked again later.
+// For each row what ends its stream, or when it may have the next one.
 const watched = new Map();
 
 function watchGrowing(video, shown) {
   const hasPictures = video.status === "in_progress" && (video.phase === "decode" || video.phase === "encode" || video.progress >= 10);
   const before = watched.get(video.id);
-  if (!canPlayGrowing() || !hasPictures || before === "playing" || before > performance.now()) return;
-  watched.set(video.id, "playing");
+  if (!canPlayGrowing() || !hasPictures || before instanceof AbortController || before > performance.now()) return;
+  if ([...watched.values()].filter((state) => state instanceof AbortController).length >= STREAMS_MAX) return;
+  const stream = new AbortController();
+  watched.set(video.id, stream);
+  const next = (at) => { if (watched.get(video.id) === stream) watched.set(video.id, at); };
   const open = (signal) => call(`/v1/videos/${video.id}/content`, { signal });
   shown.addEventListener("loadeddata", () => { shown.hidden = false; shown.play().catch(() => {}); }, { once: true });
-  playGrowing(shown, open).catch(() => watched.set(video.id, performance.now() + 1000));
+  // One that has come to its end is whole; one that has broken off is tried again.
+  playGrowing(shown, open, stream.signal).then(() => next(Infinity), () => next(performance.now() + 1000));
+}
+
+function unwatch(id) {
+  const state = watched.get(id);
+  if (state instanceof AbortController) state.abort();
+  watched.delete(id);
 }
 
 // Gallery
@@ -168,8 +208,7 @@ async function list() {
   try {
     const answer = await (await call(`/v1/videos?limit=${PAGE_SIZE}${after ? `&after=${after}` : ""}`)).json();
     listed = answer.data;
-    // What has ended since the list was made stays ended.
-    for (const video of listed) if ((video.status === "queued" || video.status === "in_progress") && !ended.has(video.id)) queue.set(video.id, video);
+    noteListed(listed);
     $("older").disabled = !answer.has_more;
     $("older").dataset.after = answer.last_id ?? "";
     $("newer").disabled = pages.length === 1;
@@ -195,7 +234,7 @@ async function bytes(video, variant) {
 
 function drawGallery() {
   const focused = document.activeElement?.closest?.("#gallery li")?.dataset.id;
-  const over = listed.filter((video) => video.status === "completed" || video.status === "failed");
+  const over = listed.filter(isOver);
   $("gallery").replaceChildren(...over.map((video) => {
     let picture;
     if (video.status === "completed") {
@@ -272,7 +311,7 @@ const handlers = {
   video: (data) => noted(data),
   "video.deleted": (data) => { ended.add(data.id); queue.delete(data.id); drawQueue(); refresh(); },
   memory: (data) => { history = [...history, data].slice(-SAMPLES); drawMemory(); },
-  missed: () => refresh(),
+  missed: () => { fillQueue(); refresh(); },
 };
 
 async function* events(response) {
@@ -306,6 +345,7 @@ async function begin() {
       queue.clear();
       const models = await (await call("/v1/models")).json();
       $("model").textContent = models.data.map((model) => model.id).join(", ");
+      fillQueue();
       refresh();
       for await (const [name, data] of events(stream)) if (mine === watching) handlers[name]?.(data);
     } catch (error) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use evanesce_engine::EngineError;
 use evanesce_engine::snapshot::{
-    Capture, Captured, SnapshotDirectory, SnapshotError, SnapshotMode, Taken, Written,
+    Capture, Captured, SnapshotDirectory, SnapshotError, SnapshotMode, SnapshotStore, Taken, Written,
 };
 
 use super::run::Run;
@@ -98,6 +98,11 @@ impl Keeper {
     pub(super) fn of(&self, id: &VideoId) -> Option<SnapshotDirectory> {
         self.mode()?;
         Some(SnapshotDirectory::new(self.root.join(id.as_str())))
+    }
+
+    /// Whether a job has a snapshot to go on from.
+    pub(super) fn has(&self, id: &VideoId) -> bool {
+        self.of(id).is_some_and(|directory| directory.manifest().is_ok_and(|manifest| manifest.is_some()))
     }
 
     /// Removes the snapshot of a job that is over.

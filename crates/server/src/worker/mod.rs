@@ -373,6 +373,7 @@ impl<'m> Worker<'m> {
                 if self.runtime.block_on(self.means.store.has_video(&job.id)).is_ok_and(|has| !has) {
                     drop(self.means.videos.remove(&job.id));
                 }
+                self.keeper.forget(&job.id);
                 return;
             }
             Err(error) => {

@@ -187,7 +187,8 @@ impl Worker<'_> {
         let grid_px = self.model.checkpoint().size_rule().pixels;
         let Some(Task { job, .. }) = self.tasks.get_mut(&seq) else { return };
         let has_begun = self.keeper.of(&job.id).is_some_and(|snapshot| snapshot.path().exists());
-        if has_begun || !relief(self.strain.level, job.order.quality).begins_smaller {
+        let is_smaller = job.degradations.iter().any(|what| what == "smaller_size");
+        if has_begun || is_smaller || !relief(self.strain.level, job.order.quality).begins_smaller {
             return;
         }
         let (width, height) =

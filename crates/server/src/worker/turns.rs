@@ -70,19 +70,26 @@ impl Worker<'_> {
         let Some(Task { job, run: Some(run) }) = self.tasks.get_mut(&seq) else { return self.stop(seq) };
         let id = job.id.clone();
         let watch = Stopwatch::start();
-        let kept = self.keeper.settle(run);
-        let left_bytes = if place == Place::Host { run.run.park() } else { u64::MAX };
-        let is_in_host = left_bytes == 0;
+        let to_host = place == Place::Host;
+        // A snapshot that is being written goes on meanwhile: it is of copies. They take room in the host, though.
+        let mut is_in_host = to_host && run.run.park() == 0;
+        let mut kept = Vec::new();
+        if !is_in_host {
+            kept.push(self.keeper.settle(run));
+            is_in_host = to_host && run.run.park() == 0;
+        }
         if !is_in_host {
             // What finds no room in the host waits in its snapshot: the last one, where none can be taken now.
-            let last = self.keeper.keep(&id, run);
-            self.note_kept(&id, kept);
-            self.note_kept(&id, last);
-            if let Some(task) = self.tasks.get_mut(&seq) {
-                task.run = None;
-            }
-        } else {
-            self.note_kept(&id, kept);
+            kept.push(self.keeper.keep(&id, run));
+        }
+        let is_kept = is_in_host || self.keeper.has(&id);
+        kept.into_iter().for_each(|kept| self.note_kept(&id, kept));
+        if !is_kept && self.schedule.keep_there(seq) {
+            // Dropped it would begin anew.
+            return note(&id, "found no room to be parked in, and goes on");
+        }
+        if !is_in_host && let Some(task) = self.tasks.get_mut(&seq) {
+            task.run = None;
         }
         self.schedule.moved(seq, if is_in_host { Place::Host } else { Place::Snapshot });
         self.means.metrics.moved(if is_in_host { "parked_in_host" } else { "parked_in_snapshot" });

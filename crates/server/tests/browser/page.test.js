@@ -17,10 +17,11 @@ before(async () => {
 });
 after(() => browser.close());
 
-// Opens the page of a service; whatever the browser complains of fails the test.
-async function open(service, options = {}) {
+// Opens the page of a service, after `init` has run in it; whatever the browser complains of fails the test.
+async function open(service, { init, ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1200, height: 900 }, ...options });
   const page = await context.newPage();
+  if (init) await page.addInitScript(init);
   page.complaints = [];
   page.on("pageerror", (error) => page.complaints.push(error.message));
   page.on("console", (message) => {
@@ -39,6 +40,19 @@ async function finish(page, service) {
 
 const live = (page) => page.getByText("live", { exact: true }).waitFor();
 const shoot = (page, name) => shots ? page.screenshot({ path: join(shots, `${name}.png`), fullPage: true }) : null;
+
+const inQueue = (page, count) => page.waitForFunction((wanted) => document.querySelectorAll("#queue li").length === wanted, count);
+
+// For `open`: the page hears no events but those that the test tells.
+function eventsOfTest() {
+  const fetched = window.fetch;
+  const start = (events) => {
+    window.tell = (name, data) => events.enqueue(new TextEncoder().encode(`event: ${name}\ndata: ${JSON.stringify(data)}\n\n`));
+  };
+  window.fetch = async (path, options) => path === "/v1/events" ? new Response(new ReadableStream({ start })) : fetched(path, options);
+}
+
+const tell = (page, name, data) => page.evaluate((event) => window.tell(...event), [name, data]);
 
 async function ask(page, { prompt, size, num_frames, num_inference_steps, seed }) {
   await page.getByLabel("What should it show?").fill(prompt);
@@ -106,6 +120,50 @@ test("what is refused is said where it was asked, and a failed video says why", 
   await page.getByText("the job was cancelled").waitFor();
   assert.equal(await page.locator("#make-error").isVisible(), false);
   await shoot(page, "cancelled");
+  await finish(page, service);
+});
+
+test("numbers are sent as they are written", async () => {
+  const service = await Service.start();
+  const page = await open(service);
+  await live(page);
+  // A letter for a zero, and one more than a number of JavaScript can say.
+  await ask(page, { ...quick, num_inference_steps: "4O", seed: "9007199254740993" });
+  await page.getByRole("alert").getByText("num_inference_steps is a whole number").waitFor();
+  assert.deepEqual((await service.call("/v1/videos")).data, []);
+  await page.getByLabel("Steps").fill("2");
+  await page.getByRole("button", { name: "Make video" }).click();
+  await page.getByRole("button", { name: /^Play:/ }).waitFor({ timeout: 60000 });
+  const listed = await (await fetch(`${service.url}/v1/videos`)).text();
+  assert.match(listed, /"seed":9007199254740993\b/);
+  assert.match(listed, /"num_inference_steps":2\b/);
+  await finish(page, service);
+});
+
+test("what events did not tell is found out when some were missed", async () => {
+  const service = await Service.start();
+  const page = await open(service, { init: eventsOfTest });
+  await live(page);
+  const cancelled = await service.create({ ...slow, prompt: "cancelled unseen" });
+  const deleted = await service.create({ ...slow, prompt: "deleted unseen" });
+  await tell(page, "missed", 2);
+  await inQueue(page, 2);
+  await service.call(`/v1/videos/${cancelled.id}/cancel`, { method: "POST" });
+  await service.call(`/v1/videos/${deleted.id}`, { method: "DELETE" });
+  await tell(page, "missed", 2);
+  await inQueue(page, 0);
+  await page.getByText("the job was cancelled").waitFor();
+  await page.getByText("Nothing waits.").waitFor();
+  await finish(page, service);
+});
+
+test("the queue has all that wait, more than the gallery's page too, after a reload as well", async () => {
+  const service = await Service.start();
+  for (let seed = 0; seed < 14; seed += 1) await service.create({ ...slow, seed });
+  const page = await open(service, { init: eventsOfTest });
+  await inQueue(page, 14);
+  await page.reload();
+  await inQueue(page, 14);
   await finish(page, service);
 });
 

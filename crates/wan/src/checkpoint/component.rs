@@ -20,8 +20,10 @@ pub(crate) struct ComponentWeights {
     files: std::sync::Arc<Vec<WeightFile>>,
 }
 
-/// Bytes of a tensor that the fingerprint looks at, at its start, middle and end each.
-const SAMPLE_BYTES: usize = 1024;
+/// Places of a large tensor that the fingerprint looks at, evenly spaced: the first is its beginning, the last its end.
+const SAMPLES: usize = 66;
+/// Bytes of each.
+const SAMPLE_BYTES: usize = 64;
 
 /// Splits the tensors of `files` among components: `parts` are the expected groups of each, `canonical` tells a file's
 /// name for a tensor from the canonical one. Gives the layout of each group as well.
@@ -117,6 +119,13 @@ fn pack(group: Vec<(String, Vec<usize>)>, found: &BTreeMap<String, Located>) -> 
     .with_packed(is_linear)
 }
 
+/// Where sample `i` begins in a tensor of `len_bytes`.
+fn place(i: u64, len_bytes: u64) -> u64 {
+    let (last, gaps) = (len_bytes - SAMPLE_BYTES as u64, SAMPLES as u64 - 1);
+    // `last * i / gaps`, in parts that cannot overflow.
+    last / gaps * i + last % gaps * i / gaps
+}
+
 impl ComponentWeights {
     /// Fills `out` with group `spec`: tensors at their offsets, each in its order, zeros between them.
     pub(crate) fn read(&self, spec: &GroupSpec, out: &mut [u8]) -> Result<()> {
@@ -131,20 +140,24 @@ impl ComponentWeights {
         Ok(())
     }
 
-    /// Feeds names, types, shapes and samples of every tensor to `hasher`.
+    /// Feeds names, types, shapes and samples of every tensor to `hasher`; a tensor that is no longer than all samples
+    /// counts whole.
     pub(crate) fn identify(&self, hasher: &mut blake3::Hasher) -> Result<()> {
-        let mut sample = Vec::new();
+        let mut samples = [0_u8; SAMPLES * SAMPLE_BYTES];
         for (name, Located { file, entry }) in &self.tensors {
             let line = format!("{name} {:?} {:?}\n", entry.dtype, entry.shape);
             hasher.update(line.as_bytes());
-            let len_bytes = entry.len_bytes();
-            let wanted = usize::try_from(len_bytes).map_or(SAMPLE_BYTES, |len| len.min(SAMPLE_BYTES));
-            let last = len_bytes - wanted as u64;
-            for offset in [0, last / 2, last] {
-                sample.resize(wanted, 0);
-                self.files[*file].copy_range(entry.offset_bytes + offset, &mut sample)?;
-                hasher.update(&sample);
+            let (file, len_bytes) = (&self.files[*file], entry.len_bytes());
+            let small = usize::try_from(len_bytes).ok().filter(|len| *len <= samples.len());
+            if let Some(len) = small {
+                file.read_at(entry.offset_bytes, &mut samples[..len])?;
+                hasher.update(&samples[..len]);
+                continue;
             }
+            for (i, sample) in (0..).zip(samples.chunks_exact_mut(SAMPLE_BYTES)) {
+                file.read_at(entry.offset_bytes + place(i, len_bytes), sample)?;
+            }
+            hasher.update(&samples);
         }
         Ok(())
     }

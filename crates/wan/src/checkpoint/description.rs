@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::component::is_linear;
 use super::open::{Want, assumed_group, open};
 use super::rollout::{Positions, ROLLOUT_LATENT_FRAMES_MAX, Rollout};
 use super::settings::{Defaults, Settings};
@@ -12,7 +13,7 @@ use crate::schedule::{Grid, Solver};
 use crate::text::{self, Umt5Config};
 use crate::transformer::{self, LoneBlock, PATCH, TransformerConfig};
 use crate::vae::{self, VaeConfig};
-use crate::weights::{Component, GroupSpec};
+use crate::weights::{Component, GroupSpec, TensorSpec};
 
 /// Everything about a checkpoint but its numbers: enough to plan a job.
 #[derive(Clone, Debug)]
@@ -142,6 +143,16 @@ impl Description {
     #[must_use]
     pub fn groups(&self, component: Component) -> &[GroupSpec] {
         self.groups.get(&component).map_or(&[], Vec::as_slice)
+    }
+
+    /// Bytes of scratch that a pass through `component` takes for matrices that could not be packed, which are turned into
+    /// panels wherever they are used, at most; none where all are packed. What components say of their workspaces follows from
+    /// shapes alone and leaves this out.
+    #[must_use]
+    pub fn turned_bytes(&self, component: Component) -> usize {
+        let tensors = self.groups(component).iter().flat_map(|group| group.tensors.values());
+        let matrices = tensors.filter(|tensor| is_linear(&tensor.name));
+        matrices.map(TensorSpec::turned_bytes).max().unwrap_or(0)
     }
 
     /// Which sizes and lengths of video it can make.

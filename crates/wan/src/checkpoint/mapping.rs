@@ -1,6 +1,7 @@
 //! Copies a range of a weight file into memory through a short-lived mapping.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::{Mmap, MmapOptions};
@@ -49,6 +50,13 @@ impl WeightFile {
             window.copy_from_slice(&self.map(start_bytes, window.len())?);
         }
         Ok(())
+    }
+
+    /// Fills `out`, a few bytes, with those from `offset_bytes` on, without mapping: a mapping that is read in one place brings
+    /// in the pages around it.
+    pub(crate) fn read_at(&self, offset_bytes: u64, out: &mut [u8]) -> Result<()> {
+        let io = |source| WanError::Io { path: self.path.clone(), source };
+        self.file.read_exact_at(out, offset_bytes).map_err(io)
     }
 
     /// Maps one window after checking that the file still has the length it was opened with.

@@ -177,8 +177,12 @@ impl Checkpoint {
         weights.read(spec, out)
     }
 
-    /// Identity of a component's content: its tensors' names, types, shapes and samples of their numbers, and the
-    /// tokenizer for the text encoder. Equal for the same weights in either layout.
+    /// Identity of a component's content: its tensors' names, types and shapes, samples of their numbers, every number of
+    /// its configuration, and the tokenizer for the text encoder. Equal for the same content in either layout.
+    ///
+    /// Of a tensor up to 4 KiB all bytes count, of a larger one as many, in samples all over it. So weights that were trained on
+    /// or converted anew are told apart, since they differ nearly everywhere; a few numbers changed between the samples of a
+    /// large tensor go unnoticed.
     ///
     /// # Errors
     /// When the component is absent or a file cannot be read any more.
@@ -188,10 +192,20 @@ impl Checkpoint {
         })?;
         let mut hasher = blake3::Hasher::new();
         weights.identify(&mut hasher)?;
+        hasher.update(self.configuration(component).as_bytes());
         if component == Component::TextEncoder {
             hasher.update(&open::read_tokenizer(&self.tokenizer)?);
         }
         Ok(*hasher.finalize().as_bytes())
+    }
+
+    /// All that a component's configuration says, the same for both layouts.
+    fn configuration(&self, component: Component) -> String {
+        match component {
+            Component::TextEncoder => format!("{:?}", self.text()),
+            Component::HighNoise | Component::LowNoise => format!("{:?}", self.transformer(component)),
+            Component::VaeEncoder | Component::VaeDecoder => format!("{:?}", self.vae()),
+        }
     }
 
     /// Which sizes and lengths of video it can make.

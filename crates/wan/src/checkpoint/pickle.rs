@@ -2,9 +2,16 @@
 //! rebuild a tensor are recognised by name, any other is refused.
 //!
 //! Objects are small copies that point into the input or into arenas, so that no input can nest deeply, grow faster
-//! than its own length, or form a cycle.
+//! than its own length, or form a cycle. Texts are copied only for what comes out. As two bytes name a text again, those that
+//! come out are short, and every tensor has a name of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Longest name, of a tensor, a state dict, a storage or its class, that is read. Wan's have up to some 60 bytes.
+const TEXT_BYTES_MAX: usize = 1024;
+
+/// Most tensors that are read. Wan's state dicts have up to some thousand.
+const TENSORS_MAX: usize = 1 << 16;
 
 /// A tensor as the pickle describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -242,7 +249,7 @@ impl<'a> Machine<'a> {
         let storage = match self.pop()? {
             Object::Tuple(tuple) => match self.tuples[tuple][..] {
                 [Object::Text("storage"), Object::Global(_, class), Object::Text(key), ..] => {
-                    Storage { class, key }
+                    Storage { class: short("the class of a storage", class)?, key: short("a storage", key)? }
                 }
                 _ => return Err("a persistent object is not a storage".into()),
             },
@@ -296,30 +303,39 @@ impl<'a> Machine<'a> {
     }
 
     /// Tensors of the dict on top of the stack, and of dicts in it: those of training hold several state dicts. Every dict
-    /// is read once, so that what comes out is no longer than what went in.
+    /// is read once, and every name.
     fn state_dict(&self) -> Result<Vec<PickledTensor>, Fault> {
         let Object::Dict(outer) = self.last()? else { return Err("it holds no dict of tensors".into()) };
+        let (mut dicts, mut names) = (BTreeSet::from([outer]), BTreeSet::new());
         let mut tensors = Vec::new();
-        let mut seen = BTreeSet::from([outer]);
-        for (key, value) in &self.dicts[outer] {
-            let Object::Text(name) = *key else { return Err("a name is not text".to_owned()) };
-            let Object::Dict(inner) = *value else {
-                tensors.push(self.tensor(name.to_owned(), value)?);
+        let mut add = |dict: Option<&'a str>, name: &'a str, value: Object<'a>| -> Result<(), Fault> {
+            if !names.insert((dict, name)) {
+                return Err(format!("tensor {} is in it more than once", full_name(dict, name)));
+            }
+            if names.len() > TENSORS_MAX {
+                return Err(format!("it has more than {TENSORS_MAX} tensors"));
+            }
+            tensors.push(self.tensor(full_name(dict, name), value)?);
+            Ok(())
+        };
+        for &(key, value) in &self.dicts[outer] {
+            let name = name_of(key)?;
+            let Object::Dict(inner) = value else {
+                add(None, name, value)?;
                 continue;
             };
-            if !seen.insert(inner) {
+            if !dicts.insert(inner) {
                 return Err(format!("the dict {name} is in it more than once"));
             }
-            for (key, value) in &self.dicts[inner] {
-                let Object::Text(inner_name) = *key else { return Err("a name is not text".to_owned()) };
-                tensors.push(self.tensor(format!("{name}.{inner_name}"), value)?);
+            for &(key, value) in &self.dicts[inner] {
+                add(Some(name), name_of(key)?, value)?;
             }
         }
         Ok(tensors)
     }
 
-    fn tensor(&self, name: String, value: &Object<'_>) -> Result<PickledTensor, Fault> {
-        let Object::Tensor(tensor) = *value else { return Err(format!("entry {name} is not a tensor")) };
+    fn tensor(&self, name: String, value: Object<'_>) -> Result<PickledTensor, Fault> {
+        let Object::Tensor(tensor) = value else { return Err(format!("entry {name} is not a tensor")) };
         let Rebuilt { storage, offset, shape, strides } = self.tensors[tensor];
         let storage = self.storages[storage];
         Ok(PickledTensor {
@@ -331,4 +347,22 @@ impl<'a> Machine<'a> {
             strides: self.axes(strides)?,
         })
     }
+}
+
+/// The name of a tensor, after that of the state dict it is in where there are several.
+fn full_name(dict: Option<&str>, name: &str) -> String {
+    dict.map_or_else(|| name.to_owned(), |dict| format!("{dict}.{name}"))
+}
+
+fn name_of(key: Object<'_>) -> Result<&str, Fault> {
+    let Object::Text(name) = key else { return Err("a name is not text".to_owned()) };
+    short("a tensor or a dict", name)
+}
+
+/// Refuses a name that is too long to be copied. `what` has that name.
+fn short<'a>(what: &str, name: &'a str) -> Result<&'a str, Fault> {
+    if name.len() <= TEXT_BYTES_MAX {
+        return Ok(name);
+    }
+    Err(format!("{what} has a name of {} bytes, expected at most {TEXT_BYTES_MAX}", name.len()))
 }

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::checkpoint::fields::Fields;
 use crate::checkpoint::rollout::CausalFields;
 use crate::error::Result;
+use crate::text::TOKENS_MAX;
 
 /// Upper end of every width: four times Wan2.2's largest, so that no product below can overflow.
 const WIDTH_MAX: usize = 65_536;
@@ -107,6 +108,7 @@ impl TransformerConfig {
         fields.only("patch_size", &json!(PATCH), "no other patch is supported")?;
         fields.only("window_size", &json!([-1, -1]), "windowed attention is not supported")?;
         fields.only("qk_norm", &json!(true), "queries and keys are always normalised")?;
+        fields.only("text_len", &json!(TOKENS_MAX), "every prompt is padded to that many tokens")?;
         let dim = fields.count("dim", 6..=WIDTH_MAX)?;
         let heads = fields.count("num_heads", 1..=512)?;
         if !dim.is_multiple_of(heads) {
@@ -127,7 +129,6 @@ impl TransformerConfig {
         if !(6..=256).contains(&config.head_dim) {
             return Err(fields.fault("dim / num_heads", config.head_dim, "a number from 6 to 256"));
         }
-        fields.ignore(&["text_len"]);
         let out_channels = fields.count("out_dim", 1..=1024)?;
         config.check(&fields, ["dim / num_heads", "freq_dim", "dim"], out_channels)?;
         fields.finish()?;

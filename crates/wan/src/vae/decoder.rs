@@ -1,6 +1,7 @@
 //! Latents into pictures.
 
 use candle_core::{Device, Tensor};
+use evanesce_kernels::clamp;
 
 use super::config::VaeConfig;
 use super::memory;
@@ -59,9 +60,10 @@ impl Decoder {
             let chunk = first_frame_index + frame as u64;
             let pass = Pass { group: &*group, slots, chunk };
             let x = self.latent_frame(&latents, frame, [frames, h, w]);
-            let decoded = pass.run(&self.stages, x)?;
+            let mut decoded = pass.run(&self.stages, x)?;
+            clamp(&mut decoded.values, -1.0, 1.0);
             pictures += decoded.frames;
-            values.extend(decoded.values.iter().map(|value| value.clamp(-1.0, 1.0)));
+            values.extend_from_slice(&decoded.values);
         }
         let factor = self.config.spatial_factor();
         Ok(Tensor::from_vec(values, (pictures, factor * h, factor * w, 3), &Device::Cpu)?)

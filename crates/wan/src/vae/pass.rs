@@ -1,8 +1,8 @@
 //! One chunk going through a half's layers.
 
 use evanesce_kernels::{
-    Activation, AttentionDims, Conv2dMode, Conv3d, KvSegment, LinearDims, attend, channel_norm, conv2d,
-    conv3d_causal, linear,
+    Activation, AttentionDims, Conv2dMode, Conv3d, Epilogue, KvSegment, LinearDims, add, attend,
+    channel_norm, conv2d, conv3d_causal, linear_then, split_pairs,
 };
 
 use super::plan::{Layer, Slot, Stage};
@@ -32,14 +32,10 @@ impl Features {
     fn frame_len(&self) -> usize {
         self.height * self.width * self.channels
     }
-
-    fn add(&mut self, other: &Self) {
-        assert_eq!(self.values.len(), other.values.len(), "a residual has the shape of its update");
-        for (to, from) in self.values.iter_mut().zip(&other.values) {
-            *to += from;
-        }
-    }
 }
+
+/// A branch ends in what it is added to.
+const ADD: Epilogue<'static> = Epilogue::AddTo { gate: None };
 
 /// What every layer of one chunk works with.
 pub(super) struct Pass<'a> {
@@ -97,16 +93,29 @@ impl Pass<'_> {
     }
 
     fn pointwise(&self, x: &Features, name: &str, outputs: usize) -> Result<Features> {
+        let mut out = Features::zeros(x.frames, x.height, x.width, outputs);
+        self.pointwise_then(x, name, Epilogue::Activate(Activation::None), &mut out)?;
+        Ok(out)
+    }
+
+    /// As [`Self::pointwise`], with `epilogue` applied to what the convolution gives.
+    fn pointwise_then(
+        &self,
+        x: &Features,
+        name: &str,
+        epilogue: Epilogue<'_>,
+        out: &mut Features,
+    ) -> Result<()> {
+        let outputs = out.channels;
         let Matrix { weight, outputs: rows, inputs } = self.group.matrix(&format!("{name}.weight"))?;
         if [rows, inputs] != [outputs, x.channels] {
             let expected = format!("[{outputs}, {}]", x.channels);
             return Err(WanError::mismatch(name, format!("[{rows}, {inputs}]"), expected));
         }
         let bias = Some(self.param(&format!("{name}.bias"), outputs)?.values);
-        let mut out = Features::zeros(x.frames, x.height, x.width, outputs);
         let dims = LinearDims { rows: x.pixels(), inputs, outputs };
-        linear(&x.values, weight, bias, dims, &mut out.values);
-        Ok(out)
+        linear_then(&x.values, weight, bias, dims, epilogue, &mut out.values);
+        Ok(())
     }
 
     fn residual(&self, x: &Features, name: &str, outputs: usize, slots: &[Slot; 2]) -> Result<Features> {
@@ -115,9 +124,9 @@ impl Pass<'_> {
         h = self.norm(&h, &format!("{name}.norm2"), Activation::Silu)?;
         h = self.causal(&h, &format!("{name}.conv2"), outputs, &slots[1])?;
         if x.channels == outputs {
-            h.add(x);
+            add(&mut h.values, &x.values);
         } else {
-            h.add(&self.pointwise(x, &format!("{name}.conv_shortcut"), outputs)?);
+            self.pointwise_then(x, &format!("{name}.conv_shortcut"), ADD, &mut h)?;
         }
         Ok(h)
     }
@@ -182,7 +191,7 @@ impl Pass<'_> {
                 KvSegment { keys: keys[..].into(), values: values[..].into(), logit_bias: 0.0, turn: None };
             attend(&part(0), &[segment], dims, out);
         }
-        x.add(&self.pointwise(&mixed, &format!("{name}.proj"), channels)?);
+        self.pointwise_then(&mixed, &format!("{name}.proj"), ADD, &mut x)?;
         Ok(x)
     }
 
@@ -206,17 +215,7 @@ impl Pass<'_> {
         let mut pairs = Features::zeros(x.frames, x.height, x.width, 2 * channels);
         self.convolve(x, conv, slot, 1, &mut pairs)?;
         let mut out = Features::zeros(2 * x.frames, x.height, x.width, channels);
-        let frame_len = x.frame_len();
-        for (pairs, out) in
-            pairs.values.chunks_exact(2 * frame_len).zip(out.values.chunks_exact_mut(2 * frame_len))
-        {
-            let (first, second) = out.split_at_mut(frame_len);
-            let pixels = first.chunks_exact_mut(channels).zip(second.chunks_exact_mut(channels));
-            for (pair, (first, second)) in pairs.chunks_exact(2 * channels).zip(pixels) {
-                first.copy_from_slice(&pair[..channels]);
-                second.copy_from_slice(&pair[channels..]);
-            }
-        }
+        split_pairs(&pairs.values, x.height * x.width, channels, &mut out.values);
         Ok(out)
     }
 
