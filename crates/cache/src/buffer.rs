@@ -44,14 +44,15 @@ impl Buffer {
     }
 
     /// Copies all of `source` into `destination` where it has the size, else into new memory.
-    pub(crate) fn copy(source: &Self, destination: Option<Self>) -> Self {
-        match destination.filter(|buffer| buffer.lines.len() == source.lines.len()) {
-            Some(mut buffer) => {
-                buffer.lines.copy_from_slice(&source.lines);
-                buffer
-            }
-            None => Self { lines: source.lines.clone(), counted_lines: source.counted_lines },
+    pub(crate) fn copy(source: &Self, destination: Option<Self>) -> Result<Self, TryReserveError> {
+        if let Some(mut buffer) = destination.filter(|buffer| buffer.lines.len() == source.lines.len()) {
+            buffer.lines.copy_from_slice(&source.lines);
+            return Ok(buffer);
         }
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(source.lines.len())?;
+        lines.extend_from_slice(&source.lines);
+        Ok(Self { lines: lines.into_boxed_slice(), counted_lines: source.counted_lines })
     }
 
     pub(crate) fn charged_bytes(&self) -> u64 {

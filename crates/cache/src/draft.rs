@@ -7,7 +7,7 @@ use crate::buffer::{Buffer, entry_bytes};
 use crate::job_state::StageId;
 use crate::room::Shared;
 use crate::store::{Post, Store};
-use crate::{Displace, EntryKey, Fill, Owner, PutError, PutSpec};
+use crate::{Displace, EntryKey, Fill, Owner, PutError, PutSpec, Tier};
 
 /// An entry before its commit. Dropping it returns its bytes.
 pub(crate) struct Draft {
@@ -42,9 +42,11 @@ impl Draft {
         room?;
         let bytes = entry_bytes(spec.len_bytes);
         store.charge(Post::new(owner, Some(key.kind()), spec.tier, Account::Writing), bytes);
-        let (draft, found) = Self::charged(shared, &mut store, owner, (key, spec, stage));
+        let (mut draft, found) = Self::charged(shared, &mut store, owner, (key, spec, stage));
+        store.shed(spec.tier);
         drop(store);
-        draft.allocate(found)
+        draft.allocate(found)?;
+        Ok(draft)
     }
 
     /// As [`begin`](Self::begin) for several entries: all are charged, or none (law 2).
@@ -75,11 +77,13 @@ impl Draft {
         }
         let drafts: Vec<_> =
             entries.into_iter().map(|entry| Self::charged(shared, &mut store, owner, entry)).collect();
+        Tier::ALL.into_iter().for_each(|tier| store.shed(tier));
         drop(store);
-        drafts.into_iter().map(|(draft, found)| draft.allocate(found)).collect()
+        drafts.into_iter().map(|(mut draft, found)| draft.allocate(found).map(|()| draft)).collect()
     }
 
-    /// As [`begin`](Self::begin) in room that was reserved and that the caller has found sufficient.
+    /// As [`begin`](Self::begin) in room that was reserved and that the caller has found sufficient. After an error the room
+    /// is reserved as before.
     pub(crate) fn begin_reserved(
         shared: &Arc<Shared>,
         mut store: crate::room::Locked<'_>,
@@ -90,12 +94,26 @@ impl Draft {
         let bytes = entry_bytes(spec.len_bytes);
         store.arenas[spec.tier].transfer(Account::Reserved, Account::Writing, bytes);
         store.kinds[key.kind() as usize].charge(spec.tier, bytes);
-        let (draft, found) = Self::charged(shared, &mut store, owner, entry);
+        let (mut draft, found) = Self::charged(shared, &mut store, owner, entry);
         drop(store);
-        draft.allocate(found)
+        match draft.allocate(found) {
+            Ok(()) => Ok(draft),
+            Err(error) => {
+                draft.reserve_again();
+                Err(error)
+            }
+        }
     }
 
-    /// A draft of bytes that stand in `Account::Writing`. Must not be dropped under the lock.
+    /// The other way round: what stands in `Account::Writing` is reserved.
+    fn reserve_again(mut self) {
+        let bytes = std::mem::take(&mut self.charged_bytes);
+        let mut store = self.shared.lock();
+        store.arenas[self.spec.tier].transfer(Account::Writing, Account::Reserved, bytes);
+        store.kinds[self.key.kind() as usize].bytes[self.spec.tier] -= bytes;
+    }
+
+    /// A draft of bytes that stand in `Account::Writing`. Must not be dropped under the lock; the caller sheds.
     fn charged(
         shared: &Arc<Shared>,
         store: &mut Store,
@@ -110,7 +128,7 @@ impl Draft {
     }
 
     /// Without the lock: wipes an idle buffer if another owner wrote it (law 10), or allocates.
-    fn allocate(mut self, found: Found) -> Result<Self, PutError> {
+    fn allocate(&mut self, found: Found) -> Result<(), PutError> {
         self.buffer = match found.idle {
             Some(mut buffer) => {
                 if found.wipe {
@@ -123,7 +141,7 @@ impl Draft {
                 .buffer(self.spec.len_bytes)
                 .map_err(|_| PutError::NoMemory { key: self.key, needed_bytes: self.charged_bytes })?,
         };
-        Ok(self)
+        Ok(())
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

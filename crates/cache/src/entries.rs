@@ -8,7 +8,7 @@ use crate::draft::Draft;
 use crate::job_state::{JobState, StageId};
 use crate::place::Place;
 use crate::policy::GroupId;
-use crate::slots::{Expiry, Slot, SlotId, State};
+use crate::slots::{Expiry, Prefetch, Slot, SlotId, State};
 use crate::store::{Post, Store};
 use crate::trace::Touch;
 use crate::{
@@ -113,6 +113,7 @@ impl Store {
             tier: spec.tier,
             home: spec.tier,
             len_bytes: spec.len_bytes,
+            raw_bytes: spec.raw_bytes,
             lifetime: spec.lifetime,
             expiry: Expiry::WithOwner,
             recover: spec.recover,
@@ -123,7 +124,7 @@ impl Store {
             moves: 0,
             flight_lost: false,
             relocating: false,
-            prefetched: false,
+            prefetch: Prefetch::None,
             last_use: self.reads,
             place: Place::Memory(Arc::new(buffer)),
         });

@@ -8,8 +8,9 @@ use crate::{DiskFault, EntryKey, Tier};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the {tier} tier cannot hold {needed_bytes} bytes more: {used_bytes} of its {budget_bytes} bytes are used, of \
-     which {held}; raise the budget of the {tier} tier or hold less at a time{}",
-    if *.disk_refuses { "; the disk tier takes no more since a write to it failed" } else { "" }
+     which {held}; raise the budget of the {tier} tier or hold less at a time{}{}",
+    if *.disk_refuses { "; the disk tier takes no more since a write to it failed" } else { "" },
+    if *.memory_refuses { "; the machine has no memory for a copy that would have made the room" } else { "" }
 )]
 pub struct OutOfBudget {
     /// The tier that is short.
@@ -24,6 +25,9 @@ pub struct OutOfBudget {
     pub held: Held,
     /// A write to disk failed, so nothing goes there any more.
     pub disk_refuses: bool,
+    /// An entry was to make room and the machine had no memory for it in the tier below: the budgets are larger than what
+    /// there is.
+    pub memory_refuses: bool,
 }
 
 /// Why a read gave no lease.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::entries::Cause;
 use crate::lease::Lease;
 use crate::room::{Locked, Shared};
-use crate::slots::SlotId;
+use crate::slots::{Prefetch, SlotId};
 use crate::{Displace, EntryKey, GetError, JobId, Key, Owner, Tier};
 
 /// Reads an entry: counts a hit or miss, takes the read off the reader's schedule, brings a demoted entry home if it
@@ -22,7 +22,7 @@ pub(crate) fn get(
     if let Some(id) = store.find(owner, key) {
         store.count_arrival(id);
     }
-    let (mut store, found) = bring(shared, store, owner, key);
+    let (mut store, found) = bring(shared, store, owner, key, [Tier::Device, Tier::Host]);
     match found {
         Ok(id) => {
             store.lease(id);
@@ -48,28 +48,25 @@ pub(crate) fn take(shared: &Arc<Shared>, job: JobId, key: &EntryKey) -> Result<L
     Ok(lease)
 }
 
-/// Leases an entry where it is, or, from disk, where there is room in memory. Counts nothing.
+/// Leases an entry where it is, or, from disk, in the host, and in the device only where the host has no room: a copy to
+/// elsewhere must not push out what is about to be read. Counts nothing.
 pub(crate) fn peek(shared: &Arc<Shared>, owner: Owner, key: &EntryKey) -> Result<Lease, GetError> {
-    let store = shared.lock();
-    let in_memory = store.find(owner, key).filter(|id| store.slots[*id].tier != Tier::Disk);
-    let (mut store, found) = match in_memory {
-        Some(id) => (store, Ok(id)),
-        None => bring(shared, store, owner, key),
-    };
+    let (mut store, found) = bring(shared, shared.lock(), owner, key, [Tier::Host, Tier::Device]);
     let id = found?;
     store.slots[id].leases += 1;
     Ok(Lease::adopt(shared, &store, id))
 }
 
-/// The entry, in memory: at home if room can be made there, else in the tier nearest to it. The lock may be open
-/// meanwhile.
+/// The entry, in memory: at home or in the first tier of `order`, if room can be made there, else in the next; never above its
+/// home. The lock may be open meanwhile.
 fn bring<'a>(
     shared: &'a Shared,
     mut store: Locked<'a>,
     owner: Owner,
     key: &EntryKey,
+    order: [Tier; 2],
 ) -> (Locked<'a>, Result<SlotId, GetError>) {
-    let mut untried = [Tier::Device, Tier::Host].into_iter();
+    let mut untried = order.into_iter();
     let mut short = None;
     loop {
         let Some(id) = store.find(owner, key) else {
@@ -78,7 +75,7 @@ fn bring<'a>(
         };
         let slot = &store.slots[id];
         let (tier, home) = (slot.tier, slot.home);
-        if tier == home {
+        if tier == home || tier == order[0] {
             return (store, Ok(id));
         }
         if slot.relocating {
@@ -108,7 +105,9 @@ impl crate::store::Store {
         let slot = &mut self.slots[id];
         let kind = &mut self.kinds[slot.key.kind() as usize];
         kind.arrived_late += u64::from(slot.tier != slot.home);
-        kind.arrived_before_use += u64::from(std::mem::take(&mut slot.prefetched));
+        // What is still on its way is late for this read and not in time for the next.
+        let prefetch = std::mem::take(&mut slot.prefetch);
+        kind.arrived_before_use += u64::from(prefetch == Prefetch::Arrived);
     }
 
     fn absence(&self, owner: Owner, key: &EntryKey) -> GetError {
@@ -148,12 +147,17 @@ impl Fetcher {
         }
         let distance = store.jobs.get_mut(&self.job).and_then(|job| job.distance(&key));
         let Some(ticks) = distance.and_then(|ticks| ticks.checked_add(1)) else { return false };
+        store.slots[id].prefetch = Prefetch::UnderWay;
         let (mut store, _) = self.shared.relocate(store, id, home, Displace::NeededAfter { ticks });
-        // The lock was open meanwhile.
-        let Some(id) = store.find(owner, &key) else { return false };
+        // The lock was open meanwhile: another entry may have the key.
+        if store.find(owner, &key) != Some(id) {
+            return false;
+        }
         let slot = &mut store.slots[id];
-        slot.prefetched = slot.tier == home;
-        slot.prefetched
+        if slot.prefetch == Prefetch::UnderWay {
+            slot.prefetch = Prefetch::None;
+        }
+        slot.tier == home
     }
 }
 

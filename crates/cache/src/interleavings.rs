@@ -139,6 +139,57 @@ fn pages_that_are_prefetched_read_and_displaced_at_once_come_back_as_they_were()
 }
 
 #[test]
+fn a_budget_that_falls_and_rises_while_entries_are_put_is_never_passed() {
+    in_many_orders(|| {
+        let cache = cache(4, 2);
+        let threads: Vec<_> = (0..2_u32)
+            .map(|thread| {
+                let cache = cache.clone();
+                thread::spawn(move || {
+                    let job = cache.open_job();
+                    for at in 2 * thread..2 * thread + 2 {
+                        let made = put(&job, at);
+                        let lease = job.get(&key(at));
+                        assert_eq!(lease.is_some(), made, "nothing that is put can be dropped");
+                        assert!(lease.is_none_or(|lease| lease.iter().all(|byte| u32::from(*byte) == at)));
+                    }
+                })
+            })
+            .collect();
+        for lines in [1, 3, 0, 4] {
+            let fell_to = cache.set_budget(Tier::Device, lines * LINE);
+            assert!(fell_to >= lines * LINE);
+            let counters = cache.counters();
+            let device = counters.tier(Tier::Device);
+            assert!(device.used_bytes + device.free_listed_bytes <= device.budget_bytes);
+            cache.verify().expect("the cache agrees with itself");
+        }
+        threads.into_iter().for_each(|thread| thread.join().expect("no thread fails"));
+        is_empty(&cache);
+        assert_eq!(cache.set_budget(Tier::Device, LINE), LINE, "nothing stays that would keep its room");
+    });
+}
+
+#[test]
+fn a_prefetch_is_counted_for_the_read_that_it_was_for_and_for_no_later_one() {
+    in_many_orders(|| {
+        let cache = cache(1, 1);
+        let job = cache.open_job();
+        assert!(put(&job, 1));
+        job.announce(key(1), Uses::every(1, Tick(1), 3));
+        assert_eq!(job.demote(&key(1)), Ok(Some(Tier::Host)));
+        let fetcher = job.fetcher();
+        let prefetching = thread::spawn(move || fetcher.prefetch(&key(1)));
+        drop(job.try_get(&key(1)).expect("it is in memory"));
+        prefetching.join().expect("no thread fails");
+        drop(job.try_get(&key(1)).expect("it is in memory"));
+        let counters = cache.counters();
+        let kind = counters.kind(Kind::SelfKv);
+        assert_eq!(kind.arrived_before_use + kind.arrived_late, 1, "it left its home once");
+    });
+}
+
+#[test]
 fn a_job_that_ends_while_its_pages_move_takes_both_places_with_it() {
     in_many_orders(|| {
         let cache = cache(1, 2);

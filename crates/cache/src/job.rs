@@ -35,8 +35,12 @@ impl Job {
         self.id
     }
 
-    fn owner(&self) -> Owner {
+    pub(crate) fn owner(&self) -> Owner {
         Owner::Job(self.id)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Another job of the same cache.
@@ -124,8 +128,8 @@ impl Job {
     }
 
     /// Sends an entry to the tier below the one it is in, making room there. Where it is afterwards; `None` if there is
-    /// no such entry. It stays where it is if somebody holds it or there is no tier below. If it is on its way somewhere, that is
-    /// waited for.
+    /// no such entry. It stays where it is if somebody holds it, there is no tier below, or the disk below takes no more. If it
+    /// is on its way somewhere, that is waited for.
     ///
     /// # Errors
     /// If the tier below cannot make room.
@@ -151,15 +155,15 @@ impl Job {
             store = self.shared.wait(store);
         };
         let slot = &store.slots[id];
-        let below = slot.tier.below().filter(|_| slot.is_free_to_go() && leaves(slot.tier));
+        let below = store.tier_below(slot.tier).filter(|_| slot.is_free_to_go() && leaves(slot.tier));
         let Some(below) = below else { return Ok(Some(slot.tier)) };
         let (store, room) = self.shared.relocate(store, id, below, Displace::Anything);
         let found = store.find(self.owner(), &EntryKey::Own(*key)).map(|id| store.slots[id].tier);
         room.map(|()| found)
     }
 
-    /// Leases an entry where it is, from disk into memory, for somebody who copies it elsewhere: not counted as a read, and
-    /// nothing is taken off the schedule.
+    /// Leases an entry where it is, or, from disk, in the host, for somebody who copies it elsewhere: not counted as a read, and
+    /// nothing is taken off the schedule. Only where the host has no room for it is it brought to the device.
     ///
     /// # Errors
     /// As [`try_get`](Self::try_get).
@@ -207,11 +211,11 @@ impl Job {
         Reservation::begin(&self.shared, self.owner(), wanted)
     }
 
-    /// Memory to work in, counted as reserved until it is dropped. One that is as large as the last one is the same memory,
-    /// unless its room was needed in between.
+    /// Memory to work in, counted as reserved until it is dropped, in whole lines and one at least. One that is as large as the
+    /// last one is the same memory, unless its room was needed in between.
     ///
     /// # Errors
-    /// If the tier cannot make the room even by evicting all that may be evicted, or the system has no such memory.
+    /// If it is to be on disk, the tier cannot make the room even by evicting all that may be evicted, or the system has no such memory.
     pub fn workspace(&self, tier: Tier, len_bytes: usize) -> Result<Workspace, WorkspaceError> {
         Workspace::begin(&self.shared, self.owner(), tier, len_bytes)
     }

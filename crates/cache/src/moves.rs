@@ -2,9 +2,9 @@
 
 use crate::arena::Account;
 use crate::entries::Cause;
-use crate::place::{Destination, MoveFault, Place};
+use crate::place::{Destination, MoveFault, OutOfMemory, Place};
 use crate::room::{Locked, Shared};
-use crate::slots::{SlotId, State};
+use crate::slots::{Prefetch, SlotId, State};
 use crate::store::{Post, Store};
 use crate::{Displace, EntryKey, JobId, OutOfBudget, Owner, PerTier, Tier};
 
@@ -55,26 +55,43 @@ impl Drop for Pinned<'_> {
 }
 
 impl Shared {
-    /// Makes the copies without the lock, and publishes each as it is done.
-    pub(crate) fn run<'a>(&'a self, store: Locked<'a>, mut moves: Vec<Move>) -> Locked<'a> {
+    /// Makes the copies without the lock, and publishes each as it is done. Whether the machine had memory for all of them.
+    pub(crate) fn run<'a>(
+        &'a self,
+        store: Locked<'a>,
+        mut moves: Vec<Move>,
+    ) -> (Locked<'a>, Result<(), OutOfMemory>) {
         if moves.is_empty() {
-            return store;
+            return (store, Ok(()));
         }
         drop(store);
         moves.reverse();
         let mut underway = Underway { shared: self, moves };
+        let mut memory = Ok(());
         while let Some(moving) = underway.moves.last_mut() {
-            let result = moving.destination.fill(&moving.source, self);
+            let result = self.copy(moving);
+            if matches!(result, Err(MoveFault::NoMemory)) {
+                memory = Err(OutOfMemory);
+            }
             let moving = underway.moves.pop().expect("it was there a moment ago");
             self.lock().finish_move(moving, result);
             self.tell_waiters();
         }
         drop(underway);
-        self.lock()
+        (self.lock(), memory)
+    }
+
+    /// One copy, unless nobody wants it any more: an entry that died or was leased since its move began stays where it
+    /// is, and whoever ends its job waits for no more than what has begun.
+    fn copy(&self, moving: &mut Move) -> Result<Place, MoveFault> {
+        if !self.lock().is_wanted(moving) {
+            return Err(MoveFault::NotMade);
+        }
+        moving.destination.fill(&moving.source, self)
     }
 
     /// Brings an entry that nobody holds to tier `to`, making room there from what `displace` allows. Under the lock that
-    /// comes back the entry may be there, where it was, or gone.
+    /// comes back the entry may be there, where it was, or gone. A disk that takes no more leaves it where it was.
     pub(crate) fn relocate<'a>(
         &'a self,
         mut store: Locked<'a>,
@@ -82,6 +99,9 @@ impl Shared {
         to: Tier,
         displace: Displace,
     ) -> (Locked<'a>, Result<(), OutOfBudget>) {
+        if store.is_closed(to) {
+            return (store, Ok(()));
+        }
         store.pin(id);
         let mut pinned = Pinned { shared: self, id, armed: true };
         let need = PerTier::only(to, store.bytes_in(id, to));
@@ -90,7 +110,7 @@ impl Shared {
         let moving = if room.is_ok() { store.begin_move(id, to) } else { None };
         store.unpin(id);
         if let Some(moving) = moving {
-            return (self.run(store, vec![moving]), room);
+            return (self.run(store, vec![moving]).0, room);
         }
         store.slots[id].relocating = false;
         store.settle(id);
@@ -114,13 +134,13 @@ impl Store {
         if tier == Tier::Disk { self.extents.record_bytes(memory_bytes) } else { memory_bytes }
     }
 
-    /// Charges the destination, if it has room for the entry.
+    /// Charges the destination, if it has room for the entry and the entry is still to be had.
     pub(crate) fn begin_move(&mut self, id: SlotId, to: Tier) -> Option<Move> {
         let bytes = self.bytes_in(id, to);
-        if bytes > self.arenas[to].room_bytes() {
+        let slot = &self.slots[id];
+        if bytes > self.arenas[to].room_bytes() || !slot.may_move() {
             return None;
         }
-        let slot = &self.slots[id];
         let (owner, kind, source) = (slot.owner, slot.key.kind(), slot.place.clone());
         let destination = match to {
             Tier::Disk => Destination::Disk(self.extents.take(source.memory_bytes())?),
@@ -135,6 +155,11 @@ impl Store {
         Some(Move { id, to, bytes, source, destination })
     }
 
+    /// Whether a move that has begun may still arrive.
+    fn is_wanted(&self, moving: &Move) -> bool {
+        self.slots[moving.id].may_move() && !self.is_closed(moving.to)
+    }
+
     /// Publishes a copy, unless somebody leased the source or the entry died meanwhile: then the copy is dropped and
     /// the entry stays as it is, since a lease keeps it in place. What did not come back from disk is lost.
     fn finish_move(&mut self, moving: Move, result: Result<Place, MoveFault>) {
@@ -145,7 +170,7 @@ impl Store {
         slot.relocating = false;
         let (owner, kind, from) = (slot.owner, slot.key.kind(), slot.tier);
         self.count_copy(owner, -1);
-        let stays = self.slots[id].state != State::Live || !self.slots[id].is_free_to_go();
+        let stays = !self.slots[id].may_move();
         let arrived = match result {
             Ok(place) if stays => {
                 self.give_up(destination, Some(place), to, owner);
@@ -169,7 +194,10 @@ impl Store {
         let slot = &mut self.slots[id];
         let left_bytes = slot.charged_bytes();
         slot.tier = to;
-        slot.prefetched = false;
+        slot.prefetch = match slot.prefetch {
+            Prefetch::UnderWay if to == slot.home => Prefetch::Arrived,
+            _ => Prefetch::None,
+        };
         let left = std::mem::replace(&mut slot.place, place);
         self.vacate(from, left, owner);
         self.arenas[to].transfer(Account::Moving, Account::Live, bytes);
@@ -234,7 +262,7 @@ impl Store {
     /// Law 11: what failed is counted, and what is lost is gone from sight.
     fn note(&mut self, id: SlotId, from: Tier, fault: MoveFault) {
         match fault {
-            MoveFault::NotMade => {}
+            MoveFault::NotMade | MoveFault::NoMemory => {}
             MoveFault::NotWritten => {
                 self.traffic[Tier::Disk].write_faults += 1;
                 self.extents.refuse();
@@ -352,6 +380,44 @@ mod tests {
             let scene = Scene::new();
             scene.demote(|| scene.end_job());
             assert_eq!(scene.used(), [0, 0]);
+        });
+    }
+
+    /// A copy that was made and came too late would leave its memory idle.
+    fn assert_nothing_was_copied(scene: &Scene, meanwhile: impl FnOnce()) {
+        let moving = scene.shared.lock().begin_move(scene.id, Tier::Host).expect("there is room");
+        meanwhile();
+        let (store, memory) = scene.shared.run(scene.shared.lock(), vec![moving]);
+        assert_eq!(memory, Ok(()));
+        let host = &store.arenas[Tier::Host];
+        assert_eq!((host.used_bytes(), host.free_listed_bytes()), (0, 0));
+        assert_eq!(store.verify(), Ok(()));
+    }
+
+    #[test]
+    fn an_entry_that_died_or_was_leased_before_its_copy_began_is_not_copied() {
+        alone(|| {
+            let scene = Scene::new();
+            let mut lease = None;
+            assert_nothing_was_copied(&scene, || lease = scene.get());
+            assert_eq!(scene.used(), [64, 0]);
+            drop(lease);
+            assert_nothing_was_copied(&scene, || scene.end_job());
+            assert_eq!(scene.used(), [0, 0]);
+        });
+    }
+
+    #[test]
+    fn no_move_begins_of_an_entry_that_died_while_room_was_made_for_it() {
+        alone(|| {
+            let scene = Scene::new();
+            scene.shared.lock().pin(scene.id);
+            scene.end_job();
+            let mut store = scene.shared.lock();
+            assert!(store.begin_move(scene.id, Tier::Host).is_none());
+            store.unpin(scene.id);
+            assert!(store.settle(scene.id));
+            assert_eq!(store.verify(), Ok(()));
         });
     }
 

@@ -18,15 +18,21 @@ pub struct Owned {
     pub group: Option<GroupId>,
     /// Where it is.
     pub tier: Tier,
+    /// Where it was put, and where reads bring it back to.
+    pub home: Tier,
     /// Whether it is on its way to another tier.
     pub is_moving: bool,
     /// Its length.
     pub len_bytes: usize,
+    /// Its length before encoding.
+    pub raw_bytes: u64,
     /// What is left of its lifetime: putting it with this lifetime into a job that has done no step ends it when
     /// this one ends here.
     pub lifetime: Lifetime,
     /// What may become of it.
     pub recover: Recover,
+    /// Relative price of bringing 1 KiB of it back.
+    pub cost_per_kib: u32,
     /// The reads that are still announced.
     pub uses: Vec<Uses>,
 }
@@ -52,10 +58,13 @@ impl Store {
                 key,
                 group: slot.group,
                 tier: slot.tier,
+                home: slot.home,
                 is_moving: slot.is_moving(),
                 len_bytes: slot.len_bytes,
+                raw_bytes: slot.raw_bytes,
                 lifetime,
                 recover: slot.recover,
+                cost_per_kib: slot.cost_per_kib,
                 uses,
             })
         };

@@ -49,13 +49,19 @@ pub(crate) enum Destination {
     Disk(Arc<Record>),
 }
 
+/// The machine had no memory for a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OutOfMemory;
+
 /// Why a move did not arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MoveFault {
     /// The bytes are where they were; the disk takes no more.
     NotWritten,
-    /// The bytes are where they were; the machine has no memory for them, or the copy panicked.
+    /// The bytes are where they were: nobody wanted the copy any more, or it panicked.
     NotMade,
+    /// The bytes are where they were; the machine has no memory for them.
+    NoMemory,
     /// The bytes are gone.
     Lost(DiskFault),
 }
@@ -65,7 +71,8 @@ impl Destination {
     pub(crate) fn fill(&mut self, source: &Place, shared: &Shared) -> Result<Place, MoveFault> {
         match (source, self) {
             (Place::Memory(from), Self::Memory { idle }) => {
-                Ok(Place::Memory(Arc::new(Buffer::copy(from, idle.take()))))
+                let copy = Buffer::copy(from, idle.take()).map_err(|_| MoveFault::NoMemory)?;
+                Ok(Place::Memory(Arc::new(copy)))
             }
             (Place::Memory(from), Self::Disk(record)) => match shared.disk() {
                 Some(disk) if disk.store(record, from.bytes()).is_ok() => Ok(Place::Disk(Arc::clone(record))),
@@ -75,7 +82,7 @@ impl Destination {
                 let disk = shared.disk().ok_or(MoveFault::NotMade)?;
                 let len = usize::try_from(record.payload_bytes).map_err(|_| MoveFault::NotMade)?;
                 let buffer = idle.take().map_or_else(|| shared.buffer(len), Ok);
-                let mut buffer = buffer.map_err(|_| MoveFault::NotMade)?;
+                let mut buffer = buffer.map_err(|_| MoveFault::NoMemory)?;
                 // A buffer that was filled in part may show bytes of another owner: it is dropped, not reused (law 10).
                 disk.load(record, buffer.bytes_mut()).map_err(MoveFault::Lost)?;
                 Ok(Place::Memory(Arc::new(buffer)))

@@ -78,7 +78,7 @@ impl Reservation {
     /// When the entry dies its bytes go to the tier, not back here.
     ///
     /// # Errors
-    /// If too little is left, or as [`Job::put`](crate::Job::put).
+    /// If too little is left, or as [`Job::put`](crate::Job::put); then this reservation is as before.
     pub fn put(&mut self, key: impl Into<EntryKey>, spec: PutSpec) -> Result<Writer, PutError> {
         let key = key.into();
         let store = self.shared.lock();
@@ -88,7 +88,11 @@ impl Reservation {
             return Err(PutError::ReservationTooSmall { tier: spec.tier, needed_bytes, left_bytes });
         }
         self.left[spec.tier] -= needed_bytes;
-        Draft::begin_reserved(&self.shared, store, self.owner, (key, spec, stage)).map(Writer::new)
+        let draft = Draft::begin_reserved(&self.shared, store, self.owner, (key, spec, stage));
+        if draft.is_err() {
+            self.left[spec.tier] += needed_bytes;
+        }
+        draft.map(Writer::new)
     }
 }
 

@@ -111,14 +111,25 @@ impl Shared {
         displace: Displace,
     ) -> (Locked<'a>, Result<(), OutOfBudget>) {
         while !store.fits(&need) {
+            if need[Tier::Disk] > 0 && store.is_closed(Tier::Disk) {
+                // What is there can still be read, and nothing could be written in its place.
+                let refusal = store.refusal(Tier::Disk, need[Tier::Disk]);
+                return (store, Err(refusal));
+            }
             let short = match policy::choose(&store.view(displace), need) {
                 Ok(actions) => {
                     let (dropped, moves) = store.act(&actions);
                     if dropped == 0 && moves.is_empty() {
-                        let refusal = store.refusal(Tier::Device, need[Tier::Device]);
+                        let refusal = store.shortage(&need);
                         return (store, Err(refusal));
                     }
-                    store = self.run(store, moves);
+                    let (locked, memory) = self.run(store, moves);
+                    store = locked;
+                    if memory.is_err() && !store.fits(&need) {
+                        // The same choice would fail the same way again.
+                        let refusal = OutOfBudget { memory_refuses: true, ..store.shortage(&need) };
+                        return (store, Err(refusal));
+                    }
                     continue;
                 }
                 Err(short) => short,
@@ -161,11 +172,22 @@ impl Store {
     pub(crate) fn fits(&self, need: &PerTier<u64>) -> bool {
         need.iter().all(|(tier, bytes)| *bytes <= self.arenas[tier].room_bytes())
     }
+
+    /// Whether nothing can be written to a tier any more, whatever room it has.
+    pub(crate) fn is_closed(&self, tier: Tier) -> bool {
+        tier == Tier::Disk && self.extents.refuses()
+    }
+
     /// What the policy may know: one pass over the slot table.
     pub(crate) fn view(&mut self, displace: Displace) -> View {
-        let closed = |tier| tier == Tier::Disk && self.extents.refuses();
-        let room = PerTier::from_fn(|tier| if closed(tier) { 0 } else { self.arenas[tier].room_bytes() });
+        let room =
+            PerTier::from_fn(|tier| if self.is_closed(tier) { 0 } else { self.arenas[tier].room_bytes() });
+        // Where nothing can be written nothing fits, so that no entry there is dropped for one that would not arrive.
+        let closed = self.is_closed(Tier::Disk);
         let extents = &self.extents;
+        let disk_bytes = |slot: &Slot| {
+            if closed { u64::MAX } else { extents.record_bytes(slot.place.memory_bytes()) }
+        };
         let jobs = &mut self.jobs;
         let mut distance = |owner: Owner, key: &EntryKey| match owner {
             Owner::Job(job) => jobs.get_mut(&job)?.distance(key),
@@ -181,7 +203,7 @@ impl Store {
             group: slot.group,
             tier: slot.tier,
             bytes: slot.charged_bytes(),
-            disk_bytes: extents.record_bytes(slot.place.memory_bytes()),
+            disk_bytes: disk_bytes(slot),
             next_use: distance(slot.owner, &slot.key)
                 .map_or(NextUse::Unknown { last_use: slot.last_use }, NextUse::In),
             shared: slot.owner == Owner::Shared,
@@ -214,6 +236,13 @@ impl Store {
         (dropped, moves)
     }
 
+    /// What to say of room that is not there after all.
+    fn shortage(&self, need: &PerTier<u64>) -> OutOfBudget {
+        let short = need.iter().find(|(tier, bytes)| **bytes > self.arenas[*tier].room_bytes());
+        let (tier, needed_bytes) = short.map_or((Tier::Device, 0), |(tier, bytes)| (tier, *bytes));
+        self.refusal(tier, needed_bytes)
+    }
+
     pub(crate) fn refusal(&self, tier: Tier, needed_bytes: u64) -> OutOfBudget {
         let arena = &self.arenas[tier];
         let live =
@@ -235,6 +264,7 @@ impl Store {
             used_bytes: arena.used_bytes(),
             held,
             disk_refuses: self.extents.refuses(),
+            memory_refuses: false,
         }
     }
 }

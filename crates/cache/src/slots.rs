@@ -53,6 +53,18 @@ pub(crate) enum Expiry {
     InWindow,
 }
 
+/// How an entry that left its home comes back before anybody asks for it. The next read ends it, in time or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Prefetch {
+    /// Nobody brings or brought it ahead of a read.
+    #[default]
+    None,
+    /// It is on its way, and nobody has asked for it yet.
+    UnderWay,
+    /// It came home, and nobody has read it since.
+    Arrived,
+}
+
 /// One entry.
 pub(crate) struct Slot {
     pub(crate) owner: Owner,
@@ -63,6 +75,8 @@ pub(crate) struct Slot {
     /// Where it was put, and where reads bring it back to.
     pub(crate) home: Tier,
     pub(crate) len_bytes: usize,
+    /// Its length before encoding.
+    pub(crate) raw_bytes: u64,
     pub(crate) lifetime: Lifetime,
     pub(crate) expiry: Expiry,
     pub(crate) recover: Recover,
@@ -76,8 +90,7 @@ pub(crate) struct Slot {
     /// Somebody is bringing it to another tier at somebody's wish, or is making room for that: whoever wants to read it
     /// waits.
     pub(crate) relocating: bool,
-    /// It was brought home before anybody asked for it, and nobody has read it since.
-    pub(crate) prefetched: bool,
+    pub(crate) prefetch: Prefetch,
     pub(crate) last_use: u64,
     pub(crate) place: Place,
 }
@@ -90,6 +103,12 @@ impl Slot {
     /// Its bytes can leave this place and the place be used again.
     pub(crate) fn is_free_to_go(&self) -> bool {
         self.is_still() && !self.flight_lost
+    }
+
+    /// A move of it that has begun, or is about to, may still arrive: it is visible, and nobody but the move holds it.
+    pub(crate) fn may_move(&self) -> bool {
+        let is_held = self.leases > 0 || self.flights > 0 || self.flight_lost;
+        self.state == State::Live && !is_held
     }
 
     /// It is on its way to another tier, or room is being made for that.

@@ -114,16 +114,21 @@ impl Store {
         }
     }
 
-    /// An idle buffer of this size, and whether it must be wiped before `owner` may see it (law 10).
+    /// An idle buffer of this size, and whether it must be wiped before `owner` may see it (law 10). All that is charged
+    /// together is taken before the first [`shed`](Self::shed), which might give up what the rest could use.
     pub(crate) fn take_idle(&mut self, tier: Tier, bytes: u64, owner: Owner) -> Option<(Buffer, bool)> {
         let idle = self.arenas[tier].take(bytes);
-        self.arenas[tier].shed(&mut self.debris);
         idle.map(|(buffer, last_owner)| (buffer, last_owner != owner))
     }
 
     /// Gives up idle buffers that no longer fit beside what is used.
     pub(crate) fn shed(&mut self, tier: Tier) {
         self.arenas[tier].shed(&mut self.debris);
+    }
+
+    /// Where entries of a tier are demoted to.
+    pub(crate) fn tier_below(&self, tier: Tier) -> Option<Tier> {
+        tier.below().filter(|below| *below != Tier::Disk || self.extents.budget_bytes() > 0)
     }
 
     // ---- jobs and stages ----

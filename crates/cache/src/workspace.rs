@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::arena::Account;
-use crate::buffer::{Buffer, charged_bytes};
+use crate::buffer::{Buffer, entry_bytes};
 use crate::room::Shared;
 use crate::store::Post;
 use crate::{Displace, OutOfBudget, Owner, PerTier, Tier};
@@ -27,6 +27,9 @@ pub enum WorkspaceError {
     /// The tier cannot make the room.
     #[error(transparent)]
     OutOfBudget(#[from] OutOfBudget),
+    /// A workspace on disk.
+    #[error("nobody can work on the disk in place; ask for a workspace in the device or the host tier")]
+    NotInMemory,
     /// The system has no such memory.
     #[error(
         "the system has no {len_bytes} bytes of memory for a workspace; lower the budget of the {tier} tier"
@@ -46,13 +49,17 @@ impl Workspace {
         tier: Tier,
         len_bytes: usize,
     ) -> Result<Self, WorkspaceError> {
-        let charged_bytes = charged_bytes(len_bytes as u64);
+        if tier == Tier::Disk {
+            return Err(WorkspaceError::NotInMemory);
+        }
+        let charged_bytes = entry_bytes(len_bytes);
         let wanted = PerTier::only(tier, charged_bytes);
         let (mut store, room) = shared.make_room(shared.lock(), wanted, Displace::Anything);
         room?;
         store.charge(Post::new(owner, None, tier, Account::Reserved), charged_bytes);
         // Idle memory is taken before what no longer fits beside it is given up.
         let idle = store.take_idle(tier, charged_bytes, owner);
+        store.shed(tier);
         drop(store);
         let shared = Arc::clone(shared);
         let mut workspace = Self { shared, owner, tier, charged_bytes, len_bytes, buffer: Buffer::default() };

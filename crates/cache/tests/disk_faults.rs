@@ -10,7 +10,8 @@ use std::path::Path;
 use std::thread;
 
 use evanesce_cache::{
-    Budgets, Cache, Disk, DiskFault, EntryKey, GetError, Job, Key, Kind, Lifetime, Tick, Tier, Uses,
+    Budgets, Cache, Disk, DiskFault, EntryKey, GetError, Job, Key, Kind, Lifetime, PutSpec, Recover, Tick,
+    Tier, Uses,
 };
 use support::{Device, Fault, numbered, with_disk};
 
@@ -34,9 +35,21 @@ impl Scene {
         Self { job: cache.open_job(), cache, device, directory }
     }
 
+    /// Over a disk that one entry of twice the length fills but for two blocks.
+    fn with_small_disk() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, device) = with_disk(directory.path(), BUDGETS, 12 * 4096);
+        Self { job: cache.open_job(), cache, device, directory }
+    }
+
     fn put(&self, key: Key, number: u32) {
-        let mut writer = self.job.put(key, Tier::Device, Lifetime::Job, LEN).unwrap();
-        writer.bytes_mut().copy_from_slice(&numbered(LEN, number));
+        self.put_len(key, number, LEN, Recover::Never);
+    }
+
+    fn put_len(&self, key: Key, number: u32, len: usize, recover: Recover) {
+        let spec = PutSpec::new(Tier::Device, Lifetime::Job, len).recover(recover);
+        let mut writer = self.job.put_with(key, spec).unwrap();
+        writer.bytes_mut().copy_from_slice(&numbered(len, number));
         drop(writer.commit().unwrap());
     }
 
@@ -134,6 +147,9 @@ fn short_reads_and_writes_are_continued() {
 #[test]
 fn a_full_disk_keeps_the_entry_above_and_takes_no_more() {
     let scene = Scene::new();
+    let again = KEY.frame(1000);
+    scene.put_len(again, 3, LEN, Recover::Recompute);
+    assert_eq!(scene.sink(again), Some(Tier::Disk));
     scene.put(KEY, 1);
     assert_eq!(scene.sink(KEY), Some(Tier::Disk));
     scene.put(KEY.frame(1), 2);
@@ -158,7 +174,77 @@ fn a_full_disk_keeps_the_entry_above_and_takes_no_more() {
         })
         .expect("two megabytes are full");
     assert!(error.to_string().contains("a write to it failed"), "{error}");
+    // Nothing was dropped there for entries that cannot get there.
+    assert_eq!((scene.job.tier_of(&again), evicted(&scene)), (Some(Tier::Disk), 0));
+    assert!(scene.job.remove(&KEY.frame(2)));
+    assert_eq!(scene.job.get(&again).unwrap().bytes(), numbered(LEN, 3));
     scene.cache.verify().unwrap();
+}
+
+fn evicted(scene: &Scene) -> u64 {
+    scene.cache.counters().kind(Kind::SelfKv).evicted
+}
+
+#[test]
+fn nothing_on_a_full_disk_that_takes_no_more_gives_way_to_what_is_sent_there_or_reserved() {
+    let scene = Scene::with_small_disk();
+    let (kept, large) = (KEY, KEY.frame(1));
+    scene.put_len(kept, 1, 2 * LEN, Recover::Recompute);
+    assert_eq!(scene.sink(kept), Some(Tier::Disk));
+    // The write that fails is of an entry that would still fit.
+    scene.put_len(KEY.frame(2), 2, 1000, Recover::Never);
+    scene.device.set(Fault::Full);
+    assert_eq!(scene.sink(KEY.frame(2)), Some(Tier::Host));
+    scene.device.set(None);
+    scene.put_len(large, 3, 2 * LEN, Recover::Never);
+    assert_eq!(scene.sink(large), Some(Tier::Host));
+    assert!(scene.job.reserve(&[(Tier::Disk, 40_000)]).unwrap_err().disk_refuses);
+    assert_eq!((scene.job.tier_of(&kept), evicted(&scene)), (Some(Tier::Disk), 0));
+    assert_eq!(scene.job.get(&kept).unwrap().bytes(), numbered(2 * LEN, 1));
+    scene.cache.verify().unwrap();
+}
+
+#[test]
+fn what_was_to_follow_a_write_that_failed_is_not_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let budgets = Budgets { device_bytes: 0, host_bytes: 2 * 20_032 };
+    let (cache, device) = with_disk(directory.path(), budgets, DISK_BYTES);
+    let job = cache.open_job();
+    for frame in 0..2 {
+        drop(job.put(KEY.frame(frame), Tier::Host, Lifetime::Job, LEN).unwrap().commit().unwrap());
+    }
+    device.set(Fault::Full);
+    assert!(job.put(KEY.frame(2), Tier::Host, Lifetime::Job, 2 * LEN).is_err(), "both would have to go");
+    assert_eq!(cache.counters().tier(Tier::Disk).traffic.write_faults, 1);
+    assert_eq!([0, 1].map(|frame| job.tier_of(&KEY.frame(frame))), [Some(Tier::Host); 2]);
+    cache.verify().unwrap();
+}
+
+#[test]
+fn a_copy_to_elsewhere_brings_an_entry_to_the_host_and_pushes_nothing_off_the_device() {
+    let directory = tempfile::tempdir().unwrap();
+    let budgets = Budgets { device_bytes: 20_032, host_bytes: 20_032 };
+    let (cache, _) = with_disk(directory.path(), budgets, DISK_BYTES);
+    let job = cache.open_job();
+    let put = |frame| {
+        let spec = PutSpec::new(Tier::Device, Lifetime::Job, LEN).recover(Recover::Reload);
+        drop(job.put_with(KEY.frame(frame), spec).unwrap().commit().unwrap());
+    };
+    put(0);
+    job.demote(&KEY).unwrap();
+    assert_eq!(job.demote(&KEY), Ok(Some(Tier::Disk)));
+    put(1);
+    assert_eq!(job.peek(&KEY).unwrap().tier(), Tier::Host);
+    assert_eq!(job.tier_of(&KEY.frame(1)), Some(Tier::Device));
+    // A read wants it at home.
+    assert_eq!(job.get(&KEY).unwrap().tier(), Tier::Device);
+    // Where the host has no room the device has.
+    job.demote(&KEY).unwrap();
+    assert_eq!(job.demote(&KEY), Ok(Some(Tier::Disk)));
+    let full = job.put(KEY.frame(2), Tier::Host, Lifetime::Job, LEN).unwrap();
+    assert_eq!(job.peek(&KEY).unwrap().tier(), Tier::Device);
+    drop(full);
+    cache.verify().unwrap();
 }
 
 #[test]

@@ -163,6 +163,20 @@ fn law_2_an_absurd_size_is_refused_and_not_attempted() {
 }
 
 #[test]
+fn law_2_a_put_that_the_machine_has_no_memory_for_leaves_its_room_reserved() {
+    let cache = cache(1 << 63, 0);
+    let job = cache.open_job();
+    let mut reservation = job.reserve(&[(Tier::Device, 1 << 62)]).unwrap();
+    let error = reservation.put(LATENT, device(Lifetime::Job, 1 << 62)).unwrap_err();
+    assert!(matches!(error, PutError::NoMemory { .. }), "{error}");
+    assert_eq!(reservation.bytes(Tier::Device), 1 << 62);
+    assert_eq!(cache.counters().tier(Tier::Device).reserved_bytes, 1 << 62);
+    assert_eq!(used(&cache), 1 << 62);
+    drop(reservation);
+    assert_eq!(used(&cache), 0);
+}
+
+#[test]
 fn law_2_a_reservation_is_room_that_nobody_else_gets() {
     let cache = cache(1024, 0);
     let (job, other) = (cache.open_job(), cache.open_job());

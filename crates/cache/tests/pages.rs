@@ -4,7 +4,7 @@ mod seeded;
 
 use std::collections::BTreeMap;
 
-use evanesce_cache::{Budgets, Cache, EntryKey, Job, Key, Kind, Lifetime, PutSpec, Tier};
+use evanesce_cache::{Budgets, Cache, EntryKey, ForkError, Job, Key, Kind, Lifetime, PutSpec, Recover, Tier};
 use proptest::prelude::*;
 
 const PAGE_BYTES: usize = 128;
@@ -187,4 +187,94 @@ fn a_fork_goes_its_own_way_and_a_fork_without_room_leaves_nothing() {
     assert_eq!((frames(&job), frames(&fork)), (vec![0, 1, 2], vec![0, 2, 3]));
     drop(job);
     assert_eq!(fork.get(&key(0, 2)).expect("it is the fork's own").bytes(), [2; PAGE_BYTES]);
+}
+
+fn put(job: &Job, key: Key, spec: PutSpec) {
+    drop(job.put_with(key, spec).expect("there is room").commit().expect("the key is free"));
+}
+
+fn page(tier: Tier) -> PutSpec {
+    PutSpec::new(tier, Lifetime::Job, PAGE_BYTES).recover(Recover::Reload)
+}
+
+#[test]
+fn a_lease_or_an_eviction_of_a_forked_page_concerns_only_what_its_original_became_visible_with() {
+    let cache = Cache::new(Budgets { device_bytes: 8 * PAGE_BYTES as u64, host_bytes: 0 });
+    let job = cache.open_job();
+    (0..2).for_each(|frame| put(&job, key(0, frame), page(Tier::Device)));
+    let pair = [2, 3].map(|frame| (key(0, frame), page(Tier::Device)));
+    drop(job.put_group(pair).expect("there is room").commit().expect("the keys are free"));
+    let fork = job.fork().expect("there is room");
+    drop(job);
+    let _rest = fork.reserve(&[(Tier::Device, 4 * PAGE_BYTES as u64)]).expect("the job's pages are back");
+    let there = || [0, 1, 2, 3].map(|frame| fork.contains(&key(0, frame)));
+    let lease = fork.get(&key(0, 0)).expect("it was forked");
+    let needed = |frame| fork.put(key(1, frame), Tier::Device, Lifetime::Job, PAGE_BYTES);
+    drop(needed(0).expect("a page may leave").commit().expect("the key is free"));
+    assert_eq!(there(), [true, false, true, true]);
+    let of_pair = fork.get(&key(0, 2)).expect("it was forked");
+    assert!(needed(1).is_err(), "its other half stays with it");
+    drop(of_pair);
+    drop(needed(1).expect("the pair may leave").commit().expect("the key is free"));
+    assert_eq!(there(), [true, false, false, false]);
+    drop(lease);
+    cache.verify().expect("the cache agrees with itself");
+}
+
+#[test]
+fn a_fork_s_entries_are_at_home_where_the_originals_are_and_are_worth_as_much() {
+    let cache = Cache::new(Budgets { device_bytes: 1 << 12, host_bytes: 1 << 12 });
+    let job = cache.open_job();
+    put(&job, key(0, 0), page(Tier::Host).cost_per_kib(7).raw_bytes(500));
+    put(&job, key(0, 1), page(Tier::Device).raw_bytes(300));
+    assert_eq!(job.demote(&key(0, 1)), Ok(Some(Tier::Host)));
+    let fork = job.fork().expect("there is room");
+    let worth = |job: &Job| {
+        let entries = job.entries();
+        entries.iter().map(|e| (e.home, e.cost_per_kib, e.raw_bytes, e.recover)).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        worth(&fork),
+        [(Tier::Host, 7, 500, Recover::Reload), (Tier::Device, 1, 300, Recover::Reload)]
+    );
+    assert_eq!(worth(&fork), worth(&job));
+    assert_eq!([0, 1].map(|frame| fork.tier_of(&key(0, frame))), [Some(Tier::Host), Some(Tier::Device)]);
+    assert_eq!(cache.counters().kind(Kind::SelfKv).raw_bytes, 2 * 800);
+}
+
+#[test]
+fn a_window_is_forked_as_it_is_and_moves_on_by_its_next_frame() {
+    let cache = Cache::new(Budgets { device_bytes: 1 << 12, host_bytes: 0 });
+    let job = cache.open_job();
+    let window = |recent| PutSpec::new(Tier::Device, Lifetime::Window { sink: 0, recent }, PAGE_BYTES);
+    // A window that was narrow once, and one whose newest frame came before another.
+    for (series, frame, recent) in [(0, 0, 1), (0, 1, 4), (0, 2, 4), (1, 5, 1), (1, 3, 3)] {
+        put(&job, key(series, frame), window(recent));
+    }
+    let fork = job.fork().expect("there is room");
+    let frames =
+        |job: &Job| job.entries().iter().map(|entry| (entry.key.index, entry.key.frame)).collect::<Vec<_>>();
+    assert_eq!(frames(&fork), [(0, 0), (0, 1), (0, 2), (1, 3), (1, 5)]);
+    assert_eq!(frames(&fork), frames(&job));
+    for job in [&job, &fork] {
+        put(job, key(0, 3), window(2));
+        assert_eq!(frames(job), [(0, 2), (0, 3), (1, 3), (1, 5)]);
+    }
+    cache.verify().expect("the cache agrees with itself");
+}
+
+#[test]
+fn a_job_is_not_forked_in_the_middle_of_a_stage_that_holds_entries_and_the_entry_is_named() {
+    let cache = Cache::new(Budgets { device_bytes: 1 << 12, host_bytes: 0 });
+    let job = cache.open_job();
+    let stage = job.stage("decode");
+    put(&job, key(0, 0), page(Tier::Device));
+    assert!(job.fork().is_ok(), "none of the stage's yet");
+    put(&job, key(0, 1), PutSpec::new(Tier::Device, Lifetime::Stage, PAGE_BYTES));
+    let refused = job.fork().unwrap_err();
+    assert!(matches!(refused, ForkError::InStage { key: named } if named == key(0, 1).into()), "{refused}");
+    assert!(refused.to_string().contains("frame 1 belongs to an open stage"), "{refused}");
+    assert_eq!(cache.counters().jobs, 1);
+    drop(stage);
+    assert!(job.fork().is_ok());
 }

@@ -5,7 +5,7 @@
 
 mod support;
 
-use evanesce_cache::{Budgets, Cache, Job, Key, Kind, Lifetime, PutError, PutSpec, Recover, Tier};
+use evanesce_cache::{Budgets, Cache, Fill, Job, Key, Kind, Lifetime, PutError, PutSpec, Recover, Tier};
 use support::{Fault, numbered, with_disk};
 
 const KEY: Key = Key::new(Kind::VaeFeature);
@@ -95,6 +95,41 @@ fn a_freed_buffer_is_used_again_for_the_same_size() {
         let second = job.put(KEY, tier, Lifetime::Steps(1), 10_000).unwrap().commit().unwrap();
         assert_eq!(second.as_ptr(), address);
         assert_eq!(cache.counters().tier(tier).free_listed_bytes, 0);
+    });
+}
+
+#[test]
+fn a_group_that_fills_its_tier_uses_all_buffers_again_that_one_like_it_left() {
+    every_memory(|tier, cache| {
+        let job = cache.open_job();
+        let len_bytes = usize::try_from(BUDGET_BYTES / 4).unwrap();
+        let spec = PutSpec::new(tier, Lifetime::Steps(1), len_bytes).fill(Fill::Any);
+        let members = || [0, 1, 2, 3].map(|frame| (KEY.frame(frame), spec));
+        let mut group = job.put_group(members()).unwrap();
+        group.all_bytes_mut().into_iter().for_each(|bytes| bytes.fill(7));
+        drop(group.commit().unwrap());
+        job.step();
+        let mut again = job.put_group(members()).unwrap();
+        // New memory would be zeroed.
+        assert!(again.all_bytes_mut().into_iter().all(|bytes| bytes.iter().all(|byte| *byte == 7)));
+        assert_eq!(cache.counters().tier(tier).free_listed_bytes, 0);
+        cache.verify().unwrap();
+    });
+}
+
+#[test]
+fn below_the_lowest_tier_there_is_none_to_demote_to() {
+    let cache = Cache::new(BUDGETS);
+    let job = cache.open_job();
+    drop(job.put(KEY, Tier::Host, Lifetime::Job, 100).unwrap().commit().unwrap());
+    assert_eq!(job.demote(&KEY), Ok(Some(Tier::Host)));
+    every_tier(|tier, cache| {
+        let job = cache.open_job();
+        assert!(sink(&job, KEY, tier, Lifetime::Job, &numbered(100, 1)));
+        while job.tier_of(&KEY) < Some(Tier::Disk) {
+            job.demote(&KEY).unwrap();
+        }
+        assert_eq!(job.demote(&KEY), Ok(Some(Tier::Disk)));
     });
 }
 

@@ -49,6 +49,31 @@ fn what_a_job_left_in_its_workspace_is_not_there_for_another() {
 }
 
 #[test]
+fn a_workspace_of_no_bytes_is_charged_the_line_that_it_has_and_may_outlive_its_job() {
+    let cache = cache();
+    let job = cache.open_job();
+    let mut workspace = job.workspace(Tier::Device, 0).unwrap();
+    assert_eq!(workspace.bytes_mut().len(), 0);
+    assert_eq!(cache.counters().tier(Tier::Device).reserved_bytes, 64);
+    drop((job, workspace));
+    assert_eq!(cache.counters().tier(Tier::Device).used_bytes, 0);
+    cache.verify().unwrap();
+    let job = cache.open_job();
+    let _full = job.put(Key::new(Kind::Latent), Tier::Device, Lifetime::Job, 4096).unwrap();
+    assert!(job.workspace(Tier::Device, 0).is_err());
+    cache.verify().unwrap();
+}
+
+#[test]
+fn there_is_no_workspace_on_disk() {
+    let cache = Cache::counting(Budgets { device_bytes: 0, host_bytes: 0 }, 1 << 20);
+    let refused = cache.open_job().workspace(Tier::Disk, 1000).unwrap_err();
+    assert_eq!(refused, WorkspaceError::NotInMemory);
+    assert!(refused.to_string().contains("host tier"), "{refused}");
+    assert_eq!(cache.counters().tier(Tier::Disk).peak_bytes, 0);
+}
+
+#[test]
 fn an_idle_workspace_gives_way_and_one_beyond_the_budget_is_refused() {
     let cache = cache();
     let job = cache.open_job();

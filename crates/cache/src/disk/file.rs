@@ -81,7 +81,7 @@ impl ExtentFile {
     pub(super) fn create(directory: &Path, bytes: u64) -> Result<Self, (String, io::Error)> {
         sweep(directory)
             .map_err(|error| ("the directory of the disk tier cannot be read".to_owned(), error))?;
-        let mut new = Self::claim(directory)
+        let mut new = Self::claim(directory, File::lock)
             .map_err(|error| ("the disk tier cannot make its file".to_owned(), error))?;
         preallocate(&new.locked, bytes).map_err(|error| {
             (format!("the file system has no room for {bytes} bytes of disk tier"), error)
@@ -90,8 +90,9 @@ impl ExtentFile {
         Ok(new)
     }
 
-    /// Makes a new file and locks it. A sweep by another process may come between the two; then another file is made.
-    fn claim(directory: &Path) -> io::Result<Self> {
+    /// Makes a new file and locks it. A sweep by another process may come between the two; then another file is made. A file
+    /// that cannot be locked is removed.
+    fn claim(directory: &Path, lock: impl Fn(&File) -> io::Result<()>) -> io::Result<Self> {
         let mut number = 0_u32;
         loop {
             let path = directory.join(format!("{NAME_START}{}-{number}{NAME_END}", std::process::id()));
@@ -101,8 +102,8 @@ impl ExtentFile {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(error),
             };
-            file.lock()?;
             let new = Self { path, locked: file, direct: None };
+            lock(&new.locked)?;
             if std::fs::metadata(&new.path).is_ok_and(|there| is_same(&there, &new.locked)) {
                 return Ok(new);
             }
@@ -210,3 +211,19 @@ fn open_direct(_path: &Path) -> io::Result<File> {
 }
 
 const _: () = assert!(BLOCK_BYTES.is_power_of_two());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_locked_does_not_stay_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let no_locks = |_: &File| Err(io::ErrorKind::Unsupported.into());
+        assert_eq!(
+            ExtentFile::claim(directory.path(), no_locks).unwrap_err().kind(),
+            io::ErrorKind::Unsupported
+        );
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+}

@@ -40,6 +40,10 @@ pub(crate) enum Op {
     Tick { job: usize, now: u64 },
     Sweep(u64),
     Trim,
+    Workspace { job: usize, tier: Tier, len_bytes: usize },
+    DropWorkspace(usize),
+    Demote { job: usize, key: usize },
+    SetBudget { tier: Tier, lines: u64 },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +122,12 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (n.clone(), 0..12u64).prop_map(|(job, now)| Op::Tick { job, now }),
         1 => (0..2u64).prop_map(Op::Sweep),
         1 => Just(Op::Trim),
+        2 => (n.clone(), tier(), prop_oneof![1 => Just(0), 4 => 0..300usize])
+            .prop_map(|(job, tier, len_bytes)| Op::Workspace { job, tier, len_bytes }),
+        2 => n.clone().prop_map(Op::DropWorkspace),
+        3 => (n.clone(), n.clone()).prop_map(|(job, key)| Op::Demote { job, key }),
+        2 => (tier(), prop_oneof![2 => 12..24u64, 1 => 0..12u64])
+            .prop_map(|(tier, lines)| Op::SetBudget { tier, lines }),
     ]
 }
 

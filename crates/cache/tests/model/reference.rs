@@ -85,6 +85,9 @@ pub(crate) struct Reference {
     pub(crate) jobs: Vec<JobModel>,
     /// Bytes reserved: whose, and by tier.
     pub(crate) reserved: Vec<(JobSerial, PerTier<u64>)>,
+    /// Bytes of workspaces, which count as reserved: whose, and by tier.
+    pub(crate) workspaces: Vec<(JobSerial, PerTier<u64>)>,
+    pub(crate) budgets: PerTier<u64>,
     pub(crate) tallies: [Tally; KINDS.len()],
     pub(crate) stages_opened: usize,
     pub(crate) groups: usize,
@@ -240,7 +243,12 @@ impl Reference {
     }
 
     pub(crate) fn reserved(&self, tier: Tier) -> u64 {
-        self.reserved.iter().map(|(_, bytes)| bytes[tier]).sum()
+        self.reserved_by(|_| true, tier)
+    }
+
+    fn reserved_by(&self, wanted: impl Fn(JobSerial) -> bool, tier: Tier) -> u64 {
+        let all = self.reserved.iter().chain(&self.workspaces);
+        all.filter(|(job, _)| wanted(*job)).map(|(_, bytes)| bytes[tier]).sum()
     }
 
     pub(crate) fn used(&self, tier: Tier) -> u64 {
@@ -248,9 +256,8 @@ impl Reference {
     }
 
     pub(crate) fn owned(&self, job: JobSerial, tier: Tier) -> u64 {
-        let reserved: u64 =
-            self.reserved.iter().filter(|(j, _)| *j == job).map(|(_, bytes)| bytes[tier]).sum();
-        self.sum(tier, |e| e.job == Some(job) && e.phase != Phase::Gone) + reserved
+        let reserved_bytes = self.reserved_by(|owner| owner == job, tier);
+        self.sum(tier, |e| e.job == Some(job) && e.phase != Phase::Gone) + reserved_bytes
     }
 
     /// Whether no member of the entry's group is leased or in flight.
@@ -299,5 +306,21 @@ impl Reference {
         self.entries[at].tier = to;
         self.tally(entry.key.kind()).demoted += 1;
         Ok(())
+    }
+
+    /// Its job sent it down.
+    pub(crate) fn sank(&mut self, at: usize) {
+        let entry = &mut self.entries[at];
+        entry.tier = Tier::Host;
+        let kind = entry.key.kind();
+        self.tally(kind).demoted += 1;
+    }
+
+    /// A read brought it home.
+    pub(crate) fn came_home(&mut self, at: usize) {
+        let entry = &mut self.entries[at];
+        entry.tier = entry.spec.tier;
+        let kind = entry.key.kind();
+        self.tally(kind).promoted += 1;
     }
 }

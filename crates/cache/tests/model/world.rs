@@ -1,8 +1,10 @@
 //! The cache, the reference, and the guards that a caller holds, side by side.
 
+mod room;
+
 use evanesce_cache::{
     Budgets, Cache, ContentKey, EntryKey, Fill, Flight, Job, JobId, Key, Kind, Lease, Lifetime, PerTier,
-    PutError, PutSpec, Reservation, Stage, Tick, Tier, Uses, Writer,
+    PutError, PutSpec, Reservation, Stage, Tick, Tier, Uses, Workspace, Writer,
 };
 
 use crate::reference::{Death, JobModel, JobSerial, Phase, Reference, charge};
@@ -21,6 +23,7 @@ pub(crate) struct World {
     leases: Vec<(Lease, usize)>,
     flights: Vec<(Flight, usize)>,
     reservations: Vec<Reservation>,
+    workspaces: Vec<Workspace>,
     /// The first disagreement that a call itself showed.
     fault: Option<String>,
 }
@@ -44,7 +47,7 @@ impl World {
         let cache = Cache::new(BUDGETS);
         let mut world = Self {
             cache,
-            model: Reference::default(),
+            model: Reference { budgets: PerTier::from_fn(|tier| BUDGETS.of(tier)), ..Reference::default() },
             jobs: Vec::new(),
             ids: Vec::new(),
             stages: Vec::new(),
@@ -52,6 +55,7 @@ impl World {
             leases: Vec::new(),
             flights: Vec::new(),
             reservations: Vec::new(),
+            workspaces: Vec::new(),
             fault: None,
         };
         (0..OPEN_JOBS).for_each(|_| world.open_job());
@@ -109,6 +113,9 @@ impl World {
             }
             Op::Tick { job: n, now } => self.jobs[job(*n)].0.tick(Tick(*now)),
             Op::Trim => _ = self.cache.trim(),
+            Op::Workspace { job: n, tier, len_bytes } => self.workspace(job(*n), *tier, *len_bytes),
+            Op::Demote { job: n, key: k } => self.demote(job(*n), key(*k)),
+            Op::SetBudget { tier, lines } => self.set_budget(*tier, *lines),
             other => self.apply_end(other),
         }
     }
@@ -185,6 +192,11 @@ impl World {
                 self.open_job();
             }
             Op::Sweep(patience) => self.sweep(*patience),
+            Op::DropWorkspace(n) if !self.workspaces.is_empty() => {
+                let at = n % self.workspaces.len();
+                drop(self.workspaces.swap_remove(at));
+                self.model.workspaces.swap_remove(at);
+            }
             _ => {}
         }
     }
@@ -355,9 +367,7 @@ impl World {
 
     fn written(&mut self, mut writer: Writer, at: usize, then: Then) {
         let entry = &self.model.entries[at];
-        let own = |byte: &u8| {
-            *byte == 0 || self.model.entries.iter().any(|e| e.job == entry.job && e.stamp == *byte)
-        };
+        let own = |byte: &u8| self.is_own(entry.job, *byte);
         let clean = match entry.spec.fill {
             Fill::Zeros => writer.bytes().iter().all(|byte| *byte == 0),
             Fill::Any => writer.bytes().iter().all(own),
@@ -378,6 +388,13 @@ impl World {
                 self.commit(writer, at, matches!(then, Then::CommitAndHold))
             }
         }
+    }
+
+    /// Whether memory of this owner may show a byte: zero, or what the owner wrote.
+    fn is_own(&self, owner: Option<JobSerial>, byte: u8) -> bool {
+        byte == 0
+            || owner.is_some_and(|serial| room::workspace_stamp(serial) == byte)
+            || self.model.entries.iter().any(|entry| entry.job == owner && entry.stamp == byte)
     }
 
     fn commit_writer(&mut self, n: usize) {
@@ -413,118 +430,24 @@ impl World {
             (None, None) => self.model.tally(key.kind()).misses += 1,
             (Some(lease), Some(at)) => {
                 let entry = &self.model.entries[at];
-                let away = entry.tier != entry.spec.tier;
-                if lease.tier() != entry.tier {
-                    self.followed(PerTier::only(entry.spec.tier, entry.charge()), Some(at));
-                } else if away && entry.free_to_go() {
-                    self.refused_room(PerTier::only(entry.spec.tier, entry.charge()));
+                let may_come = entry.tier != entry.spec.tier && entry.free_to_go();
+                let came = lease.tier() != entry.tier;
+                let need = PerTier::only(entry.spec.tier, entry.charge());
+                // The read holds it while room is made for it, and by it the group.
+                self.model.entries[at].leases += 1;
+                if came {
+                    self.followed(need, Some(at));
+                    self.model.came_home(at);
+                } else if may_come {
+                    self.refused_room(need);
                 }
                 self.model.tally(key.kind()).hits += 1;
-                self.model.entries[at].leases += 1;
                 self.leases.push((lease, at));
                 if !hold {
                     self.apply(&Op::DropLease(self.leases.len() - 1));
                 }
             }
             (lease, found) => self.fault(format!("a read of {key} found {lease:?}, not {found:?}")),
-        }
-    }
-
-    // ---- room ----
-
-    fn reserve(&mut self, n: usize, tier: Tier, lines: u64) {
-        let (job, serial) = &self.jobs[n];
-        let (need, serial) = (PerTier::only(tier, lines * 64), *serial);
-        match job.reserve(&[(tier, lines * 64)]) {
-            Ok(reservation) => {
-                self.followed(need, None);
-                self.reservations.push(reservation);
-                self.model.reserved.push((serial, need));
-            }
-            Err(_) => self.refused_room(need),
-        }
-    }
-
-    fn split(&mut self, n: usize, lines: u64) {
-        if self.reservations.is_empty() {
-            return;
-        }
-        let n = n % self.reservations.len();
-        let (serial, left) = self.model.reserved[n];
-        let result = self.reservations[n].split(Tier::Device, lines * 64);
-        match result {
-            Ok(part) if lines * 64 <= left[Tier::Device] => {
-                self.model.reserved[n].1[Tier::Device] -= lines * 64;
-                self.reservations.push(part);
-                self.model.reserved.push((serial, PerTier::only(Tier::Device, lines * 64)));
-            }
-            Err(_) if lines * 64 > left[Tier::Device] => {}
-            other => self.fault(format!("a split of {lines} lines from {left:?} said {other:?}")),
-        }
-    }
-
-    /// Room was refused: it must not have been there for the dropping.
-    fn refused_room(&mut self, need: PerTier<u64>) {
-        let enough =
-            |tier: Tier| need[tier] + self.model.used(tier) <= BUDGETS.of(tier) + self.model.droppable(tier);
-        if Tier::ALL.into_iter().all(enough) {
-            self.fault(format!("{need:?} was refused though there was room or enough to drop"));
-        }
-    }
-
-    /// Room was made: finds out how, and whether that was allowed and needed. `promoted` came home.
-    fn followed(&mut self, need: PerTier<u64>, promoted: Option<usize>) {
-        let fits = Tier::ALL.into_iter().all(|t| need[t] + self.model.used(t) <= BUDGETS.of(t));
-        let possible = Tier::ALL
-            .into_iter()
-            .all(|t| need[t] + self.model.used(t) <= BUDGETS.of(t) + self.model.movable(t));
-        if !possible {
-            self.fault(format!("{need:?} was granted though leased and reserved bytes leave no room"));
-        }
-        // Checked against the state before the call, then applied.
-        let mut changes = Vec::new();
-        for at in 0..self.model.entries.len() {
-            let now = self.tier_of(at);
-            if self.model.entries[at].phase == Phase::Live && now != Some(self.model.entries[at].tier) {
-                changes.push((at, now));
-            }
-        }
-        if fits && changes.iter().any(|(at, _)| Some(*at) != promoted) {
-            self.fault(format!("{changes:?} were evicted though {need:?} fitted"));
-        }
-        let before = self.model.entries.clone();
-        for (at, now) in changes.iter().copied().filter(|(at, _)| Some(*at) != promoted) {
-            let mate_stays = before[at].group.is_some()
-                && now.is_none()
-                && before.iter().enumerate().any(|(i, e)| {
-                    e.group == before[at].group && e.phase == Phase::Live && !changes.contains(&(i, None))
-                });
-            let result = match now {
-                _ if mate_stays => Err(format!("{} left its group behind", before[at].key)),
-                None => self.model.evicted(at),
-                Some(tier) => self.model.demoted(at, tier),
-            };
-            if let Err(what) = result {
-                self.fault(what);
-            }
-        }
-        if let Some(at) = promoted {
-            let entry = &mut self.model.entries[at];
-            entry.tier = entry.spec.tier;
-            let kind = entry.key.kind();
-            self.model.tally(kind).promoted += 1;
-        }
-    }
-
-    fn tier_of(&self, at: usize) -> Option<Tier> {
-        let entry = &self.model.entries[at];
-        match (&entry.key, entry.job) {
-            (EntryKey::Own(key), Some(serial)) => {
-                let job = self.jobs.iter().find(|(_, s)| *s == serial);
-                job.and_then(|(job, _)| job.tier_of(key))
-            }
-            (EntryKey::Shared(key), _) => self.cache.shared_tier_of(key),
-            (EntryKey::Own(_), None) => None,
         }
     }
 
@@ -571,7 +494,8 @@ impl World {
             if expected != counted {
                 return Err(format!("{tier}: {counted:?} counted, {expected:?} expected"));
             }
-            if c.used_bytes + c.free_listed_bytes > c.budget_bytes || c.peak_bytes < c.used_bytes {
+            let is_over = c.used_bytes + c.free_listed_bytes > c.budget_bytes;
+            if is_over || c.peak_bytes < c.used_bytes || c.budget_bytes != m.budgets[tier] {
                 return Err(format!("{tier}: {c:?}"));
             }
             for (serial, id) in self.ids.iter().enumerate() {
@@ -638,6 +562,7 @@ impl World {
         self.leases.clear();
         self.writers.clear();
         self.reservations.clear();
+        self.workspaces.clear();
         assert_eq!(self.cache.verify(), Ok(()));
         let counters = self.cache.counters();
         for tier in Tier::ALL {
