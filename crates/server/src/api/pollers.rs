@@ -1,5 +1,5 @@
-//! When clients that poll are asked to come back. Each gets a place of its own in the seconds to come, so however many there are, what they
-//! cost together is bounded, and those that came together do not come back together.
+//! When clients that poll are asked to come back. Each gets a place in one of the moments to come, so however many there are, what they cost
+//! together is bounded. In between nobody comes: arithmetic that runs on all processors is disturbed four times a second, not at every poll.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -10,14 +10,14 @@ use crate::clock::Stopwatch;
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Polls that are asked for in one second, as long as nobody need come more than [`LATER_MAX`] late for it.
 const POLLS_PER_SECOND: u64 = 256;
-const SLOT_MS: u64 = 125;
+const SLOT_MS: u64 = 250;
 const POLLS_PER_SLOT: u64 = POLLS_PER_SECOND * SLOT_MS / 1000;
 /// Beyond the pause that a client would rather have, how much later it may be told to come.
 const LATER_MAX: Duration = Duration::from_millis(4500);
 /// More slots than the longest pause has, so that none is the past's and the future's at once.
-const N_SLOTS: usize = 128;
+const N_SLOTS: usize = 64;
 
-/// How many are to come in one slot of time; slots are numbered from the start of the service.
+/// How many are to come at one moment; moments are numbered from the start of the service.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     number: u64,
@@ -57,8 +57,7 @@ impl Pollers {
         let before = polls(number);
         slots[index(number)] = Slot { number, polls: before + 1 };
         drop(slots);
-        let within = SLOT_MS * (before % POLLS_PER_SLOT) / POLLS_PER_SLOT;
-        Duration::from_millis(number * SLOT_MS + within).saturating_sub(now)
+        Duration::from_millis(number * SLOT_MS).saturating_sub(now)
     }
 }
 
@@ -103,7 +102,7 @@ mod tests {
             assert!(at.iter().all(|at| *at >= soonest));
             assert!(latest < soonest + Duration::from_millis(4500), "1000 at 256 a second, until {latest:?}");
             let most = most_in_a_second(at);
-            assert!((200..=290).contains(&most), "{most} in one second");
+            assert!((200..=320).contains(&most), "{most} in one second");
         }
     }
 
@@ -125,6 +124,6 @@ mod tests {
         let at = returns(&pollers, 10_000, now, Duration::from_millis(250));
         assert!(at.iter().all(|at| *at <= now + LATER_MAX + Duration::from_millis(500)));
         let most = most_in_a_second(at);
-        assert!(most <= 2600, "{most} in one second, where 2200 is even");
+        assert!(most <= 2700, "{most} in one second, where 2200 is even");
     }
 }

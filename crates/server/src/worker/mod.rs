@@ -441,12 +441,19 @@ impl<'m> Worker<'m> {
             if self.schedule.entry(task.job.seq).is_none_or(|entry| entry.place == Place::Queue) {
                 continue;
             }
+            let mut from = "its last snapshot, if it has one".to_owned();
             if let Some(mut run) = task.run {
                 self.note_kept(&task.job.id, self.keeper.settle(&mut run));
-                self.note_kept(&task.job.id, self.keeper.keep(&task.job.id, &mut run));
+                let kept = self.keeper.keep(&task.job.id, &mut run);
+                if let Ok(Some(_)) = kept {
+                    from = format!("{:?}", run.run.position());
+                }
+                self.note_kept(&task.job.id, kept);
             }
             match self.runtime.block_on(self.means.store.release(&task.job.id, task.job.epoch)) {
-                Ok(_) => note(&task.job.id, "waits for the next start of the service"),
+                Ok(_) => {
+                    note(&task.job.id, format_args!("waits for the next start of the service, from {from}"))
+                }
                 Err(error) => note(&task.job.id, format!("cannot be given back: {error}")),
             }
         }
