@@ -13,7 +13,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let path = Path::new("fuzz");
     let configs = [TransformerConfig::from_diffusers(path, input), TransformerConfig::from_official(path, input)];
     for config in configs.into_iter().flatten() {
-        Transformer::new(Component::HighNoise, config).workspace_bytes(1 << 20, 2);
+        _ = Transformer::new(Component::HighNoise, config).workspace_bytes(1 << 20, 2);
     }
     drop(Umt5Config::from_json(input, path));
     drop(std::str::from_utf8(input).map(|json| VaeConfig::from_json(path, json)));

@@ -22,6 +22,7 @@ use crate::clock::UnixMs;
 use crate::config::{Config, ConfigError};
 use crate::http;
 use crate::id::random_hex;
+use crate::job::Job;
 use crate::journal::{note, set_format};
 use crate::metrics::Metrics;
 use crate::schedule::{DiskShares, Quota, Quotas, Room, Rules, Share};
@@ -147,13 +148,7 @@ impl Service {
         for job in &requeued.queued {
             note(&job.id, "waits again after the service ended while it was made");
         }
-        // What expired while no service ran is gone before anybody can ask for it; its files have no job then.
-        while shared.expire(UnixMs::now(), SWEEP_JOBS).await?.len() == SWEEP_JOBS as usize {}
-        remove_orphans(&*shared, &*videos).await?;
-        let waiting = shared.queued().await?;
-        let active: BTreeSet<_> = waiting.iter().map(|job| job.id.to_string()).collect();
-        let retained = terms.keeper.retain(|id| active.contains(id));
-        retained.map_err(io_error("cannot remove a leftover snapshot"))?;
+        let waiting = what_waits(&*shared, &*videos, &terms).await?;
         // All that can be wrong is known before the engine claims a job.
         let (access, courier) = (Access::new(&config.keys, &config.cors_origins)?, courier(&config)?);
         let means = Means {
@@ -321,6 +316,22 @@ fn terms(config: &Config, model: &Model, model_dir: &Path) -> Result<Terms, Serv
 }
 
 /// Removes videos whose job is not there or not completed: leftovers of a service that ended between two writes.
+/// The jobs that wait, once everything is removed that belongs to no job: what expired while no service ran among it, before
+/// anybody can ask for it.
+async fn what_waits(
+    store: &dyn JobStore,
+    videos: &dyn VideoStore,
+    terms: &Terms,
+) -> Result<Vec<Job>, ServeError> {
+    while store.expire(UnixMs::now(), SWEEP_JOBS).await?.len() == SWEEP_JOBS as usize {}
+    remove_orphans(store, videos).await?;
+    let waiting = store.queued().await?;
+    let active: BTreeSet<_> = waiting.iter().map(|job| job.id.to_string()).collect();
+    let retained = terms.keeper.retain(|id| active.contains(id));
+    retained.map_err(io_error("cannot remove a leftover snapshot"))?;
+    Ok(waiting)
+}
+
 async fn remove_orphans(store: &dyn JobStore, videos: &dyn VideoStore) -> Result<(), ServeError> {
     for id in videos.ids().map_err(io_error("cannot list the videos"))? {
         if !store.has_video(&id).await? {
