@@ -233,3 +233,31 @@ fn over(components: [Component; 2], bytes: impl Fn(Component) -> usize) -> usize
 fn sum([high, low]: [Component; 2], bytes: impl Fn(Component) -> usize) -> usize {
     if high == low { bytes(high) } else { bytes(high) + bytes(low) }
 }
+
+#[cfg(test)]
+mod tests {
+    use evanesce_cache::{Budgets, Key, Kind, Lifetime};
+
+    use super::*;
+
+    #[test]
+    fn what_is_spare_leaves_room_for_pages_that_are_still_to_come() {
+        const HOST_BYTES: u64 = 6400;
+        let model = Model::golden(Budgets { device_bytes: 1 << 20, host_bytes: HOST_BYTES });
+        // Sixteen pages of one line, two of which move at once.
+        let pages = Pages { all_bytes: 16 * 64, staged_bytes: 0, page_bytes: 64, group_pages: 2 };
+        let below = Needs { first_bytes: 0, stage_bytes: 1 << 20, pages };
+        let in_device = Needs { stage_bytes: 0, ..below };
+        let job = model.cache.open_job();
+        let is_spare = |needs: &Needs, bytes| spare_room(&model, &job, needs, bytes).is_some();
+        assert!(is_spare(&in_device, HOST_BYTES) && !is_spare(&in_device, HOST_BYTES + 1));
+        let spare_bytes = HOST_BYTES - (16 + 2 * 2) * 64;
+        assert!(is_spare(&below, spare_bytes) && !is_spare(&below, spare_bytes + 1));
+        for frame in 0..16 {
+            let key = Key::new(Kind::SelfKv).frame(frame);
+            drop(job.put(key, Tier::Host, Lifetime::Job, 64).unwrap().commit().unwrap());
+        }
+        // Pages that have come are still to come no more.
+        assert!(is_spare(&below, spare_bytes) && !is_spare(&below, spare_bytes + 1));
+    }
+}

@@ -173,3 +173,117 @@ impl Ahead<'_> {
         self.model.porter.request(self.job.fetcher(), keys);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use evanesce_cache::{Budgets, Lifetime, PutSpec, Tier, Uses};
+    use evanesce_wan::checkpoint::{Context, ContextSample, Positions};
+
+    use super::*;
+    use crate::keys::BranchName;
+    use crate::request::{Request, RequestedLength};
+
+    const BUDGETS: Budgets = Budgets { device_bytes: 1 << 30, host_bytes: 1 << 30 };
+    const ROLLOUT: Rollout = Rollout {
+        block_frames: 3,
+        first_block_frames: 3,
+        sink_frames: 2,
+        recent_frames: 3,
+        positions: Positions::Window,
+        context: Context::PerExpert,
+        context_sample: ContextSample::X0,
+    };
+
+    /// Three blocks of two steps on each expert; the first two end with a commit through the low-noise expert and one through
+    /// the other.
+    fn spec(model: &Model) -> JobSpec {
+        let request = Request {
+            size: Some((48, 32)),
+            length: Some(RequestedLength::Frames(33)),
+            steps: Some(4),
+            guidance_high: Some(4.0),
+            guidance_low: Some(3.0),
+            shift: Some(5.0),
+            ..Request::new("a red ball", 1)
+        };
+        JobSpec { rollout: Some(ROLLOUT), ..JobSpec::new(request, model.checkpoint()).unwrap() }
+    }
+
+    /// Keys and values of the text in some layers, for both branches.
+    fn text(expert: Component, layers: Range<usize>) -> Vec<Key> {
+        let of_layer = |layer| {
+            [BranchName::Cond, BranchName::Uncond].map(|branch| keys::cross_kv(expert, branch, layer))
+        };
+        layers.flat_map(of_layer).collect()
+    }
+
+    /// With all text and the kept frames that the decoder reads after `block` in the host: what is in the device once a pass has
+    /// gone through its layers and all that it asked for has come, by key; and those kept frames.
+    fn brought_by(block: usize, pass: usize) -> (Vec<Key>, Vec<Key>) {
+        let model = Model::golden(BUDGETS);
+        let spec = spec(&model);
+        let (itinerary, adapt) = (Itinerary::new(&model.blueprint, &spec), Adapt::new(&spec));
+        let job = model.cache.open_job();
+        itinerary.announce(&model.blueprint, &spec, &job, block);
+        let first = spec.block(block).frames.start;
+        let kept = features::read_by(&model.blueprint.decoder, &spec, first);
+        for key in &kept {
+            job.announce(*key, Uses::once(itinerary.end_of_latent_frame(first)));
+        }
+        let [high, low] = [Component::HighNoise, Component::LowNoise].map(|expert| text(expert, 0..2));
+        for key in high.iter().chain(&low).chain(&kept) {
+            let put = PutSpec::new(Tier::Device, Lifetime::Job, 64);
+            drop(job.put_with(*key, put).unwrap().commit().unwrap());
+            assert_eq!(job.demote(key), Ok(Some(Tier::Host)));
+        }
+        let ahead = Ahead {
+            model: &model,
+            spec: &spec,
+            job: &job,
+            itinerary: &itinerary,
+            adapt: &adapt,
+            is_next_block: false,
+            block,
+            pass,
+        };
+        (0..2).for_each(|layer| ahead.request_behind(layer));
+        // Its thread ends when it has brought what it was asked for.
+        drop(model);
+        let home = job.entries().into_iter().filter(|owned| owned.tier == Tier::Device);
+        (home.map(|owned| owned.key).collect(), kept)
+    }
+
+    #[test]
+    fn text_is_asked_for_with_its_layer_and_kept_frames_as_a_block_ends() {
+        let [high, low] = [Component::HighNoise, Component::LowNoise];
+        // The first layer of a pass was asked for by the pass before it; nothing follows the last one.
+        for (block, pass, mut expected, ends_block) in [
+            (0, 1, [text(high, 1..2), text(low, 0..2)].concat(), false),
+            (1, 1, [text(high, 1..2), text(low, 0..2)].concat(), false),
+            (1, 4, [text(low, 1..2), text(high, 0..2)].concat(), false),
+            (1, 5, text(high, 0..2), true),
+            (2, 3, text(low, 1..2), true),
+        ] {
+            let (brought, kept) = brought_by(block, pass);
+            assert_eq!(kept.is_empty(), block == 0, "what the decoder has kept before block {block}");
+            expected.extend(kept.into_iter().filter(|_| ends_block));
+            expected.sort_unstable();
+            assert_eq!(brought, expected, "pass {pass} of block {block}");
+        }
+    }
+
+    #[test]
+    fn kept_frames_are_asked_for_in_each_of_the_last_layers_of_a_block_and_nowhere_else() {
+        let model = Model::golden(BUDGETS);
+        let spec = spec(&model);
+        let itinerary = Itinerary::new(&model.blueprint, &spec);
+        let asking = |block, pass| {
+            let asks = |layer: &usize| asks_for_features(&itinerary, (block, pass), (*layer, 5));
+            (0..5).filter(asks).collect::<Vec<_>>()
+        };
+        assert_eq!([asking(0, 5), asking(2, 3)], [[3, 4]; 2]);
+        assert_eq!([asking(0, 4), asking(2, 2)], [[0; 0]; 2]);
+    }
+}

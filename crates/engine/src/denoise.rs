@@ -349,9 +349,7 @@ fn put_final(denoise: &Denoise<'_>, sample: &[f32]) -> Result<()> {
     let &Denoise { job, spec, block, itinerary, .. } = denoise;
     for frame in block.frames.clone() {
         let key = keys::latent(LatentRole::Final, frame);
-        let commits =
-            (0..itinerary.commits_of(block.at)).map(|at| itinerary.end_of_step(block.at, spec.steps() + at));
-        for read_by in commits.chain([itinerary.end_of_latent_frame(frame)]) {
+        for read_by in itinerary.reads_of_final(frame) {
             job.announce(key, Uses::once(read_by));
         }
     }
@@ -372,4 +370,41 @@ fn put_final(denoise: &Denoise<'_>, sample: &[f32]) -> Result<()> {
     }
     group.commit().map_err(EngineError::cache)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use evanesce_cache::Budgets;
+    use evanesce_wan::schedule::Solver;
+
+    use super::*;
+    use crate::cancel::CancelToken;
+    use crate::output::Outputs;
+    use crate::progress::Silent;
+    use crate::request::{Request, RequestedLength};
+    use crate::run::JobRun;
+
+    #[test]
+    fn what_was_kept_for_a_step_and_is_lost_is_an_error_and_no_shorter_history() {
+        let model = Model::golden(Budgets { device_bytes: 1 << 30, host_bytes: 0 });
+        let directory = tempfile::tempdir().unwrap();
+        let kept = [(LatentRole::Prediction, 1), (LatentRole::Prediction, 0), (LatentRole::LastSample, 1)];
+        for (role, at) in kept {
+            let request = Request {
+                size: Some((32, 32)),
+                length: Some(RequestedLength::Frames(5)),
+                steps: Some(4),
+                solver: Some(Solver::UniPc),
+                ..Request::new("a red ball", 1)
+            };
+            let outputs = Outputs::mp4(directory.path().join("out.mp4"));
+            let mut run = JobRun::admit(&model, request, outputs, CancelToken::new()).unwrap();
+            while run.position().steps < 2 {
+                assert!(run.advance(&mut Silent).unwrap().is_more());
+            }
+            assert!(run.job.remove(&keys::latent(role, at)), "{role:?} of step {at} was not kept");
+            let error = run.advance(&mut Silent).unwrap_err().to_string();
+            assert!(error.contains("is not cached"), "{role:?} of step {at}: {error}");
+        }
+    }
 }

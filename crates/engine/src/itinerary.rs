@@ -112,6 +112,13 @@ impl Itinerary {
         Tick(self.latent_frame(frame).first.0 + self.stride_ticks - 1)
     }
 
+    /// When each read of a frame of a final sample is over: those of its block's commits, then that of its decoding.
+    pub(crate) fn reads_of_final(&self, frame: usize) -> impl Iterator<Item = Tick> + '_ {
+        let block = self.blocks.holding(frame);
+        let commits = (0..self.commits_of(block)).map(move |at| self.end_of_step(block, self.steps + at));
+        commits.chain([self.end_of_latent_frame(frame)])
+    }
+
     /// Tells the cache what the job reads first: its prompts, `block`, and the block after it.
     pub(crate) fn announce(&self, blueprint: &Blueprint, spec: &JobSpec, job: &Job, block: usize) {
         self.announce_component(blueprint, job, Component::TextEncoder, 0, N_PROMPTS);

@@ -51,6 +51,13 @@ impl Model {
         Self::open_over(directory, Cache::with_disk(budgets, disk))
     }
 
+    /// The small checkpoint that the tests of the whole engine run.
+    #[cfg(test)]
+    pub(crate) fn golden(budgets: Budgets) -> Self {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/pipeline/checkpoint");
+        Self::open(&directory, budgets).expect("it is committed")
+    }
+
     fn open_over(directory: &Path, cache: Cache) -> Result<Self> {
         let checkpoint = Arc::new(Checkpoint::open(directory)?);
         let tokenizer = open_tokenizer(&checkpoint)?;

@@ -85,7 +85,7 @@ pub(crate) fn put(
             Tensor::from_vec(numbers, (count, height, width, 3), &Device::Cpu).map_err(WanError::from)?;
         let latent = encoder.encode_chunk(&pictures, first as u64, &weights, &slots)?;
         let latent = latent.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(WanError::from)?;
-        put_latent(spec, job, itinerary, frame, &latent)?;
+        put_latent(job, itinerary, frame, &latent)?;
     }
     drop(scratch);
     Ok(())
@@ -101,11 +101,9 @@ pub(crate) fn workspace_bytes(blueprint: &Blueprint, spec: &JobSpec) -> usize {
     encoder.workspace_bytes(height / 8, width / 8) + kept_bytes + turned_bytes
 }
 
-fn put_latent(spec: &JobSpec, job: &Job, itinerary: &Itinerary, frame: usize, latent: &[f32]) -> Result<()> {
+fn put_latent(job: &Job, itinerary: &Itinerary, frame: usize, latent: &[f32]) -> Result<()> {
     let key = keys::latent(LatentRole::Final, frame);
-    let block = spec.block_of(frame);
-    let commits = (0..itinerary.commits_of(block)).map(|at| itinerary.end_of_step(block, spec.steps() + at));
-    for read_by in commits.chain([itinerary.end_of_latent_frame(frame)]) {
+    for read_by in itinerary.reads_of_final(frame) {
         job.announce(key, Uses::once(read_by));
     }
     let put = PutSpec::new(Tier::Device, Lifetime::Job, size_of_val(latent));

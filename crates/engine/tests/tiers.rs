@@ -124,6 +124,34 @@ fn what_fits_nowhere_is_refused_in_one_sentence_and_the_least_that_fits_runs() {
     assert!(error.to_string().contains("device memory of") && !error.to_string().contains('\n'), "{error}");
 }
 
+/// All that the job holds is sent below the device before the first commit of every block, and finds room there again at once. All
+/// that is read then comes home; before its read only what was asked for.
+#[test]
+fn what_has_left_the_device_is_asked_for_before_it_is_read_whatever_its_kind() {
+    let checkpoint = causal_checkpoint_that_sees("window", RECENT);
+    let model = Model::open(checkpoint.path(), support::AMPLE).unwrap();
+    let expected = pictures(&model, request());
+    let kept = Kept::default();
+    let mut job = JobRun::admit(&model, request(), kept.outputs(), CancelToken::new()).unwrap();
+    let (mut sent_in, mut more) = (None, true);
+    while more {
+        let position = job.position();
+        if position.steps == job.spec().steps() && sent_in != Some(position.block) {
+            sent_in = Some(position.block);
+            model.cache().set_budget(Tier::Device, 0);
+            model.cache().set_budget(Tier::Device, support::AMPLE.device_bytes);
+        }
+        more = job.advance(&mut Silent).unwrap().is_more();
+    }
+    job.finish().unwrap();
+    assert!(kept.take() == expected);
+    let counters = model.counters();
+    for kind in [Kind::CrossKv, Kind::SelfKv, Kind::VaeFeature] {
+        let counted = counters.kind(kind);
+        assert!(counted.promoted > 0 && counted.arrived_before_use > 0, "{kind}: {counted:?}");
+    }
+}
+
 #[test]
 fn two_jobs_whose_pages_move_equal_each_alone_and_give_everything_back() {
     let checkpoint = causal_checkpoint_that_sees("window", RECENT);

@@ -14,6 +14,7 @@
 //!    class's guarantee covers. A job of its own class is parked only when it would miss its deadline otherwise, and meets it so.
 //! 7. If that makes no room either, what is on the device goes on, best class first, and nothing else starts: the room
 //!    that comes free is this job's.
+//! 8. A job whose files found no space on the disk is not looked at before the moment from which it may be tried again.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -138,6 +139,10 @@ pub struct Entry {
     pub stays: bool,
     /// Whose it is, if they may have only so many jobs begun at once.
     pub share: Option<Share>,
+    /// From when on it may be tried again.
+    pub not_before: Option<i64>,
+    /// How often it has been put off since it got on.
+    pub put_off: u32,
 }
 
 /// Somebody's share of the jobs that have begun.
@@ -166,6 +171,8 @@ impl Entry {
             can_be_saved: true,
             stays: false,
             share: None,
+            not_before: None,
+            put_off: 0,
         }
     }
 }
@@ -273,13 +280,30 @@ impl Schedule {
     /// Notes where a job is now.
     pub fn moved(&mut self, seq: Seq, place: Place) {
         if let Some(entry) = self.jobs.get_mut(&seq) {
-            entry.place = place;
+            (entry.place, entry.not_before) = (place, None);
         }
     }
 
+    /// Puts a job off that found no space for its files: it waits in its snapshot, the first time for `first`, then twice as
+    /// long each time, and never longer than `most`.
+    pub fn put_off(&mut self, seq: Seq, now: i64, (first, most): (i64, i64)) {
+        self.moved(seq, Place::Snapshot);
+        if let Some(entry) = self.jobs.get_mut(&seq) {
+            let delay = first.saturating_mul(1_i64 << entry.put_off.min(32)).min(most);
+            entry.not_before = Some(now.saturating_add(delay));
+            entry.put_off = entry.put_off.saturating_add(1);
+        }
+    }
+
+    /// The next moment from which a job may be tried that has been put off.
+    #[must_use]
+    pub fn next_try(&self, now: i64) -> Option<i64> {
+        self.jobs.values().filter_map(|entry| entry.not_before).filter(|at| *at > now).min()
+    }
+
     /// Lets a job that could not be parked do another unit before that is tried again; whether it can do one.
-    pub fn keep_there(&mut self, seq: Seq) -> bool {
-        let can_go_on = self.jobs.get(&seq).is_some_and(|entry| self.can_run(entry));
+    pub fn keep_there(&mut self, seq: Seq, now: i64) -> bool {
+        let can_go_on = self.jobs.get(&seq).is_some_and(|entry| self.can_run(entry, now));
         if let Some(entry) = self.jobs.get_mut(&seq) {
             entry.stays = can_go_on;
         }
@@ -324,10 +348,10 @@ impl Schedule {
     /// What to do next, at this moment.
     #[must_use]
     pub fn choose(&self, now: i64) -> Choice {
-        if let Some(choice) = self.relieve() {
+        if let Some(choice) = self.relieve(now) {
             return choice;
         }
-        let aged = self.neglected().and_then(|class| Some((class, self.best_of(class)?)));
+        let aged = self.neglected(now).and_then(|class| Some((class, self.best_of(class, now)?)));
         if let Some((class, (seq, entry))) = aged {
             let parked = self.parks_for(seq, entry, now, true);
             let is_worth_it = parked.is_none_or(|(victim, _)| {
@@ -338,7 +362,7 @@ impl Schedule {
                 return self.serve(seq, entry, parked);
             }
         }
-        let Some((seq, entry)) = Class::ALL.into_iter().find_map(|class| self.best_of(class)) else {
+        let Some((seq, entry)) = Class::ALL.into_iter().find_map(|class| self.best_of(class, now)) else {
             return Choice::Idle;
         };
         self.serve(seq, entry, self.parks_for(seq, entry, now, false))
@@ -363,9 +387,9 @@ impl Schedule {
     }
 
     /// What must leave the device because its budget was cut.
-    fn relieve(&self) -> Option<Choice> {
+    fn relieve(&self, now: i64) -> Option<Choice> {
         let claimed: u64 = self.on_device().map(|(_, entry)| self.claim(entry)).sum();
-        let fits = |entry: &Entry| self.can_run(entry);
+        let fits = |entry: &Entry| self.can_run(entry, now);
         if claimed <= self.room.device_bytes && self.on_device().all(|(_, entry)| fits(entry)) {
             return None;
         }
@@ -379,15 +403,16 @@ impl Schedule {
     }
 
     /// The best job of a class that the device can hold now.
-    fn best_of(&self, class: Class) -> Option<(Seq, &Entry)> {
-        let of_class = self.jobs.iter().filter(|(_, entry)| entry.class == class && self.can_run(entry));
+    fn best_of(&self, class: Class, now: i64) -> Option<(Seq, &Entry)> {
+        let of_class = self.jobs.iter().filter(|(_, entry)| entry.class == class && self.can_run(entry, now));
         of_class.map(|(seq, entry)| (*seq, entry)).min_by_key(|(seq, entry)| rank(*seq, entry))
     }
 
     /// The class that has gone without for longest, if for too long.
-    fn neglected(&self) -> Option<Class> {
+    fn neglected(&self, now: i64) -> Option<Class> {
         let aged = |class: &Class| self.without[*class as usize].units >= self.rules.ageing_units;
-        let neglected = Class::ALL.into_iter().filter(|class| aged(class) && self.best_of(*class).is_some());
+        let has_jobs = |class: &Class| self.best_of(*class, now).is_some();
+        let neglected = Class::ALL.into_iter().filter(|class| aged(class) && has_jobs(class));
         neglected.max_by_key(|class| self.without[*class as usize].units)
     }
 
@@ -397,13 +422,17 @@ impl Schedule {
     }
 
     /// Whether a job stands back for others.
-    fn stands_back(&self, entry: &Entry) -> bool {
-        let others = || self.jobs.values().any(|other| other.class != entry.class && self.fits_at_all(other));
-        self.held_back == Some(entry.class) && others()
+    fn stands_back(&self, entry: &Entry, now: i64) -> bool {
+        let goes_first =
+            |other: &Entry| other.class != entry.class && self.fits_at_all(other) && !is_put_off(other, now);
+        self.held_back == Some(entry.class) && self.jobs.values().any(goes_first)
     }
 
-    fn can_run(&self, entry: &Entry) -> bool {
-        self.fits_at_all(entry) && !self.stands_back(entry) && self.has_share_for(entry)
+    fn can_run(&self, entry: &Entry, now: i64) -> bool {
+        !is_put_off(entry, now)
+            && self.fits_at_all(entry)
+            && !self.stands_back(entry, now)
+            && self.has_share_for(entry)
     }
 
     /// Whether whoever it belongs to may have one more job begun, or it has begun already.
@@ -520,6 +549,11 @@ impl Schedule {
         let on_disk = entry.can_be_saved && self.has_disk_for(seq, entry);
         if in_host { Some(Place::Host) } else { on_disk.then_some(Place::Snapshot) }
     }
+}
+
+/// Whether the moment has yet to come from which a job may be tried again.
+fn is_put_off(entry: &Entry, now: i64) -> bool {
+    entry.not_before.is_some_and(|at| at > now)
 }
 
 /// Smaller goes first within a class.

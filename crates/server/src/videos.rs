@@ -1,9 +1,11 @@
 //! Where videos are kept: nothing of a video can be seen before all of it is there, and no answer ever holds a path.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use evanesce_engine::video::{FrameSink, Result, VideoSettings};
 use utoipa::ToSchema;
@@ -69,7 +71,8 @@ impl Variant {
 pub struct Draft {
     directory: PathBuf,
     encoder: Arc<Encoder>,
-    is_published: bool,
+    shown: Arc<Shown>,
+    is_published: Arc<AtomicBool>,
 }
 
 impl Draft {
@@ -87,9 +90,14 @@ impl Draft {
     pub(crate) fn begin_video(&self, settings: VideoSettings) -> Result<Box<dyn FrameSink + Send>> {
         let path = self.path(Variant::Video);
         let (video, grows) = self.encoder.open(&path, settings)?;
-        let shown = if grows { fs::hard_link(&path, self.directory.join(GROWING)) } else { Ok(()) };
-        if let Err(error) = shown {
-            note("videos", format_args!("cannot be watched while they are made: {error}"));
+        if !grows {
+            return Ok(video);
+        }
+        match fs::hard_link(&path, self.directory.join(GROWING)) {
+            Ok(()) => {
+                self.shown.lock().insert(self.directory.clone(), Arc::clone(&self.is_published));
+            }
+            Err(error) => note("videos", format_args!("cannot be watched while they are made: {error}")),
         }
         Ok(video)
     }
@@ -98,9 +106,41 @@ impl Draft {
 /// The name of a video that is being made, in its draft.
 const GROWING: &str = "growing.mp4";
 
+/// The drafts whose video can be read while it grows, by their directory, and whether each is published: only then is what was read
+/// of it all that there is.
+#[derive(Debug, Default)]
+struct Shown(Mutex<BTreeMap<PathBuf, Arc<AtomicBool>>>);
+
+impl Shown {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<AtomicBool>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A video that is being made, open to be read.
+#[derive(Debug)]
+pub struct Growing {
+    /// What is there of it; more comes.
+    pub(crate) file: File,
+    is_published: Arc<AtomicBool>,
+}
+
+impl Growing {
+    /// Whether this is one more look at the same draft, and not at a later one of the same job.
+    pub(crate) fn is_of_same_draft(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.is_published, &other.is_published)
+    }
+
+    /// Whether its draft became the video. One that was dropped instead has no end, however far it can be read.
+    pub(crate) fn is_published(&self) -> bool {
+        self.is_published.load(Ordering::Acquire)
+    }
+}
+
 impl Drop for Draft {
     fn drop(&mut self) {
-        if !self.is_published {
+        self.shown.lock().remove(&self.directory);
+        if !self.is_published.load(Ordering::Acquire) {
             // What cannot be removed now is removed when the service starts again.
             drop(fs::remove_dir_all(&self.directory));
         }
@@ -131,7 +171,7 @@ pub trait VideoStore: Send + Sync {
     ///
     /// # Errors
     /// `NotFound` when there is no such draft, or its video cannot be read while it grows.
-    fn open_growing(&self, id: &VideoId, epoch: i64) -> io::Result<File>;
+    fn open_growing(&self, id: &VideoId, epoch: i64) -> io::Result<Growing>;
 
     /// Removes a video; there need not be one.
     ///
@@ -159,6 +199,7 @@ pub struct VideoDirectory {
     finished: PathBuf,
     drafts: PathBuf,
     encoder: Arc<Encoder>,
+    shown: Arc<Shown>,
 }
 
 impl VideoDirectory {
@@ -168,7 +209,7 @@ impl VideoDirectory {
     /// When the directories cannot be made.
     pub fn open(root: &Path, encoder: Encoder) -> io::Result<Self> {
         let (finished, drafts) = (root.join("videos"), root.join("drafts"));
-        let store = Self { finished, drafts, encoder: Arc::new(encoder) };
+        let store = Self { finished, drafts, encoder: Arc::new(encoder), shown: Arc::default() };
         fs::create_dir_all(&store.finished)?;
         if store.drafts.exists() {
             fs::remove_dir_all(&store.drafts)?;
@@ -190,10 +231,12 @@ impl VideoStore for VideoDirectory {
     fn draft(&self, id: &VideoId, epoch: i64) -> io::Result<Draft> {
         let directory = self.draft_directory(id, epoch);
         fs::create_dir_all(&directory)?;
-        Ok(Draft { directory, encoder: Arc::clone(&self.encoder), is_published: false })
+        let (encoder, shown) = (Arc::clone(&self.encoder), Arc::clone(&self.shown));
+        Ok(Draft { directory, encoder, shown, is_published: Arc::default() })
     }
 
-    fn publish(&self, id: &VideoId, mut draft: Draft) -> io::Result<()> {
+    fn publish(&self, id: &VideoId, draft: Draft) -> io::Result<()> {
+        self.shown.lock().remove(&draft.directory);
         remove_if_there(&draft.directory.join(GROWING))?;
         for variant in Variant::ALL {
             File::open(draft.path(variant))?.sync_all()?;
@@ -202,8 +245,9 @@ impl VideoStore for VideoDirectory {
         // A worker that died between this and its acknowledgement left the same video.
         self.remove(id)?;
         fs::rename(&draft.directory, self.directory(id))?;
-        draft.is_published = true;
-        File::open(&self.finished)?.sync_all()
+        File::open(&self.finished)?.sync_all()?;
+        draft.is_published.store(true, Ordering::Release);
+        Ok(())
     }
 
     fn open(&self, id: &VideoId, variant: Variant) -> io::Result<(File, u64)> {
@@ -212,8 +256,13 @@ impl VideoStore for VideoDirectory {
         Ok((file, len_bytes))
     }
 
-    fn open_growing(&self, id: &VideoId, epoch: i64) -> io::Result<File> {
-        File::open(self.draft_directory(id, epoch).join(GROWING))
+    fn open_growing(&self, id: &VideoId, epoch: i64) -> io::Result<Growing> {
+        let directory = self.draft_directory(id, epoch);
+        // While this is held no draft goes or comes, so the file is the listed one's.
+        let shown = self.shown.lock();
+        let is_published = Arc::clone(shown.get(&directory).ok_or(io::ErrorKind::NotFound)?);
+        let file = File::open(directory.join(GROWING))?;
+        Ok(Growing { file, is_published })
     }
 
     fn remove(&self, id: &VideoId) -> io::Result<()> {

@@ -418,6 +418,70 @@ fn nobody_has_more_jobs_begun_than_their_share() {
 }
 
 #[test]
+fn a_job_that_could_not_be_parked_is_let_be_until_it_has_done_another_unit() {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 8, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    for (seq, class) in [(0, Class::Background), (1, Class::Standard)] {
+        schedule.arrive(seq, Entry { place: Place::Device, held_bytes: 10, ..Entry::new(class, 50) });
+    }
+    schedule.arrive(2, Entry::new(Class::Interactive, 50));
+    assert_eq!(schedule.choose(0), Choice::Park(0, Place::Host));
+    assert!(schedule.keep_there(0, 0));
+    // The next in line is, and where that does not work out either, somebody goes on.
+    assert_eq!(schedule.choose(0), Choice::Park(1, Place::Host));
+    assert!(schedule.keep_there(1, 0));
+    assert_eq!(schedule.choose(0), Choice::Advance(1));
+    // A unit of another job is none of its own.
+    schedule.served(1, 1);
+    assert_eq!(schedule.choose(1), Choice::Park(1, Place::Host));
+    assert!(schedule.keep_there(1, 1));
+    assert_eq!(schedule.choose(1), Choice::Advance(1));
+    schedule.served(0, 1);
+    assert_eq!(schedule.choose(2), Choice::Park(0, Place::Host));
+    // One that cannot do a unit where it is has to leave.
+    schedule.set_room(Room { device_bytes: 40, ..room });
+    assert!(!schedule.keep_there(0, 2));
+    assert_eq!(schedule.choose(2), Choice::Park(0, Place::Host));
+}
+
+#[test]
+fn a_job_without_space_for_its_files_is_tried_again_later_and_others_go_on_meanwhile() {
+    const SPANS: (i64, i64) = (1000, 30_000);
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 2, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    schedule.arrive(0, Entry::new(Class::Interactive, 100));
+    assert_eq!(schedule.choose(0), Choice::Start(0));
+    schedule.moved(0, Place::Device);
+    schedule.put_off(0, 0, SPANS);
+    assert_eq!((schedule.choose(999), schedule.next_try(999)), (Choice::Idle, Some(1000)));
+    schedule.arrive(1, Entry::new(Class::Background, 100));
+    assert_eq!(schedule.choose(999), Choice::Start(1));
+    // Nobody stands back for a job that only waits.
+    schedule.hold_back(Some(Class::Background));
+    assert_eq!(schedule.choose(999), Choice::Start(1));
+    schedule.hold_back(None);
+    schedule.moved(1, Place::Device);
+    schedule.served(1, 1);
+    assert_eq!(schedule.choose(999), Choice::Advance(1));
+    assert_eq!((schedule.choose(1000), schedule.next_try(1000)), (Choice::Park(1, Place::Host), None));
+    schedule.leave(1);
+    assert_eq!(schedule.choose(1000), Choice::Resume(0));
+    // It finds no space again and again.
+    let delays = [2000, 4000, 8000, 16_000, 30_000, 30_000];
+    for delay in delays {
+        schedule.moved(0, Place::Device);
+        assert_eq!((schedule.choose(5), schedule.next_try(5)), (Choice::Advance(0), None));
+        schedule.put_off(0, 5, SPANS);
+        assert_eq!((schedule.choose(5), schedule.next_try(5)), (Choice::Idle, Some(5 + delay)));
+    }
+    schedule.entry_mut(0).unwrap().put_off = 0;
+    schedule.put_off(0, 5, SPANS);
+    assert_eq!((schedule.next_try(5), schedule.choose(1005)), (Some(1005), Choice::Resume(0)));
+}
+
+#[test]
 fn snapshots_of_a_class_stay_within_its_share_of_the_disk() {
     let rules = Rules {
         room: Room { device_bytes: 100, host_bytes: 0 },

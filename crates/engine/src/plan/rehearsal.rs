@@ -224,9 +224,7 @@ impl<'a> Rehearsal<'a> {
     fn put_final(&self, block: &Block) -> Result<()> {
         let frame_bytes = self.block_bytes(block) / block.frames.len();
         for (at, frame) in block.frames.clone().enumerate() {
-            let commits = (0..self.itinerary.commits_of(block.at))
-                .map(|at| self.itinerary.end_of_step(block.at, self.spec.steps() + at));
-            let uses: Vec<_> = commits.chain([self.itinerary.end_of_latent_frame(frame)]).collect();
+            let uses: Vec<_> = self.itinerary.reads_of_final(frame).collect();
             let steps = u32::try_from(at + 1).expect("a video has fewer than 2^32 frames");
             self.put_latent(LatentRole::Final, frame, Lifetime::Steps(steps), frame_bytes, &uses)?;
         }

@@ -1,8 +1,8 @@
 //! A video that is being made, as far as it is there: to be played from its first half second on.
 //!
 //! The bytes are those of a fragmented MP4, which only grows. Asked for as a whole it is sent as it grows, and the answer ends with
-//! the video, or breaks off if there will be none; a range gets what is there of it (RFC 9110, 14.4: the length is `*`). The finished
-//! file is another one, with an index, and another tag.
+//! the video, or breaks off if there will be none, or what is left of it cannot be had; a range gets what is there of it (RFC 9110,
+//! 14.4: the length is `*`). The finished file is another one, with an index, and another tag.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -20,7 +20,7 @@ use super::content::{CHUNK_BYTES, set};
 use super::error::ApiError;
 use crate::id::VideoId;
 use crate::job::{Job, Status};
-use crate::videos::{Variant, VideoStore};
+use crate::videos::{Growing, Variant, VideoStore};
 
 /// How often a file that is read to its end is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -34,11 +34,11 @@ pub(super) async fn growing(
 ) -> Result<Option<Response>, ApiError> {
     let (videos, id, epoch) = (Arc::clone(&app.videos), job.id.clone(), job.epoch);
     let opened = tokio::task::spawn_blocking(move || {
-        let file = videos.open_growing(&id, epoch)?;
-        let len_bytes = file.metadata()?.len();
-        Ok::<_, std::io::Error>((file, len_bytes))
+        let video = videos.open_growing(&id, epoch)?;
+        let len_bytes = video.file.metadata()?.len();
+        Ok::<_, std::io::Error>((video, len_bytes))
     });
-    let (file, len_bytes) = match opened.await.map_err(ApiError::internal)? {
+    let (video, len_bytes) = match opened.await.map_err(ApiError::internal)? {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Ok((_, 0)) => return Ok(None),
         opened => opened.map_err(ApiError::internal)?,
@@ -48,8 +48,8 @@ pub(super) async fn growing(
     let is_current = text(header::IF_RANGE).is_none_or(|wanted| wanted == tag);
     let asked = text(header::RANGE).filter(|_| is_current).and_then(parse_range);
     let mut response = match asked {
-        None => following(app, job, file).into_response(),
-        Some(range) => part(file, range, len_bytes)?,
+        None => following(app, job, video).into_response(),
+        Some(range) => part(video.file, range, len_bytes)?,
     };
     set(&mut response, header::CONTENT_TYPE, Variant::Video.media_type());
     set(&mut response, header::ACCEPT_RANGES, "bytes");
@@ -82,10 +82,10 @@ fn part(mut file: File, asked: Range<u64>, len_bytes: u64) -> Result<Response, A
 }
 
 /// The file from its start, and what comes to it, until the job has ended.
-fn following(app: &Arc<App>, job: &Job, file: File) -> Body {
+fn following(app: &Arc<App>, job: &Job, video: Growing) -> Body {
     let (app, job) = (Arc::clone(app), job.clone());
     let stopping = app.stopping.clone();
-    let stream = try_unfold((file, 0), move |(mut file, sent)| {
+    let stream = try_unfold(Followed::new(video), move |mut followed| {
         let (app, job, mut stopping) = (Arc::clone(&app), job.clone(), stopping.clone());
         async move {
             loop {
@@ -93,30 +93,23 @@ fn following(app: &Arc<App>, job: &Job, file: File) -> Body {
                 let has_ended = app.board.live(&job.id).is_none();
                 let (videos, id, epoch) = (Arc::clone(&app.videos), job.id.clone(), job.epoch);
                 let read = tokio::task::spawn_blocking(move || {
-                    let bytes = chunk(&mut file)?;
-                    if bytes.is_empty()
-                        && let Some(newer) = reopened(&*videos, &id, epoch, sent)
-                    {
-                        file = newer;
-                        return Ok::<_, std::io::Error>((chunk(&mut file)?, file));
-                    }
-                    Ok((bytes, file))
+                    let bytes = followed.go_on(&*videos, &id, epoch)?;
+                    Ok::<_, std::io::Error>((bytes, followed))
                 });
                 let (bytes, reader) = read.await.map_err(std::io::Error::other)??;
                 if !bytes.is_empty() {
-                    let sent = sent + bytes.len() as u64;
-                    return Ok(Some((Bytes::from(bytes), (reader, sent))));
+                    return Ok(Some((Bytes::from(bytes), reader)));
                 }
                 if has_ended {
                     let now = app.store.get(&job.tenant, &job.id).await.map_err(std::io::Error::other)?;
-                    let is_whole = now.is_some_and(|job| job.status == Status::Completed);
-                    return if is_whole {
+                    let is_there = now.is_some_and(|job| job.status == Status::Completed);
+                    return if is_there && reader.is_whole() {
                         Ok(None)
                     } else {
-                        Err(std::io::Error::other("there will be no video"))
+                        Err(std::io::Error::other("there is no more of this video"))
                     };
                 }
-                file = reader;
+                followed = reader;
                 tokio::select! {
                     () = tokio::time::sleep(LOOK_AGAIN) => {}
                     _ = stopping.wait_for(|stops| *stops) => {
@@ -129,26 +122,192 @@ fn following(app: &Arc<App>, job: &Job, file: File) -> Body {
     Body::from_stream(stream)
 }
 
-/// What comes next of a file, if anything is there yet.
-fn chunk(file: &mut File) -> std::io::Result<Vec<u8>> {
-    let mut bytes = vec![0; CHUNK_BYTES];
-    let n_bytes = file.read(&mut bytes)?;
-    bytes.truncate(n_bytes);
-    Ok(bytes)
+/// A video that somebody follows, through all drafts of its job: one that went on from its snapshot writes the same bytes again into
+/// a new one, unless it had to begin anew and something gave way in it.
+struct Followed {
+    video: Growing,
+    /// Bytes read of this draft's file.
+    read: u64,
+    /// Bytes sent, of this file or of those before it, and their digest.
+    sent: u64,
+    digest: blake3::Hasher,
+    /// The digest of what is in this file of the bytes that were sent before it.
+    again: blake3::Hasher,
 }
 
-/// The growing file as it is named now, from where the last one was read to: a job that went on from its snapshot writes the same
-/// bytes into a new one. Nothing if it is not there, or not as long yet.
-fn reopened(videos: &dyn VideoStore, id: &VideoId, epoch: i64, sent: u64) -> Option<File> {
-    let mut file = videos.open_growing(id, epoch).ok()?;
-    (file.metadata().ok()?.len() > sent).then_some(())?;
-    file.seek(SeekFrom::Start(sent)).ok()?;
-    Some(file)
+impl Followed {
+    fn new(video: Growing) -> Self {
+        Self { video, read: 0, sent: 0, digest: blake3::Hasher::new(), again: blake3::Hasher::new() }
+    }
+
+    /// What comes next, if anything is there yet.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or a later draft is another video than that of which a part was sent.
+    fn go_on(&mut self, videos: &dyn VideoStore, id: &VideoId, epoch: i64) -> std::io::Result<Vec<u8>> {
+        let bytes = self.read_on()?;
+        if !bytes.is_empty() {
+            return Ok(bytes);
+        }
+        match videos.open_growing(id, epoch) {
+            // Held from now on, however short it is still: its name may be gone at the next look.
+            Ok(newer) if !newer.is_of_same_draft(&self.video) => {
+                (self.video, self.read, self.again) = (newer, 0, blake3::Hasher::new());
+                self.read_on()
+            }
+            Ok(_) | Err(_) => Ok(bytes),
+        }
+    }
+
+    fn read_on(&mut self) -> std::io::Result<Vec<u8>> {
+        loop {
+            let known = self.sent - self.read;
+            let wanted = usize::try_from(known).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+            let mut bytes = vec![0; if known == 0 { CHUNK_BYTES } else { wanted }];
+            let n_bytes = self.video.file.read(&mut bytes)?;
+            bytes.truncate(n_bytes);
+            self.read += n_bytes as u64;
+            if known == 0 {
+                self.sent = self.read;
+                self.digest.update(&bytes);
+                return Ok(bytes);
+            }
+            if n_bytes == 0 {
+                return Ok(bytes);
+            }
+            self.again.update(&bytes);
+            if self.read == self.sent && self.again.finalize() != self.digest.finalize() {
+                return Err(std::io::Error::other("the video was begun anew, and is another one"));
+            }
+        }
+    }
+
+    /// Whether all of a video was sent, once its job has ended and nothing comes any more. A draft that was dropped ends early.
+    fn is_whole(&self) -> bool {
+        self.video.is_published() && self.read == self.sent
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use evanesce_engine::video::{FrameSink, VideoSettings};
+
     use super::*;
+    use crate::encoder::Encoder;
+    use crate::videos::{Draft, VideoDirectory};
+
+    /// A job's video under way, with a fragment for every 8 frames.
+    struct Making {
+        video: Box<dyn FrameSink + Send>,
+        draft: Draft,
+    }
+
+    /// Videos, one of which is made, and somebody who follows it.
+    struct Scene {
+        videos: VideoDirectory,
+        id: VideoId,
+        _directory: tempfile::TempDir,
+    }
+
+    const EPOCH: i64 = 1;
+
+    impl Scene {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let videos = VideoDirectory::open(directory.path(), Encoder::BuiltIn).unwrap();
+            Self { videos, id: VideoId::draw().unwrap(), _directory: directory }
+        }
+
+        /// Begins the video, also once more, as a job does that went on from its snapshot.
+        fn make(&self, frames: Range<u16>) -> Making {
+            let draft = self.videos.draft(&self.id, EPOCH).unwrap();
+            let video = draft.begin_video(VideoSettings::new(64, 64, 16)).unwrap();
+            let mut making = Making { video, draft };
+            making.push(frames);
+            making
+        }
+
+        fn follow(&self) -> Followed {
+            Followed::new(self.videos.open_growing(&self.id, EPOCH).unwrap())
+        }
+
+        /// What has come since the last look.
+        fn look(&self, followed: &mut Followed) -> std::io::Result<Vec<u8>> {
+            let mut seen = Vec::new();
+            loop {
+                let bytes = followed.go_on(&self.videos, &self.id, EPOCH)?;
+                if bytes.is_empty() {
+                    return Ok(seen);
+                }
+                seen.extend(bytes);
+            }
+        }
+
+        /// Ends the video; all bytes that it had while it grew.
+        fn publish(&self, Making { video, draft }: Making) -> Vec<u8> {
+            let mut growing = self.follow().video.file;
+            video.finish().unwrap();
+            let mut whole = Vec::new();
+            growing.read_to_end(&mut whole).unwrap();
+            for picture in [Variant::Thumbnail, Variant::Spritesheet] {
+                std::fs::write(draft.path(picture), b"a picture").unwrap();
+            }
+            self.videos.publish(&self.id, draft).unwrap();
+            whole
+        }
+    }
+
+    impl Making {
+        fn push(&mut self, frames: Range<u16>) {
+            for frame in frames {
+                self.video.push(&vec![f32::from(frame) / 100.0; 64 * 64 * 3]).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn who_follows_a_video_through_a_snapshot_gets_all_of_it() {
+        let scene = Scene::new();
+        let parked = scene.make(0..12);
+        let mut followed = scene.follow();
+        let mut seen = scene.look(&mut followed).unwrap();
+        assert!(!seen.is_empty());
+        drop(parked);
+        assert!(scene.look(&mut followed).unwrap().is_empty() && !followed.is_whole());
+        // As far as it was before, then further, then to its end.
+        let mut resumed = scene.make(0..8);
+        assert!(scene.look(&mut followed).unwrap().is_empty() && !followed.is_whole());
+        resumed.push(8..20);
+        seen.extend(scene.look(&mut followed).unwrap());
+        assert!(!followed.is_whole());
+        let whole = scene.publish(resumed);
+        seen.extend(scene.look(&mut followed).unwrap());
+        assert!(seen == whole && followed.is_whole());
+    }
+
+    #[test]
+    fn who_did_not_see_a_video_come_back_is_not_told_that_its_beginning_is_all() {
+        let scene = Scene::new();
+        let parked = scene.make(0..12);
+        let mut followed = scene.follow();
+        let beginning = scene.look(&mut followed).unwrap();
+        drop(parked);
+        // Gone on with and finished between two looks.
+        let whole = scene.publish(scene.make(0..20));
+        assert!(scene.look(&mut followed).unwrap().is_empty());
+        assert!(beginning.len() < whole.len() && !followed.is_whole());
+    }
+
+    #[test]
+    fn parts_of_two_videos_are_never_sent_as_one() {
+        let scene = Scene::new();
+        let parked = scene.make(0..12);
+        let mut followed = scene.follow();
+        scene.look(&mut followed).unwrap();
+        drop(parked);
+        let _begun_anew = scene.make(50..90);
+        assert!(scene.look(&mut followed).is_err());
+    }
 
     #[test]
     fn parts_of_what_is_there_are_ranges_and_all_of_it_is_none() {

@@ -41,6 +41,11 @@ async function call(path, options = {}) {
   throw Object.assign(new Error(message), { status: response.status });
 }
 
+// What the service writes. A seed may have more digits than a number of JavaScript: that one is kept as text. Only a name matches, for
+// inside a string of JSON a quote has a backslash before it.
+const read = (text) => JSON.parse(text.replace(/"seed":(\d{16,})/g, '"seed":"$1"'));
+const answered = async (response) => read(await response.text());
+
 function show(id, message) {
   $(id).textContent = message;
   $(id).hidden = !message;
@@ -53,15 +58,19 @@ function connected(text, lost) {
 
 // Making
 
+const SEED_MAX = 2n ** 64n - 1n;
+const isSeed = (text) => /^\d+$/.test(text) && BigInt(text) <= SEED_MAX;
+
 $("make").addEventListener("submit", async (event) => {
   event.preventDefault();
   // As text: the service reads numbers as they were written, and says which it cannot read. The browser names the type and its boundary.
   const asked = new FormData(event.target);
   for (const [name, value] of [...asked]) if (value.trim() === "") asked.delete(name);
+  if (asked.has("seed") && !isSeed(asked.get("seed").trim())) return show("make-error", `seed is a whole number from 0 to ${SEED_MAX}`);
   try {
     const answer = await call("/v1/videos", { method: "POST", body: asked });
     show("make-error", "");
-    noted(await answer.json());
+    noted(await answered(answer));
   } catch (error) { show("make-error", error.message); }
 });
 $("prompt").addEventListener("keydown", (event) => {
@@ -77,7 +86,7 @@ $("key").addEventListener("submit", (event) => {
 // The answer is drawn at once: the events of a job under way come only when its step has ended.
 async function act(path, method) {
   try {
-    const answer = await (await call(path, { method })).json();
+    const answer = await answered(await call(path, { method }));
     show("make-error", "");
     handlers[answer.object](answer);
   } catch (error) { show("make-error", error.message); }
@@ -108,7 +117,7 @@ function noteListed(videos) {
 async function fillQueue() {
   const before = [...queue.keys()];
   try {
-    const { data } = await (await call(`/v1/videos?limit=${QUEUE_SIZE}`)).json();
+    const { data } = await answered(await call(`/v1/videos?limit=${QUEUE_SIZE}`));
     for (const id of before) if (!data.some((video) => video.id === id)) queue.delete(id);
     noteListed(data);
     drawQueue();
@@ -206,7 +215,7 @@ async function refresh() {
 async function list() {
   const after = pages[pages.length - 1];
   try {
-    const answer = await (await call(`/v1/videos?limit=${PAGE_SIZE}${after ? `&after=${after}` : ""}`)).json();
+    const answer = await answered(await call(`/v1/videos?limit=${PAGE_SIZE}${after ? `&after=${after}` : ""}`));
     listed = answer.data;
     noteListed(listed);
     $("older").disabled = !answer.has_more;
@@ -326,7 +335,7 @@ async function* events(response) {
       const lines = text.slice(0, end).split("\n");
       text = text.slice(end + 2);
       const field = (name) => lines.filter((line) => line.startsWith(`${name}:`)).map((line) => line.slice(name.length + 1).trimStart());
-      if (field("data").length) yield [field("event")[0], JSON.parse(field("data").join("\n"))];
+      if (field("data").length) yield [field("event")[0], read(field("data").join("\n"))];
     }
   }
 }

@@ -65,11 +65,11 @@ impl Drop for Pending {
 /// What a snapshot cost: what was written, and how long that took.
 pub(super) type Kept = Result<Option<(Taken, Duration)>, EngineError>;
 
-/// How long ago a job was kept, and what that cost.
+/// How much a job has done since it was kept, and what that cost. What it waited does not count: nothing more would be lost.
 #[derive(Debug)]
 pub(super) struct Tend {
     units: u32,
-    since: Stopwatch,
+    worked: Duration,
     took: Duration,
     block: usize,
     /// Whether this start of the job has been kept before.
@@ -78,7 +78,13 @@ pub(super) struct Tend {
 
 impl Tend {
     pub(super) fn new(block: usize) -> Self {
-        Self { units: 0, since: Stopwatch::start(), took: Duration::ZERO, block, was_kept: false }
+        Self { units: 0, worked: Duration::ZERO, took: Duration::ZERO, block, was_kept: false }
+    }
+
+    /// Counts a unit.
+    pub(super) fn count(&mut self, took: Duration) {
+        self.units += 1;
+        self.worked += took;
     }
 }
 
@@ -137,17 +143,15 @@ impl Keeper {
         }
     }
 
-    /// Counts a unit; whether a snapshot is due after it.
-    pub(super) fn is_due(&self, run: &mut Run<'_>) -> bool {
+    /// Whether a snapshot is due.
+    pub(super) fn is_due(&self, run: &Run<'_>) -> bool {
         let block = run.run.position().block;
-        let tend = &mut run.tend;
-        tend.units += 1;
-        let since = tend.since.elapsed();
+        let tend = &run.tend;
         let wanted = tend.units >= self.config.every_units
-            || since.as_secs_f64() >= self.config.every_seconds
+            || tend.worked.as_secs_f64() >= self.config.every_seconds
             || block != tend.block;
         let affordable = self.config.share_max >= 1.0
-            || tend.took.as_secs_f64() <= self.config.share_max * since.as_secs_f64();
+            || tend.took.as_secs_f64() <= self.config.share_max * tend.worked.as_secs_f64();
         wanted && affordable
     }
 
@@ -212,7 +216,7 @@ impl Keeper {
 
     fn begin_again(run: &mut Run<'_>, took: Duration) {
         let block = run.run.position().block;
-        run.tend = Tend { units: 0, since: Stopwatch::start(), took, block, was_kept: run.tend.was_kept };
+        run.tend = Tend { units: 0, worked: Duration::ZERO, took, block, was_kept: run.tend.was_kept };
     }
 
     /// Takes a snapshot and waits until it is written, if there are to be any and the job stands where one can be taken. What it

@@ -42,6 +42,8 @@ use crate::wire::MemoryNow;
 const REPORTS_MAX: usize = 256;
 /// How long to wait before the store is asked again after it failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long a job waits whose files found no space, in milliseconds: the first time, and at most.
+const SPACE_AFTER_MS: (i64, i64) = (1000, 30_000);
 
 /// What a handler tells the thread. The store knows it already.
 #[derive(Debug)]
@@ -152,7 +154,7 @@ struct Worker<'m> {
     strain: Strain,
     /// Endings that the store could not take yet.
     unwritten: Vec<(Job, Ending)>,
-    /// Whether the store, or a disk, failed at the last try: wait before the next.
+    /// Whether the store failed at the last try: wait before the next.
     store_is_down: bool,
 }
 
@@ -192,32 +194,45 @@ impl<'m> Worker<'m> {
             return Event::Reported(report);
         }
         if self.store_is_down || !self.unwritten.is_empty() {
-            let next = self.inbox.recv();
-            match self.runtime.block_on(async { tokio::time::timeout(RETRY_AFTER, next).await }) {
-                Ok(report) => return Event::Reported(report.unwrap_or(Report::Shutdown)),
-                Err(_elapsed) => self.write_again(),
+            if let Some(report) = self.hear(RETRY_AFTER) {
+                return Event::Reported(report);
             }
+            self.write_again();
         }
-        match self.schedule.choose(UnixMs::now().0) {
-            Choice::Idle => {
-                self.tell_memory(true);
-                if !self.unwritten.is_empty() {
-                    return Event::Chosen(Choice::Idle);
-                }
-                if self.strain.level > Level::Calm {
-                    // What waits for memory is looked at again, whoever gave it back.
-                    let next = self.inbox.recv();
-                    let next = self.runtime.block_on(async { tokio::time::timeout(RETRY_AFTER, next).await });
-                    let Ok(report) = next else {
-                        self.relieve(None);
-                        return Event::Chosen(Choice::Idle);
-                    };
-                    return Event::Reported(report.unwrap_or(Report::Shutdown));
-                }
-                Event::Reported(self.inbox.blocking_recv().unwrap_or(Report::Shutdown))
-            }
+        let now = UnixMs::now();
+        match self.schedule.choose(now.0) {
+            Choice::Idle => self.rest(now),
             choice => Event::Chosen(choice),
         }
+    }
+
+    /// The next report, if it comes within so much time.
+    fn hear(&mut self, patience: Duration) -> Option<Report> {
+        let next = self.inbox.recv();
+        let heard = self.runtime.block_on(async { tokio::time::timeout(patience, next).await });
+        heard.ok().map(|report| report.unwrap_or(Report::Shutdown))
+    }
+
+    /// Waits for a report, but not past the moment at which a job that waits for memory or space is looked at again.
+    fn rest(&mut self, now: UnixMs) -> Event {
+        self.tell_memory(true);
+        if !self.unwritten.is_empty() {
+            return Event::Chosen(Choice::Idle);
+        }
+        // What waits for memory is looked at again, whoever gave it back.
+        let is_short = self.strain.level > Level::Calm;
+        let until = |at: i64| Duration::from_millis(UnixMs(at).ms_since(now).unsigned_abs());
+        let space = self.schedule.next_try(now.0).map(until);
+        let Some(patience) = is_short.then_some(RETRY_AFTER).into_iter().chain(space).min() else {
+            return Event::Reported(self.inbox.blocking_recv().unwrap_or(Report::Shutdown));
+        };
+        if let Some(report) = self.hear(patience) {
+            return Event::Reported(report);
+        }
+        if is_short {
+            self.relieve(None);
+        }
+        Event::Chosen(Choice::Idle)
     }
 
     fn apply(&mut self, event: Event) -> Going {
@@ -316,6 +331,7 @@ impl<'m> Worker<'m> {
         let watch = Stopwatch::start();
         let unit = run.advance();
         let (stage, took) = (run.meter.take_unit(), watch.elapsed());
+        run.tend.count(took);
         self.pace.learn(stage, &job.order, took);
         self.means.metrics.unit(&job.id, stage.map_or("noise", Stage::as_str), took);
         self.schedule.served(seq, i64::try_from(took.as_millis()).unwrap_or(i64::MAX));
@@ -350,15 +366,14 @@ impl<'m> Worker<'m> {
         self.end(job, ending);
     }
 
-    /// A job whose files find no space goes back to its snapshot, and is tried again a little later.
+    /// A job whose files find no space goes back to its snapshot, and is tried again a little later, while others go on.
     fn wait_for_space(&mut self, seq: Seq) {
         if let Some(task) = self.tasks.get_mut(&seq) {
             task.run = None;
             note(&task.job.id, "waits for space on the disk");
         }
-        self.schedule.moved(seq, Place::Snapshot);
+        self.schedule.put_off(seq, UnixMs::now().0, SPACE_AFTER_MS);
         self.means.metrics.moved("waits_for_space");
-        self.store_is_down = true;
     }
 
     /// Writes how a job ended, when everything of it is in place, and tells.

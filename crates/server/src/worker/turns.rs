@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use super::keep::{Kept, NoteProgress};
 use super::run::{Door, Run, Trouble};
 use super::{Task, Worker};
-use crate::clock::Stopwatch;
+use crate::clock::{Stopwatch, UnixMs};
 use crate::id::VideoId;
 use crate::job::{Failure, Job};
 use crate::journal::note;
@@ -84,7 +84,7 @@ impl Worker<'_> {
         }
         let is_kept = is_in_host || self.keeper.has(&id);
         kept.into_iter().for_each(|kept| self.note_kept(&id, kept));
-        if !is_kept && self.schedule.keep_there(seq) {
+        if !is_kept && self.schedule.keep_there(seq, UnixMs::now().0) {
             // Dropped it would begin anew.
             return note(&id, "found no room to be parked in, and goes on");
         }
@@ -132,6 +132,12 @@ impl Worker<'_> {
         if matches!(kept, Ok(Some(_))) && !std::mem::replace(&mut run.tend.was_kept, true) {
             // Noted already, unless there was no room for a copy.
             progress_note(&self.means.store, &self.runtime, job)();
+        }
+        if matches!(kept, Ok(Some(_)))
+            && let Some(entry) = self.schedule.entry_mut(seq)
+        {
+            // It has got on: units alone would say that of one that fails at the same place each time.
+            entry.put_off = 0;
         }
         self.note_kept(&id, kept);
         self.relieve(Some(seq));

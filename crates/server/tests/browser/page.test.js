@@ -140,6 +140,24 @@ test("numbers are sent as they are written", async () => {
   await finish(page, service);
 });
 
+test("seeds are taken, refused and shown to the last digit", async () => {
+  const service = await Service.start();
+  const page = await open(service);
+  await live(page);
+  for (const refused of ["18446744073709551616", "1.5", "-1", "1e3"]) {
+    await ask(page, { ...quick, seed: refused });
+    await page.getByRole("alert").getByText("seed is a whole number from 0 to 18446744073709551615").waitFor();
+    await page.evaluate(() => { document.getElementById("make-error").textContent = ""; });
+  }
+  assert.deepEqual((await service.call("/v1/videos")).data, []);
+  // A prompt that has in it what a seed is known by.
+  const prompt = 'a ball, "seed":12345678901234567890';
+  await ask(page, { ...quick, prompt, seed: "18446744073709551615" });
+  await page.getByRole("button", { name: /^Play:/ }).click({ timeout: 60000 });
+  await page.getByText(`${prompt} (seed 18446744073709551615,`).waitFor();
+  await finish(page, service);
+});
+
 test("what events did not tell is found out when some were missed", async () => {
   const service = await Service.start();
   const page = await open(service, { init: eventsOfTest });
