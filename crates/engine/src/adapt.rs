@@ -37,6 +37,17 @@ impl Adapt {
         }
     }
 
+    /// Whether a job like this can have come to it: changes are in order, the first of them is the job's own codec, and nothing
+    /// beyond its window is seen.
+    pub(crate) fn is_of(&self, spec: &JobSpec) -> bool {
+        let (own, n_blocks) = (Self::new(spec), spec.n_blocks());
+        let seen = [self.recent_frames, self.recent_next, self.wanted_recent_frames];
+        self.codecs.first() == own.codecs.first()
+            && self.codecs.is_sorted_by_key(|(first, _)| *first)
+            && self.codecs.iter().all(|(first, _)| *first < n_blocks)
+            && seen.iter().all(|frames| *frames <= own.recent_frames)
+    }
+
     pub(crate) fn want_codec(&mut self, codec: KvCodec) {
         self.wanted_codec = codec;
     }

@@ -1,6 +1,6 @@
 //! Whether a job can run at all within the budgets, before anything is computed.
 
-use evanesce_cache::{Disk, Job, Reservation, Tier, entry_bytes};
+use evanesce_cache::{Disk, Job, Kind, Owned, Reservation, Tier, entry_bytes};
 use evanesce_wan::weights::Component;
 
 use crate::ahead::STAGED_READS;
@@ -145,7 +145,10 @@ pub(crate) fn spare_room(model: &Model, job: &Job, needs: &Needs, bytes: u64) ->
     let counters = model.counters();
     let [device, host] = [Tier::Device, Tier::Host].map(|tier| counters.tier(tier));
     let promised = needs.host_bytes_for_pages(device.budget_bytes).min(host.budget_bytes);
-    let still_to_come = promised.saturating_sub(job.usage().bytes[Tier::Host]);
+    let is_page_there = |owned: &Owned| owned.key.kind == Kind::SelfKv && owned.tier == Tier::Host;
+    let pages = job.entries().into_iter().filter(is_page_there);
+    let come: u64 = pages.map(|owned| entry_bytes(owned.len_bytes)).sum();
+    let still_to_come = promised.saturating_sub(come);
     let spare_bytes = host.budget_bytes.saturating_sub(host.used_bytes).saturating_sub(still_to_come);
     (spare_bytes >= bytes).then(|| job.reserve(&[(Tier::Host, bytes)]).ok()).flatten()
 }
@@ -236,7 +239,7 @@ fn sum([high, low]: [Component; 2], bytes: impl Fn(Component) -> usize) -> usize
 
 #[cfg(test)]
 mod tests {
-    use evanesce_cache::{Budgets, Key, Kind, Lifetime};
+    use evanesce_cache::{Budgets, Key, Lifetime};
 
     use super::*;
 
@@ -252,6 +255,11 @@ mod tests {
         let is_spare = |needs: &Needs, bytes| spare_room(&model, &job, needs, bytes).is_some();
         assert!(is_spare(&in_device, HOST_BYTES) && !is_spare(&in_device, HOST_BYTES + 1));
         let spare_bytes = HOST_BYTES - (16 + 2 * 2) * 64;
+        assert!(is_spare(&below, spare_bytes) && !is_spare(&below, spare_bytes + 1));
+        // What else the job has there is no page that has come: pictures that wait, and a latent.
+        let _pictures = spare_room(&model, &job, &below, 640).unwrap();
+        drop(job.put(Key::new(Kind::Latent), Tier::Host, Lifetime::Job, 64).unwrap().commit().unwrap());
+        let spare_bytes = spare_bytes - 640 - 64;
         assert!(is_spare(&below, spare_bytes) && !is_spare(&below, spare_bytes + 1));
         for frame in 0..16 {
             let key = Key::new(Kind::SelfKv).frame(frame);

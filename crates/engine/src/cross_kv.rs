@@ -2,11 +2,18 @@
 
 use evanesce_cache::{Job, Lease, Lifetime, PutSpec, Recover, Tier, Writer};
 use evanesce_wan::Result;
+use evanesce_wan::text::TOKENS_MAX;
 use evanesce_wan::transformer::{CrossKv, CrossKvPage};
 use evanesce_wan::weights::Component;
 
 use crate::bytes::{as_f32, write_f32};
 use crate::keys::{self, BranchName};
+
+/// Bytes of a page of a prompt of so many tokens, keys and values of `dim` numbers: one row of them stands for all pads.
+pub(crate) fn page_bytes(tokens: usize, dim: usize) -> usize {
+    let rows = tokens + usize::from(tokens < TOKENS_MAX);
+    2 * rows * dim * size_of::<f32>()
+}
 
 /// The pages of one expert and branch, put at one step.
 #[derive(Debug)]

@@ -59,6 +59,25 @@ pub(crate) fn is_of_expert(key: &Key, expert: Component) -> bool {
     key.part % 4 / 2 == u32::from(expert == Component::LowNoise)
 }
 
+/// What a `Latent` entry is.
+pub(crate) fn role_of(key: &Key) -> Option<LatentRole> {
+    use LatentRole::{Final, LastSample, Prediction, Sample};
+    [Sample, Prediction, LastSample, Final].into_iter().find(|role| *role as u32 == key.part)
+}
+
+/// Whose keys and values an entry is, of the text or of a frame.
+pub(crate) fn owner_of(key: &Key) -> Option<(Component, BranchName)> {
+    let is_low = is_of_expert(key, Component::LowNoise);
+    let expert = if is_low { Component::LowNoise } else { Component::HighNoise };
+    let branch = if key.part.is_multiple_of(2) { BranchName::Cond } else { BranchName::Uncond };
+    (key.part < 8).then_some((expert, branch))
+}
+
+/// Whether a page is the second one of its frame: see [`newest_kv`].
+pub(crate) fn is_newest(key: &Key) -> bool {
+    key.part / 4 == 1
+}
+
 /// One kept frame of one convolution.
 pub(crate) fn feature(slot: SlotId, frame_index: u64) -> Key {
     let frame = u32::try_from(frame_index).expect("a video has fewer than 2^32 frames");

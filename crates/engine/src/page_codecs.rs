@@ -161,10 +161,17 @@ fn codec_from(value: &Value) -> std::result::Result<KvCodec, String> {
         return known(name);
     }
     let side = |name: &str| value.get(name).and_then(Value::as_str);
-    match (side("keys"), side("values")) {
-        (Some(keys), Some(values)) => Ok(KvCodec { keys: known(keys)?.keys, values: known(values)?.values }),
-        _ => Err(format!("has a codec {value}; write a name, or an object with \"keys\" and \"values\"")),
-    }
+    let (Some(keys), Some(values), Some(2)) = (side("keys"), side("values"), value.as_object().map(Map::len))
+    else {
+        return Err(format!(
+            "has a codec {value}; write a name, or an object with \"keys\" and \"values\" and nothing else"
+        ));
+    };
+    let alone = |name: &str| match known(name)? {
+        KvCodec { keys, values } if keys == values => Ok(keys),
+        _ => Err(format!("has a codec {value}, but {name:?} is one for keys and values together")),
+    };
+    Ok(KvCodec { keys: alone(keys)?, values: alone(values)? })
 }
 
 fn codec_json(codec: KvCodec) -> Value {
@@ -254,6 +261,9 @@ mod tests {
             (json!({ "base": "int8", "layers": { "middle": [] } }), "high_noise and low_noise"),
             (json!({ "base": "int8", "layers": { "low_noise": "int8" } }), "each layer"),
             (json!({ "base": { "keys": "int8" } }), "\"values\""),
+            (json!({ "base": { "keys": "int8", "values": "int4", "sink": "f32" } }), "nothing else"),
+            (json!({ "base": { "keys": "k8v4", "values": "int4" } }), "\"k8v4\" is one for keys and values"),
+            (json!({ "base": { "keys": "int8", "values": "k4v2" } }), "\"k4v2\" is one for keys and values"),
         ] {
             let message = KvOverrides::from_json(&value).unwrap_err();
             assert!(message.contains(says), "{value}: {message}");

@@ -29,7 +29,7 @@ use crate::report::MemoryReport;
 use crate::request::{JobSpec, Request};
 use crate::snapshot::{Kept, SnapshotError};
 use crate::start;
-use crate::tensors::read_noise;
+use crate::tensors::NoiseFile;
 use crate::text::{Prompt, encode};
 use crate::video::VideoSummary;
 
@@ -135,8 +135,9 @@ impl<'m> JobRun<'m> {
         let channels = model.checkpoint.vae().z_dim();
         if let Some(path) = &spec.noise_in {
             // Read again when it is needed: noise is not an entry before the job has begun.
+            let mut noise = NoiseFile::open(path, spec.noise_shape(channels))?;
             for frame in 0..spec.denoised_frames() {
-                read_noise(path, spec.noise_shape(channels), frame..frame + 1)?;
+                noise.read(frame..frame + 1)?;
             }
         }
         let blocks_given = spec.start_from.as_ref().map_or(Ok(0), |path| start::blocks_given(path, &spec))?;
@@ -239,17 +240,12 @@ impl<'m> JobRun<'m> {
 
     /// Sets a job that was just admitted to where a saved one stood.
     pub(crate) fn go_on_at(&mut self, phase: Phase, adapt: Adapt) -> Result<()> {
-        let (n_blocks, frames) = (self.spec.n_blocks(), self.spec.latent_frames());
-        let (block, fits) = match phase {
-            Phase::Noise { block } => (block, true),
-            Phase::Step { block, at } => (block, at < self.spec.steps()),
-            Phase::Commit { block, at } => (block, at < self.itinerary.commits_of(block)),
-            Phase::LatentFrame { at } => (self.spec.block_of(at), at < frames),
-            Phase::Close => (n_blocks - 1, true),
-            Phase::Prompt { .. } | Phase::Done => (0, false),
-        };
-        if !fits || block >= n_blocks {
+        let Some(block) = self.block_with(phase) else {
             let what = format!("{phase:?} is no unit of this job");
+            return Err(SnapshotError::Damaged(what).into());
+        };
+        if !adapt.is_of(&self.spec) {
+            let what = "what gave way in it could not give way in this job".to_owned();
             return Err(SnapshotError::Damaged(what).into());
         }
         self.adapt = adapt;
@@ -257,6 +253,22 @@ impl<'m> JobRun<'m> {
         self.itinerary.announce(&self.model.blueprint, &self.spec, &self.job, block);
         self.go_on_with_prompts(phase);
         Ok(())
+    }
+
+    /// The block that a unit belongs to; `None` for what is no unit that the job can go on with.
+    fn block_with(&self, phase: Phase) -> Option<usize> {
+        let (block, at, units) = match phase {
+            Phase::Noise { block } => (block, 0, 1),
+            Phase::Step { block, at } => (block, at, self.spec.steps()),
+            // A block that is not there is not reckoned with.
+            Phase::Commit { block, at } if block < self.spec.n_blocks() => {
+                (block, at, self.itinerary.commits_of(block))
+            }
+            Phase::LatentFrame { at } => (self.spec.block_of(at), at, self.spec.latent_frames()),
+            Phase::Close => (self.spec.n_blocks() - 1, 0, 1),
+            Phase::Commit { .. } | Phase::Prompt { .. } | Phase::Done => return None,
+        };
+        (at < units && block < self.spec.n_blocks()).then_some(block)
     }
 
     /// Gives the prompts up, and has them again before the next unit that reads them.
@@ -352,7 +364,9 @@ impl<'m> JobRun<'m> {
         }
         let channels = self.model.checkpoint.vae().z_dim();
         let noise = match &self.spec.noise_in {
-            Some(path) => read_noise(path, self.spec.noise_shape(channels), block.frames.clone())?,
+            Some(path) => {
+                NoiseFile::open(path, self.spec.noise_shape(channels))?.read(block.frames.clone())?
+            }
             None => {
                 let shape = self.spec.block_shape(channels, block);
                 initial_noise(self.spec.block_seed(block.at), shape.iter().product())

@@ -16,7 +16,7 @@ use crate::itinerary::Itinerary;
 use crate::keys::{self, LatentRole};
 use crate::model::Model;
 use crate::request::JobSpec;
-use crate::tensors::{read_shape, read_tensor};
+use crate::tensors::TensorFile;
 
 /// The blocks that a start file gives.
 ///
@@ -32,7 +32,8 @@ pub(crate) fn blocks_given(path: &Path, spec: &JobSpec) -> Result<usize> {
     if rollout.context_sample == ContextSample::Boundary {
         return Err(fault("cannot be gone on from: this checkpoint remembers what it made half way, which frames do not show".into()));
     }
-    let shape = read_shape(path, "frames")?;
+    let file = TensorFile::open(path, "frames")?;
+    let shape = file.shape();
     let size = [spec.height, spec.width, 3];
     if shape.len() != 4 || shape[1..] != size {
         return Err(fault(format!(
@@ -74,12 +75,12 @@ pub(crate) fn put(
     let scratch = job.reserve(&[(Tier::Device, scratch_bytes as u64)]).map_err(EngineError::cache)?;
     let weights = model.weights.for_job(job, itinerary.step(0, 0), &model.waits);
     let slots = MapSlots::default();
+    let mut file = TensorFile::open(path, "frames")?;
     for frame in 0..n_frames {
         let first = if frame == 0 { 0 } else { 4 * frame - 3 };
         let count = if frame == 0 { 1 } else { 4 };
         let picture = height * width * 3;
-        let numbers =
-            read_tensor(path, "frames", std::iter::once(first * picture..(first + count) * picture))?;
+        let numbers = file.read(std::iter::once(first * picture..(first + count) * picture))?;
         let numbers: Vec<f32> = numbers.into_iter().map(|x| x * 2.0 - 1.0).collect();
         let pictures =
             Tensor::from_vec(numbers, (count, height, width, 3), &Device::Cpu).map_err(WanError::from)?;

@@ -12,69 +12,90 @@ use tempfile::NamedTempFile;
 
 use crate::error::{EngineError, Result};
 
-/// Reads some latent frames of `noise`, f32, which is of exactly this shape: channels, latent frames, height, width. No others
-/// are read.
-///
-/// # Errors
-/// When the file cannot be read, is no safetensors file, or holds anything else under that name.
-pub(crate) fn read_noise(path: &Path, shape: [usize; 4], wanted: Range<usize>) -> Result<Vec<f32>> {
-    let got = read_shape(path, "noise")?;
-    if got != shape {
-        return Err(EngineError::file(path, format!("`noise` is F32 {got:?}; expected F32 {shape:?}")));
+/// The file of a job's noise, whose header has been read: `noise`, f32, of exactly the job's shape.
+#[derive(Debug)]
+pub(crate) struct NoiseFile<'a> {
+    numbers: TensorFile<'a>,
+    /// Channels, latent frames, height, width.
+    shape: [usize; 4],
+}
+
+impl<'a> NoiseFile<'a> {
+    /// # Errors
+    /// When the file cannot be read, is no safetensors file, or holds anything else under that name.
+    pub(crate) fn open(path: &'a Path, shape: [usize; 4]) -> Result<Self> {
+        let numbers = TensorFile::open(path, "noise")?;
+        let got = numbers.shape();
+        if got != shape {
+            return Err(EngineError::file(path, format!("`noise` is F32 {got:?}; expected F32 {shape:?}")));
+        }
+        Ok(Self { numbers, shape })
     }
-    let [channels, frames, height, width] = shape;
-    let place = |channel: usize, frame: usize| (channel * frames + frame) * height * width;
-    read_tensor(path, "noise", (0..channels).map(|c| place(c, wanted.start)..place(c, wanted.end)))
+
+    /// Reads some latent frames; no others are read.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`].
+    pub(crate) fn read(&mut self, wanted: Range<usize>) -> Result<Vec<f32>> {
+        let [channels, frames, height, width] = self.shape;
+        let place = |channel: usize, frame: usize| (channel * frames + frame) * height * width;
+        self.numbers.read((0..channels).map(|c| place(c, wanted.start)..place(c, wanted.end)))
+    }
 }
 
-/// The shape of an f32 tensor of a file.
-///
-/// # Errors
-/// As [`read_noise`].
-pub(crate) fn read_shape(path: &Path, name: &str) -> Result<Vec<usize>> {
-    Ok(locate(path, name)?.1.shape)
+/// An f32 tensor of a safetensors file, whose header has been read.
+#[derive(Debug)]
+pub(crate) struct TensorFile<'a> {
+    path: &'a Path,
+    name: &'a str,
+    file: File,
+    entry: Entry,
 }
 
-/// Some numbers of an f32 tensor of a file, one range of places in row-major order after the other; no others are read.
-///
-/// # Errors
-/// As [`read_noise`], and when one of them is not finite.
-pub(crate) fn read_tensor(
-    path: &Path,
-    name: &str,
-    places: impl IntoIterator<Item = Range<usize>>,
-) -> Result<Vec<f32>> {
-    let (mut file, entry) = locate(path, name)?;
-    let (mut numbers, mut bytes) = (Vec::new(), Vec::new());
-    for range in places {
-        bytes.resize(4 * range.len(), 0);
-        file.seek(SeekFrom::Start(entry.offset_bytes + 4 * range.start as u64))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|error| EngineError::file(path, error))?;
-        let begin = numbers.len();
-        numbers.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-        if let Some(at) = numbers[begin..].iter().position(|x| !x.is_finite()) {
-            let (number, place) = (numbers[begin + at], range.start + at);
-            let message = format!("`{name}` holds {number} at position {place}; expected finite numbers");
-            return Err(EngineError::file(path, message));
+impl<'a> TensorFile<'a> {
+    /// # Errors
+    /// When the file cannot be read, is no safetensors file, or holds no such tensor.
+    pub(crate) fn open(path: &'a Path, name: &'a str) -> Result<Self> {
+        let fault = |message: String| EngineError::file(path, message);
+        let mut file = File::open(path).map_err(|error| EngineError::file(path, error))?;
+        let file_bytes = file.metadata().map_err(|error| EngineError::file(path, error))?.len();
+        let header = read_header(&mut file, file_bytes)
+            .map_err(|error| fault(format!("not a safetensors file ({error})")))?;
+        let mut tensors = parse_header(path, &header, file_bytes)
+            .map_err(|error| fault(format!("not a safetensors file ({error})")))?;
+        match tensors.remove(name) {
+            Some(entry) if entry.dtype == Dtype::F32 => Ok(Self { path, name, file, entry }),
+            Some(entry) => Err(fault(format!("`{name}` is {:?}; expected F32", entry.dtype))),
+            None => Err(fault(format!("has no tensor `{name}`; expected it in f32"))),
         }
     }
-    Ok(numbers)
-}
 
-/// An f32 tensor in its file.
-fn locate(path: &Path, name: &str) -> Result<(File, Entry)> {
-    let fault = |message: String| EngineError::file(path, message);
-    let mut file = File::open(path).map_err(|error| EngineError::file(path, error))?;
-    let file_bytes = file.metadata().map_err(|error| EngineError::file(path, error))?.len();
-    let header = read_header(&mut file, file_bytes)
-        .map_err(|error| fault(format!("not a safetensors file ({error})")))?;
-    let tensors = parse_header(path, &header, file_bytes)
-        .map_err(|error| fault(format!("not a safetensors file ({error})")))?;
-    match tensors.get(name) {
-        Some(entry) if entry.dtype == Dtype::F32 => Ok((file, entry.clone())),
-        Some(entry) => Err(fault(format!("`{name}` is {:?}; expected F32", entry.dtype))),
-        None => Err(fault(format!("has no tensor `{name}`; expected it in f32"))),
+    /// The tensor's shape.
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.entry.shape
+    }
+
+    /// Reads some numbers, one range of places in row-major order after the other; no others are read.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or one of them is not finite.
+    pub(crate) fn read(&mut self, places: impl IntoIterator<Item = Range<usize>>) -> Result<Vec<f32>> {
+        let Self { path, name, file, entry } = self;
+        let (mut numbers, mut bytes) = (Vec::new(), Vec::new());
+        for range in places {
+            bytes.resize(4 * range.len(), 0);
+            file.seek(SeekFrom::Start(entry.offset_bytes + 4 * range.start as u64))
+                .and_then(|_| file.read_exact(&mut bytes))
+                .map_err(|error| EngineError::file(*path, error))?;
+            let begin = numbers.len();
+            numbers.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+            if let Some(at) = numbers[begin..].iter().position(|x| !x.is_finite()) {
+                let (number, place) = (numbers[begin + at], range.start + at);
+                let message = format!("`{name}` holds {number} at position {place}; expected finite numbers");
+                return Err(EngineError::file(*path, message));
+            }
+        }
+        Ok(numbers)
     }
 }
 
@@ -211,12 +232,12 @@ mod tests {
         writer.push([0.0, 1.5, -2.0, 3.0, 4.0, 5.0]).unwrap();
         writer.push([6.0, 7.0, 8.0, 9.0, f32::NAN, 11.0]).unwrap();
         writer.finish().unwrap();
-        let frames = |wanted| read_noise(&path, [2, 3, 1, 2], wanted);
-        assert_eq!(frames(0..2).unwrap(), [0.0, 1.5, -2.0, 3.0, 6.0, 7.0, 8.0, 9.0]);
-        assert_eq!(frames(1..2).unwrap(), [-2.0, 3.0, 8.0, 9.0]);
-        let wrong = frames(2..3).unwrap_err().to_string();
+        let mut noise = NoiseFile::open(&path, [2, 3, 1, 2]).unwrap();
+        assert_eq!(noise.read(0..2).unwrap(), [0.0, 1.5, -2.0, 3.0, 6.0, 7.0, 8.0, 9.0]);
+        assert_eq!(noise.read(1..2).unwrap(), [-2.0, 3.0, 8.0, 9.0]);
+        let wrong = noise.read(2..3).unwrap_err().to_string();
         assert!(wrong.contains("NaN at position 10"), "{wrong}");
-        let wrong = read_noise(&path, [3, 2, 1, 2], 0..1).unwrap_err().to_string();
+        let wrong = NoiseFile::open(&path, [3, 2, 1, 2]).unwrap_err().to_string();
         assert!(wrong.contains("[2, 3, 1, 2]") && wrong.contains("[3, 2, 1, 2]"), "{wrong}");
     }
 

@@ -1,6 +1,8 @@
 //! A job that goes on from its snapshot makes the video that nobody disturbed, bit for bit; what cannot be gone on from is refused.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+#[path = "snapshots/forged.rs"]
+mod forged;
 mod support;
 
 use std::cell::Cell;
@@ -317,6 +319,10 @@ impl Write for Filling<'_> {
 impl SnapshotStore for FullDisk<'_> {
     fn put_part(&self, name: &str, fill: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
         self.inner.put_part(name, &mut |to| fill(&mut Filling { to, left_bytes: &self.left_bytes }))
+    }
+
+    fn part_bytes(&self, name: &str) -> io::Result<u64> {
+        self.inner.part_bytes(name)
     }
 
     fn read_part(&self, name: &str, offset: u64, into: &mut [u8]) -> io::Result<()> {

@@ -38,8 +38,8 @@ impl Picture {
 
     /// A frame `[height, width, 3]` in 0..1, made smaller by whole numbers until its longer edge is at most `edge_px`.
     fn reduced(frame: &[f32], width: usize, height: usize, edge_px: usize) -> Self {
-        let factor = width.max(height).div_ceil(edge_px).max(1);
-        let mut small = Self::black((width / factor).max(1), (height / factor).max(1));
+        let (factor, [small_width, small_height]) = reduction(width, height, edge_px);
+        let mut small = Self::black(small_width, small_height);
         let area = (factor * factor) as f32;
         for (at, out) in small.rgb.iter_mut().enumerate() {
             let (pixel, channel) = (at / 3, at % 3);
@@ -76,6 +76,12 @@ impl Picture {
         let encoder = Encoder::new_file(path, JPEG_QUALITY).map_err(refused)?;
         encoder.encode(&self.rgb, edge(self.width)?, edge(self.height)?, ColorType::Rgb).map_err(refused)
     }
+}
+
+/// By what a picture is made smaller until its longer edge is at most `edge_px`, and the width and height that it has then.
+fn reduction(width: usize, height: usize, edge_px: usize) -> (usize, [usize; 2]) {
+    let factor = width.max(height).div_ceil(edge_px).max(1);
+    (factor, [width, height].map(|edge| (edge / factor).max(1)))
 }
 
 /// Appends bytes behind their length.
@@ -141,6 +147,16 @@ impl IllustratedVideo {
         }
     }
 
+    /// Whether all pictures are as large as frames of this video are once they are made smaller.
+    fn has_sizes_of_this_video(&self) -> bool {
+        let VideoSettings { width, height, .. } = self.settings;
+        let is_of = |picture: &Picture, edge_px| {
+            reduction(width, height, edge_px).1 == [picture.width, picture.height]
+        };
+        self.thumbnail.iter().all(|picture| is_of(picture, THUMBNAIL_PX))
+            && self.sheet.iter().all(|picture| is_of(picture, SHEET_FRAME_PX))
+    }
+
     fn spritesheet(&self) -> Option<Picture> {
         let first = self.sheet.first()?;
         let columns = self.sheet.len().min(SHEET_COLUMNS);
@@ -195,14 +211,13 @@ impl FrameSink for IllustratedVideo {
             pictures.push(Picture::read(&mut left).ok_or(FOREIGN)?);
         }
         let has_thumbnail = self.at > self.n_frames / 2;
-        if pictures.len()
-            != usize::from(has_thumbnail) + sheet_frames(self.n_frames).filter(|at| *at < self.at).count()
-        {
+        let n_shown = sheet_frames(self.n_frames).filter(|at| *at < self.at).count();
+        if self.at > self.n_frames || pictures.len() != usize::from(has_thumbnail) + n_shown {
             return Err(FOREIGN);
         }
         self.sheet = pictures.split_off(usize::from(has_thumbnail));
         self.thumbnail = pictures.pop();
-        Ok(())
+        if self.has_sizes_of_this_video() { Ok(()) } else { Err(FOREIGN) }
     }
 
     fn finish(self: Box<Self>) -> Result<VideoSummary> {
@@ -235,5 +250,63 @@ mod tests {
         let half = Picture::reduced(&frame, 2, 2, 1);
         assert_eq!((half.width, half.height, half.rgb), (1, 1, vec![128; 3]));
         assert_eq!(Picture::reduced(&frame, 2, 2, 2).rgb[..6], [0, 0, 0, 255, 255, 255]);
+    }
+
+    /// A video that keeps nothing.
+    struct Unkept;
+
+    impl FrameSink for Unkept {
+        fn push(&mut self, _: &[f32]) -> Result<()> {
+            Ok(())
+        }
+
+        fn save(&mut self, _: u64) -> Result<Option<SinkState>> {
+            Ok(Some(SinkState { facts: Vec::new(), stream_bytes: 0, tail: Box::new(std::io::empty()) }))
+        }
+
+        fn restore(&mut self, _: &[u8], _: &mut dyn Read) -> Result<()> {
+            Ok(())
+        }
+
+        fn finish(self: Box<Self>) -> Result<VideoSummary> {
+            Err(VideoError::Empty)
+        }
+    }
+
+    fn illustrated(width: usize, height: usize) -> IllustratedVideo {
+        IllustratedVideo {
+            video: Box::new(Unkept),
+            settings: VideoSettings::new(width, height, 16),
+            n_frames: 2,
+            at: 0,
+            thumbnail: None,
+            sheet: Vec::new(),
+            thumbnail_path: "thumbnail".into(),
+            sheet_path: "sheet".into(),
+        }
+    }
+
+    /// What is saved of a video after all of its frames.
+    fn saved(width: usize, height: usize) -> Vec<u8> {
+        let mut video = illustrated(width, height);
+        (0..2).for_each(|_| video.push(&vec![0.5; width * height * 3]).unwrap());
+        video.save(0).unwrap().unwrap().facts
+    }
+
+    #[test]
+    fn pictures_of_another_size_are_no_state_of_a_video() {
+        let restore = |facts: &[u8]| illustrated(32, 16).restore(facts, &mut std::io::empty());
+        let own = saved(32, 16);
+        assert!(restore(&own).is_ok());
+        assert!(restore(&saved(16, 32)).is_err() && restore(&saved(16, 16)).is_err());
+        // Each has two edges and a length before its pixels; the last one's edges change places.
+        let mut turned = own.clone();
+        let last = turned.len() - (32 * 16 * 3 + 3 * 8);
+        turned[last..last + 16].rotate_left(8);
+        assert!(restore(&turned).is_err());
+        // More frames than the video has.
+        let mut later = own;
+        later[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(restore(&later).is_err());
     }
 }

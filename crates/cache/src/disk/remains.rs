@@ -21,7 +21,7 @@ pub struct DiskRemains {
     pub file_bytes: u64,
     /// Records whose header is whole.
     pub records: u64,
-    /// Bytes of their entries.
+    /// Bytes of their entries, as the headers say: where that is too much to add up, the most there is.
     pub payload_bytes: u64,
     /// Records of one extent whose checksum matches.
     pub verified: u64,
@@ -52,7 +52,7 @@ impl DiskRemains {
         let file_bytes = file.metadata()?.len();
         let extent = extent_bytes(file_bytes);
         self.files += 1;
-        self.file_bytes += file_bytes;
+        self.file_bytes = self.file_bytes.saturating_add(file_bytes);
         let mut bytes = vec![0; usize::try_from(extent).unwrap_or_default()];
         for at in 0..file_bytes / extent {
             file.read_exact_at(&mut bytes, at * extent)?;
@@ -65,12 +65,29 @@ impl DiskRemains {
         let Some((header, payload)) = extent.split_first_chunk::<HEADER_BYTES>() else { return };
         let Some((payload_bytes, checksum)) = checked(header) else { return };
         self.records += 1;
-        self.payload_bytes += payload_bytes;
+        self.payload_bytes = self.payload_bytes.saturating_add(payload_bytes);
         let whole = usize::try_from(payload_bytes).ok().and_then(|n_bytes| payload.get(..n_bytes));
         match whole {
             Some(payload) if crc32fast::hash(payload) == checksum => self.verified += 1,
             Some(_) => self.damaged += 1,
             None => self.spread += 1,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::header_of;
+    use super::*;
+
+    #[test]
+    fn lengths_that_nobody_can_add_up_are_counted_as_the_most_there_is() {
+        let mut remains = DiskRemains::default();
+        for payload_bytes in [u64::MAX, 7] {
+            remains.look_at(&header_of(1, payload_bytes, 0));
+        }
+        let expected =
+            DiskRemains { records: 2, payload_bytes: u64::MAX, spread: 2, ..DiskRemains::default() };
+        assert_eq!(remains, expected);
     }
 }

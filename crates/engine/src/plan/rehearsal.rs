@@ -12,7 +12,7 @@ use crate::admission::pass_workspace_bytes;
 use crate::ahead::{LAYERS_AHEAD, asks_for_features, read_by_layer};
 use crate::blocks::Block;
 use crate::blueprint::Blueprint;
-use crate::cross_kv::CrossPages;
+use crate::cross_kv::{CrossPages, page_bytes};
 use crate::decode;
 use crate::error::{EngineError, Result};
 use crate::features::{self, FeatureEntries};
@@ -317,9 +317,7 @@ impl<'a> Rehearsal<'a> {
     }
 
     fn put_cross(&self, cross: &CrossPages<'_>, branch: BranchName, layer: usize, dim: usize) -> Result<()> {
-        let tokens = self.prompt_tokens[branch as usize];
-        let rows = tokens + usize::from(tokens < evanesce_wan::text::TOKENS_MAX);
-        let writer = cross.begin(layer, 2 * rows * dim * F32_BYTES)?;
+        let writer = cross.begin(layer, page_bytes(self.prompt_tokens[branch as usize], dim))?;
         drop(writer.commit().map_err(EngineError::cache)?);
         Ok(())
     }

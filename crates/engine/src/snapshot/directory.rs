@@ -1,6 +1,7 @@
 //! A snapshot in a local directory.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -50,12 +51,31 @@ impl SnapshotDirectory {
         }
     }
 
+    /// Where the file of this name is. What a manifest says is a name in here and no path.
+    fn place(&self, name: &str) -> io::Result<PathBuf> {
+        if Path::new(name).file_name() == Some(OsStr::new(name)) {
+            return Ok(self.path.join(name));
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name of a file")))
+    }
+
+    /// Opens a file to be read; its length.
+    fn open(&self, name: &str) -> io::Result<(File, u64)> {
+        let path = self.place(name)?;
+        // Looked at before it is opened, which of a pipe takes until somebody writes to it.
+        let found = fs::symlink_metadata(&path)?;
+        if !found.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{name:?} is no plain file")));
+        }
+        Ok((File::open(path)?, found.len()))
+    }
+
     fn sync(&self) -> io::Result<()> {
         File::open(&self.path)?.sync_all()
     }
 
     fn write(&self, name: &str, fill: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-        let mut file = BufWriter::with_capacity(BUFFER_BYTES, File::create(self.path.join(name))?);
+        let mut file = BufWriter::with_capacity(BUFFER_BYTES, File::create(self.place(name)?)?);
         fill(&mut file)?;
         file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
     }
@@ -67,8 +87,12 @@ impl SnapshotStore for SnapshotDirectory {
         self.write(name, fill)
     }
 
+    fn part_bytes(&self, name: &str) -> io::Result<u64> {
+        Ok(self.open(name)?.1)
+    }
+
     fn read_part(&self, name: &str, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        let mut file = File::open(self.path.join(name))?;
+        let (mut file, _) = self.open(name)?;
         file.seek(SeekFrom::Start(offset))?;
         file.read_exact(into)
     }
@@ -83,11 +107,13 @@ impl SnapshotStore for SnapshotDirectory {
     }
 
     fn manifest(&self) -> io::Result<Option<Vec<u8>>> {
-        match fs::read(self.path.join(MANIFEST)) {
-            Ok(manifest) => Ok(Some(manifest)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let mut file = match self.open(MANIFEST) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?.0,
+        };
+        let mut manifest = Vec::new();
+        file.read_to_end(&mut manifest)?;
+        Ok(Some(manifest))
     }
 
     fn retain(&self, names: &BTreeSet<String>) -> io::Result<()> {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::manifest::Manifest;
-use super::resume::read;
+use super::manifest::{Manifest, sum_bytes};
+use super::parts::verify;
 use super::{SnapshotError, SnapshotStore};
 
 /// A snapshot that was read through and verified.
@@ -37,23 +37,18 @@ pub struct KindContents {
 pub fn inspect(store: &dyn SnapshotStore) -> Result<Option<Contents>, SnapshotError> {
     let Some(manifest) = store.manifest().map_err(SnapshotError::read)? else { return Ok(None) };
     let manifest = Manifest::decode(&manifest)?;
-    let mut held_bytes = 0;
-    for extent in manifest.extents() {
-        let mut bytes = vec![0; extent.len()?];
-        read(store, extent, &mut bytes)?;
-        held_bytes += extent.len_bytes;
-    }
+    manifest.extents().try_for_each(|extent| verify(store, extent))?;
     let mut kinds: BTreeMap<String, KindContents> = BTreeMap::new();
     for saved in &manifest.entries {
         let kind = kinds.entry(saved.key()?.kind.as_str().to_owned()).or_default();
         kind.entries += 1;
-        kind.bytes += saved.bytes.len_bytes;
+        kind.bytes = kind.bytes.saturating_add(saved.bytes.len_bytes);
     }
     Ok(Some(Contents {
         sequence: manifest.sequence,
         next: format!("{:?}", manifest.phase),
         kinds,
-        video_bytes: manifest.video.stream.iter().map(|extent| extent.len_bytes).sum(),
-        held_bytes,
+        video_bytes: sum_bytes(&manifest.video.stream),
+        held_bytes: sum_bytes(manifest.extents()),
     }))
 }

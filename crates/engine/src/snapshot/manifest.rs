@@ -120,8 +120,8 @@ impl Extent {
     }
 
     /// Law 11.
-    pub(super) fn check(&self, bytes: &[u8]) -> Result<(), SnapshotError> {
-        if blake3::hash(bytes).to_hex().as_str() == self.blake3 {
+    pub(super) fn check(&self, digest: &blake3::Hash) -> Result<(), SnapshotError> {
+        if digest.to_hex().as_str() == self.blake3 {
             return Ok(());
         }
         let Self { part, offset, len_bytes, .. } = self;
@@ -163,7 +163,7 @@ impl Manifest {
 
     /// What it holds; what was written for it is not known here.
     pub(super) fn taken(&self) -> Taken {
-        let held_bytes = self.extents().map(|extent| extent.len_bytes).sum();
+        let held_bytes = sum_bytes(self.extents());
         Taken { written_bytes: 0, held_bytes, entries: self.entries.len() }
     }
 
@@ -201,6 +201,11 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// What extents hold, as they say: that may be too much to add up.
+pub(super) fn sum_bytes<'a>(extents: impl IntoIterator<Item = &'a Extent>) -> u64 {
+    extents.into_iter().fold(0, |sum, extent| sum.saturating_add(extent.len_bytes))
 }
 
 pub(super) fn damaged(what: impl Into<String>) -> SnapshotError {

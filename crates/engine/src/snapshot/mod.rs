@@ -12,7 +12,9 @@ mod capture;
 mod directory;
 mod inspect;
 mod manifest;
+mod parts;
 mod resume;
+mod shapes;
 mod take;
 
 use std::collections::BTreeSet;
@@ -84,10 +86,16 @@ pub trait SnapshotStore {
     /// When the part cannot be written; there may be some of it then, which no manifest names.
     fn put_part(&self, name: &str, fill: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> io::Result<()>;
 
+    /// The length of a part.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such part, `InvalidInput` or `InvalidData` when there can be none of this name.
+    fn part_bytes(&self, name: &str) -> io::Result<u64>;
+
     /// Reads bytes of a part from `offset` on.
     ///
     /// # Errors
-    /// When there is no such part, or it is too short.
+    /// As [`part_bytes`](Self::part_bytes), and `UnexpectedEof` when it is too short.
     fn read_part(&self, name: &str, offset: u64, into: &mut [u8]) -> io::Result<()>;
 
     /// Replaces the manifest in one step. When it returns, it survives a power cut.

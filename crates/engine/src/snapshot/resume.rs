@@ -1,11 +1,12 @@
 //! Going on from a snapshot.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
 
 use evanesce_cache::{Fill, Job, Kind, PutSpec, Tier};
 
-use super::manifest::{Extent, Manifest, Saved, damaged, fingerprint};
+use super::manifest::{Manifest, Saved, damaged, fingerprint};
+use super::parts::{Stream, read, read_whole};
+use super::shapes::Shapes;
 use super::take::Kept;
 use super::{SnapshotError, SnapshotStore};
 use crate::cancel::CancelToken;
@@ -36,11 +37,10 @@ impl<'m> JobRun<'m> {
         let parts = manifest.parts();
         store.retain(&parts).map_err(SnapshotError::read)?;
         run.go_on_at(manifest.phase, manifest.adapt.clone())?;
+        Shapes::of(&run)?.check(&manifest.entries)?;
         restore_entries(&run.job, store, &manifest.entries)?;
-        let mut facts = vec![0; manifest.video.facts.len()?];
-        read(store, &manifest.video.facts, &mut facts)?;
-        let left = manifest.video.stream.iter();
-        let mut stream = Stream { store, left, bytes: io::Cursor::default(), fault: None };
+        let facts = read_whole(store, &manifest.video.facts)?;
+        let mut stream = Stream::new(store, &manifest.video.stream);
         let outputs = run.outputs.as_mut().ok_or_else(|| damaged("the video is closed"))?;
         let restored = outputs.restore_video(&facts, &mut stream);
         // What is wrong with the stream is more than that it cannot be read.
@@ -95,56 +95,4 @@ fn restore_entries(job: &Job, store: &dyn SnapshotStore, entries: &[Saved]) -> R
         }
     }
     Ok(())
-}
-
-pub(super) fn read(
-    store: &dyn SnapshotStore,
-    extent: &Extent,
-    into: &mut [u8],
-) -> std::result::Result<(), SnapshotError> {
-    store.read_part(&extent.part, extent.offset, into).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {
-            damaged(format!("{} is missing or cut short", extent.part))
-        }
-        _ => SnapshotError::read(error),
-    })?;
-    extent.check(into)
-}
-
-/// The stream of a video, extent by extent, each checked before any of it is given.
-struct Stream<'a> {
-    store: &'a dyn SnapshotStore,
-    left: std::slice::Iter<'a, Extent>,
-    bytes: io::Cursor<Vec<u8>>,
-    /// Why it ended early.
-    fault: Option<SnapshotError>,
-}
-
-impl Stream<'_> {
-    fn next(&mut self) -> std::result::Result<Option<Vec<u8>>, SnapshotError> {
-        let Some(extent) = self.left.next() else { return Ok(None) };
-        let mut bytes = vec![0; extent.len()?];
-        read(self.store, extent, &mut bytes)?;
-        Ok(Some(bytes))
-    }
-}
-
-impl Read for Stream<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let n = self.bytes.read(into)?;
-            if n > 0 || into.is_empty() {
-                return Ok(n);
-            }
-            match self.next() {
-                Ok(Some(bytes)) => self.bytes = io::Cursor::new(bytes),
-                Ok(None) => return Ok(0),
-                Err(fault) => {
-                    let said = io::Error::other(fault.to_string());
-                    self.fault = Some(fault);
-                    return Err(said);
-                }
-            }
-        }
-    }
 }

@@ -7,7 +7,7 @@ use evanesce_cache::policy::EntryId;
 use evanesce_cache::{Kind, Owned, Reservation};
 
 use super::capture::{Capture, Copies, Written};
-use super::manifest::{Extent, Manifest, fingerprint};
+use super::manifest::{Extent, Manifest, fingerprint, sum_bytes};
 use super::{SnapshotError, SnapshotMode, SnapshotStore, Taken};
 use crate::adapt::Adapt;
 use crate::admission::spare_room;
@@ -31,7 +31,7 @@ pub(crate) struct Kept {
 
 impl Kept {
     pub(super) fn stream_bytes(&self) -> u64 {
-        self.stream.iter().map(|extent| extent.len_bytes).sum()
+        sum_bytes(&self.stream)
     }
 }
 
@@ -151,7 +151,7 @@ impl JobRun<'_> {
 
     fn capture_of(&self, entries: Vec<Owned>, video: SavedVideo, copies: Copies) -> Capture {
         let phase = self.phase_to_save();
-        let sequence = self.kept.sequence + 1;
+        let sequence = self.kept.sequence.wrapping_add(1);
         let manifest =
             Manifest::new(fingerprint(self.model, &self.spec), sequence, phase, self.adapt.clone());
         let at = (phase, self.adapt.clone());

@@ -26,6 +26,7 @@ mod reader;
 mod settings;
 mod sink;
 mod thumbnails;
+mod track;
 mod writer;
 
 pub use error::{Result, VideoError};

@@ -1,26 +1,24 @@
-//! Frames out of an MP4 file with one H.264 track, for comparing videos: `mp4-atom` reads the index, openh264 the pictures.
+//! Frames out of an MP4 file with one H.264 track, for comparing videos: `track` reads the index, openh264 the pictures.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use mp4_atom::{Atom, Codec, Header, Moov, ReadAtom, ReadFrom, Stbl, StszSamples};
 use openh264::decoder::Decoder;
 use openh264::formats::YUVSource;
 
 use super::colour;
 use super::error::{Result, VideoError};
+use super::track::Track;
 
 const START_CODE: [u8; 4] = [0, 0, 0, 1];
-/// No picture that the decoder takes is larger.
-const SAMPLE_BYTES_MAX: u32 = 1 << 28;
 
 /// Reads one frame after the other.
 pub(crate) struct Mp4Reader {
     path: PathBuf,
     file: File,
     decoder: Decoder,
-    /// Place and length of each frame's bytes.
+    /// Place and length of each frame's bytes, which the file has room for.
     samples: Vec<(u64, u32)>,
     next: usize,
     /// Parameter sets, which go before the first frame.
@@ -48,41 +46,24 @@ impl Mp4Reader {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let wrong = |reason: &dyn std::fmt::Display| VideoError::input(path, reason);
         let mut file = File::open(path).map_err(|error| wrong(&error))?;
-        let movie = find_movie(&mut file).map_err(|reason| wrong(&reason))?;
-        let track = movie.trak.iter().find_map(|track| {
-            let table = &track.mdia.minf.stbl;
-            table.stsd.codecs.iter().find_map(|codec| match codec {
-                Codec::Avc1(avc1) => Some((track, table, avc1)),
-                _ => None,
-            })
-        });
-        let (track, table, avc1) = track.ok_or_else(|| wrong(&"it holds no H.264 track"))?;
+        let Track { config, width, height, seconds, samples } =
+            Track::read(&mut file).map_err(|reason| wrong(&reason))?;
         let mut parameter_sets = Vec::new();
-        for set in avc1.avcc.sequence_parameter_sets.iter().chain(&avc1.avcc.picture_parameter_sets) {
+        for set in config.sequence_parameter_sets.iter().chain(&config.picture_parameter_sets) {
             parameter_sets.extend_from_slice(&START_CODE);
             parameter_sets.extend_from_slice(set);
-        }
-        let file_bytes = file.metadata().map_err(|error| wrong(&error))?.len();
-        let samples = samples(table, file_bytes).ok_or_else(|| wrong(&"its index contradicts itself"))?;
-        if samples.is_empty() {
-            return Err(wrong(&"it holds no frames of a finished video"));
-        }
-        let (time, frames) = (&track.mdia.mdhd, samples.len() as f64);
-        let seconds = time.duration as f64 / f64::from(time.timescale);
-        if !(seconds.is_finite() && seconds > 0.0) {
-            return Err(wrong(&"its track lasts no time"));
         }
         Ok(Self {
             path: path.to_owned(),
             decoder: Decoder::new().map_err(|error| wrong(&error))?,
             file,
+            fps: samples.len() as f64 / seconds,
             samples,
             next: 0,
             parameter_sets,
-            length_bytes: usize::from(avc1.avcc.length_size),
-            width: usize::from(avc1.visual.width),
-            height: usize::from(avc1.visual.height),
-            fps: frames / seconds,
+            length_bytes: usize::from(config.length_size),
+            width,
+            height,
         })
     }
 
@@ -134,51 +115,6 @@ impl Mp4Reader {
     }
 }
 
-fn find_movie(file: &mut File) -> std::result::Result<Moov, String> {
-    loop {
-        let header = Header::read_from(file).map_err(|error| format!("it has no index ({error})"))?;
-        if header.kind == Moov::KIND {
-            return Moov::read_atom(&header, file)
-                .map_err(|error| format!("its index cannot be read ({error})"));
-        }
-        let size = header.size.and_then(|size| i64::try_from(size).ok()).ok_or("it has no index")?;
-        file.seek(SeekFrom::Current(size)).map_err(|error| error.to_string())?;
-    }
-}
-
-/// Place and length of every sample; `None` where the tables disagree, with each other or with the length of the file.
-fn samples(table: &Stbl, file_bytes: u64) -> Option<Vec<(u64, u32)>> {
-    let sizes: Vec<u32> = match &table.stsz.samples {
-        StszSamples::Identical { count, size } => {
-            // So many must be there before a list of them is made.
-            let all_bytes = u64::from(*count).checked_mul(u64::from(*size).max(1))?;
-            (all_bytes <= file_bytes).then_some(())?;
-            vec![*size; usize::try_from(*count).ok()?]
-        }
-        StszSamples::Different { sizes } => sizes.clone(),
-    };
-    let chunks: Vec<u64> = match (&table.stco, &table.co64) {
-        (Some(short), _) => short.entries.iter().map(|&at| u64::from(at)).collect(),
-        (None, Some(long)) => long.entries.clone(),
-        (None, None) => return None,
-    };
-    let mut runs = table.stsc.entries.iter().peekable();
-    let (mut found, mut in_chunk) = (Vec::with_capacity(sizes.len()), 0);
-    for (chunk, &start) in (1u32..).zip(&chunks) {
-        if let Some(run) = runs.next_if(|run| run.first_chunk <= chunk) {
-            in_chunk = run.samples_per_chunk;
-        }
-        let mut place = start;
-        for _ in 0..in_chunk {
-            let Some(&size) = sizes.get(found.len()) else { break };
-            found.push((place, size));
-            place = place.checked_add(u64::from(size))?;
-        }
-    }
-    let fits = found.len() == sizes.len() && sizes.iter().all(|&size| size <= SAMPLE_BYTES_MAX);
-    fits.then_some(found)
-}
-
 /// Units with their lengths before them, as a stream with start codes.
 fn append_units(stream: &mut Vec<u8>, mut sample: &[u8], length_bytes: usize) -> Option<()> {
     while !sample.is_empty() {
@@ -190,21 +126,4 @@ fn append_units(stream: &mut Vec<u8>, mut sample: &[u8], length_bytes: usize) ->
         sample = rest;
     }
     Some(())
-}
-
-#[cfg(test)]
-mod tests {
-    use mp4_atom::{Stco, Stsz};
-
-    use super::*;
-
-    #[test]
-    fn a_table_of_more_samples_than_the_file_has_room_for_is_refused_before_it_is_made() {
-        let table = |count, size| {
-            let stsz = Stsz { samples: StszSamples::Identical { count, size } };
-            Stbl { stsz, stco: Some(Stco { entries: vec![0] }), ..Stbl::default() }
-        };
-        assert_eq!(samples(&table(u32::MAX, 4), 1000), None);
-        assert_eq!(samples(&table(u32::MAX, 0), 1000), None);
-    }
 }

@@ -133,8 +133,7 @@ impl Mp4Writer {
         let mut unit = AccessUnit::default();
         for (len, is_keyframe) in facts.table.samples() {
             unit.is_keyframe = is_keyframe;
-            unit.bytes.resize(len, 0);
-            stream.read_exact(&mut unit.bytes).map_err(|e| VideoError::io(&self.path, e))?;
+            read_piece(stream, len, &mut unit.bytes).map_err(|e| VideoError::io(&self.path, e))?;
             if let Some(fragments) = &mut self.fragments {
                 fragments.push(&unit, &facts.parameter_sets)?;
             }
@@ -150,6 +149,13 @@ impl Mp4Writer {
     fn check_complete(&self) -> Result<()> {
         self.failed_frame.map_or(Ok(()), |frame| Err(VideoError::Incomplete { frame }))
     }
+}
+
+/// Overwrites `piece` with the next `len` bytes. What is said to come takes no memory before it is there.
+fn read_piece(stream: &mut dyn Read, len: usize, piece: &mut Vec<u8>) -> io::Result<()> {
+    piece.clear();
+    let read = stream.take(len as u64).read_to_end(piece)?;
+    if read == len { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 /// What a video is made of besides the frames' bytes.

@@ -4,6 +4,7 @@
 
 mod boxes;
 mod growing;
+mod hostile;
 mod output;
 
 use evanesce_engine::video::{Mp4Writer, Quality, VideoSettings, VideoSummary};
