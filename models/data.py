@@ -29,6 +29,9 @@ BACKGROUNDS = {
     "black": ((8, 8, 8), (8, 8, 8)), "white": ((245, 245, 245), (245, 245, 245)), "gray": ((120, 120, 120), (120, 120, 120)),
     "night": ((4, 4, 10), (45, 50, 90)), "sky": ((135, 175, 215), (235, 242, 250)), "sunset": ((70, 45, 85), (215, 165, 130)),
 }
+# what clips without a caption show
+WORDLESS_COLOURS = {"black": "yellow", "white": "blue", "gray": "orange", "night": "cyan", "sky": "red", "sunset": "cyan"}
+WORDLESS_MOTIONS = ("still", "pulse", "sway", "bounce")
 SHAPES = ("circle", "square", "triangle", "cross", "bar")
 # whole turns of the frame per period; y grows downwards
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -71,6 +74,19 @@ def sample_clip(rng, held_out=False):
             return Clip(*combination, rng.choice(list(RADII)), rng.randrange(len(LANES)))
 
 
+def sample_wordless(rng):
+    """A random clip of those that have no caption: a circle that stays about its place, in the colour that goes with its background.
+
+    Where nothing is said, all frames of a clip have to settle on one shape, colour and path out of noise, which networks of this size
+    do not learn over all there is. They learn it where the background, which they do agree on, leaves little else.
+    """
+    while True:
+        background = rng.choice(list(BACKGROUNDS))
+        combination = (WORDLESS_COLOURS[background], "circle", background, rng.choice(WORDLESS_MOTIONS))
+        if not is_held_out(*combination):
+            return Clip(*combination, rng.choice(("medium", "large")), rng.randrange(len(LANES)))
+
+
 def sample_two_shots(rng, held_out=False):
     """Two clips that differ in shape and colour and share the background, for prompts of two shots."""
     first = sample_clip(rng, held_out)
@@ -107,6 +123,10 @@ TEMPLATES = (("{an} {thing} {motion} on {background}", 0.55), ("on {background},
 SHOT_WORDS = ("then", "next", "after", "afterwards", "first", "second", "shot", "cut", "scene", "finally", "and", "becomes",
               "turns", "into", "changes", "camera", "same", "while", "slowly", "quickly", "fast", "slow", "diagonally",
               "toward", "upper", "lower", "star", "ring", "hoop", "it", "is", "one", "two")
+
+
+# the caption of any clip: the negative prompt, away from which guidance leads
+VAGUE = "a video"
 
 
 def caption(rng, clip):

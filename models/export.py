@@ -70,7 +70,7 @@ def main():
     args = parser.parse_args()
     export(args.high, args.low, args.vae, args.out, {
         "size": [data.SIDE, data.SIDE], "frames": 81, "fps": data.FPS, "steps": args.steps, "guidance_high": args.guidance[0],
-        "guidance_low": args.guidance[1], "shift": args.shift, "negative_prompt": ""}, args.causal)
+        "guidance_low": args.guidance[1], "shift": args.shift, "negative_prompt": data.VAGUE}, args.causal)
 
 
 if __name__ == "__main__":

@@ -36,25 +36,32 @@ class LatentPool:
         self.directory, self.limit = Path(directory), limit
         self.paths, self.latents, self.clips = [], None, []
         # how often clips of a shape are drawn, 1 where nothing is said
-        self.shape_weights, self.weights = weights or {}, None
+        self.shape_weights = weights or {}
+        # of each clip, to be drawn with its caption and without one
+        self.captioned, self.wordless = torch.zeros(0), torch.zeros(0)
         self.refresh()
 
     def refresh(self):
         """Loads the chunks that appeared since the last call."""
-        fresh = [p for p in sorted(self.directory.glob("latents-*.safetensors"))[: self.limit] if p not in self.paths]
-        parts = [] if self.latents is None else [self.latents]
-        for path in fresh:
-            parts.append(load_file(path)["latents"])
-            self.clips += [data.Clip(**c) for c in json.loads(path.with_suffix(".json").read_text())]
-        if fresh:
-            self.latents = torch.cat(parts)
-            self.paths += fresh
-            self.weights = torch.tensor([self.shape_weights.get(clip.shape, 1.0) for clip in self.clips])
+        found = [p for kind in ("latents", "wordless") for p in sorted(self.directory.glob(f"{kind}-*.safetensors"))[: self.limit]]
+        for path in (p for p in found if p not in self.paths):
+            latents = load_file(path)["latents"]
+            clips = [data.Clip(**c) for c in json.loads(path.with_suffix(".json").read_text())]
+            weights, none = torch.tensor([self.shape_weights.get(clip.shape, 1.0) for clip in clips]), torch.zeros(len(clips))
+            is_wordless = path.name.startswith("wordless")
+            self.latents = latents if self.latents is None else torch.cat([self.latents, latents])
+            self.captioned = torch.cat([self.captioned, none if is_wordless else weights])
+            self.wordless = torch.cat([self.wordless, none + 1 if is_wordless else none])
+            self.clips += clips
+            self.paths.append(path)
 
-    def draw(self, generator, rng, count, frames, empty_fraction):
-        """The latent frames numbered `frames` of `count` random clips, with a caption each; some captions are empty, for guidance."""
-        picked = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        prompts = ["" if rng.random() < empty_fraction else data.caption(rng, self.clips[i]) for i in picked.tolist()]
+    def draw(self, generator, rng, count, frames, vague_fraction, empty_fraction):
+        """The latent frames numbered `frames` of `count` random clips and their captions: some say nothing in particular, some nothing."""
+        dice = [rng.random() for _ in range(count)]
+        weights = torch.stack([self.wordless if die < empty_fraction else self.captioned for die in dice])
+        picked = torch.multinomial(weights, 1, generator=generator)[:, 0]
+        prompts = ["" if die < empty_fraction else data.VAGUE if die < empty_fraction + vague_fraction else
+                   data.caption(rng, self.clips[i]) for die, i in zip(dice, picked.tolist(), strict=True)]
         index = torch.where(frames < STEADY, frames, STEADY + (frames - STEADY) % PERIOD)
         return self.latents[picked][:, :, index].float(), prompts
 
@@ -148,7 +155,7 @@ class Trainer:
         batch = max(1, args.frames_per_step // count // self.ranks)
         start = self.rng.randrange(LATENT_FRAMES - count + 1) if args.anywhere and not args.causal and self.rng.random() < 0.5 else 0
         frames = torch.arange(start, start + count)
-        clean, prompts = self.pool.draw(self.generator, self.rng, batch, frames, args.empty)
+        clean, prompts = self.pool.draw(self.generator, self.rng, batch, frames, args.vague, args.empty)
         noise = torch.randn(clean.shape, generator=self.generator)
         # a noise level for each clip, or for each block of it
         parts = count // networks.BLOCK if args.causal else 1
@@ -252,7 +259,8 @@ def parse_arguments():
     parser.add_argument("--disturbance", type=float, default=0.25, help="most noise in the clean context of causal training")
     parser.add_argument("--anywhere", action="store_true", help="half of the steps take frames from anywhere in the clips (not with --causal)")
     parser.add_argument("--weights", nargs="*", default=[], metavar="SHAPE:WEIGHT", help="draw clips of these shapes more or less often")
-    parser.add_argument("--empty", type=float, default=0.1, help="fraction of captions that are left out, for guidance and empty prompts")
+    parser.add_argument("--vague", type=float, default=0.1, help="fraction of captions that say nothing in particular, for guidance")
+    parser.add_argument("--empty", type=float, default=0.1, help="fraction of clips without a caption")
     parser.add_argument("--freeze-text", action="store_true")
     parser.add_argument("--stages", nargs="+", default=["0.5:9", "1:21"])
     parser.add_argument("--frames-per-step", type=int, default=168, help="latent frames in a step, over all ranks")

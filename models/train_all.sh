@@ -38,9 +38,11 @@ experts() {
 
 $python check.py
 [ -d "$work/autoencoder/vae" ] || $two vae.py --out "$work/autoencoder" --steps "${VAE_STEPS:-4000}" --threads 1 $mixed
-$python encode.py --vae "$work/autoencoder/vae" --out "$work/latents" --chunks 0 20 --stride 2 &
+encode() { $python encode.py --vae "$work/autoencoder/vae" --out "$work/latents" --stride 2 "$@"; }
+encode --chunks 0 20 &
 other=$!
-$python encode.py --vae "$work/autoencoder/vae" --out "$work/latents" --chunks 1 20 --stride 2
+encode --chunks 1 20
+encode --chunks 0 4 --stride 1 --wordless
 wait "$other"
 other=
 
@@ -58,7 +60,7 @@ experts "$work/causal" "$work/high/last.pt" "$work/low/last.pt" "${CAUSAL_LOW_ST
 $python evaluate_vae.py --vae "$work/decoder/vae" --json "$work/vae-scores.json"
 
 $python export.py --high "$work/high/last.pt" --low "$work/low/last.pt" --vae "$work/decoder/vae" --out "$work/shapes" \
-  --steps 20 --guidance 2 2
+  --steps 20 --guidance 2 2.5
 $python export.py --high "$work/causal/high/last.pt" --low "$work/causal/low/last.pt" --vae "$work/decoder/vae" \
   --out "$work/shapes-causal" --causal --steps 8 --shift 5 --guidance 2 2
 $python evaluate.py --model "$work/shapes" --count 200 --sheet "$work/shapes.png" --json "$work/scores.json"

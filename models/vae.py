@@ -73,7 +73,7 @@ class DecoderTask:
 
     def __init__(self, vae, latents, weights):
         self.vae, self.pool = vae, transformer_training.LatentPool(latents, weights=weights)
-        self.weights = self.pool.weights.tolist()
+        self.weights = self.pool.captioned.tolist()
         self.mean, self.std = video_vae.latent_statistics(vae)
         self.parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
         self.decoder = torch.compile(vae.decoder, dynamic=False)
