@@ -315,6 +315,7 @@ fn terms(config: &Config, model: &Model, model_dir: &Path) -> Result<Terms, Serv
     })
 }
 
+/// Removes videos whose job is not there or not completed: leftovers of a service that ended between two writes.
 /// The jobs that wait, once everything is removed that belongs to no job: what expired while no service ran among it, before
 /// anybody can ask for it.
 async fn what_waits(
@@ -331,7 +332,6 @@ async fn what_waits(
     Ok(waiting)
 }
 
-/// Removes videos whose job is not there or not completed: leftovers of a service that ended between two writes.
 async fn remove_orphans(store: &dyn JobStore, videos: &dyn VideoStore) -> Result<(), ServeError> {
     for id in videos.ids().map_err(io_error("cannot list the videos"))? {
         if !store.has_video(&id).await? {

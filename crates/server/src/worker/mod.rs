@@ -154,7 +154,7 @@ struct Worker<'m> {
     strain: Strain,
     /// Endings that the store could not take yet.
     unwritten: Vec<(Job, Ending)>,
-    /// Whether the store, or a disk, failed at the last try: wait before the next.
+    /// Whether the store failed at the last try: wait before the next.
     store_is_down: bool,
 }
 
@@ -374,8 +374,6 @@ impl<'m> Worker<'m> {
         }
         self.schedule.put_off(seq, UnixMs::now().0, SPACE_AFTER_MS);
         self.means.metrics.moved("waits_for_space");
-        // The next one finds as little, and would only have been begun for nothing: a breath before it is tried.
-        self.store_is_down = true;
     }
 
     /// Writes how a job ended, when everything of it is in place, and tells.
