@@ -1,9 +1,9 @@
 #!/bin/sh
-# Makes models/shapes and models/shapes-causal from nothing: autoencoder, latents, base, two experts, two causal experts,
-# decoder, export, scores.
+# Makes models/shapes and models/shapes-causal from nothing: autoencoder, latents, base, two experts, decoder, export, scores; then
+# two causal experts from those, export, scores.
 # Usage: models/train_all.sh [working directory]. Every stage resumes where it stopped; finished stages are skipped.
 # PYTHON names the interpreter (torch, diffusers, transformers, safetensors, pillow); EVANESCE names the built program, which
-# scores shapes-causal. Two processes of one thread each.
+# makes the clips that are scored. Two processes of one thread each.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:-$here/../out/shapes}
@@ -51,19 +51,21 @@ $two train.py $common --out "$work/base" --steps "${BASE_STEPS:-4000}" --stages 
 
 tuned="$common --freeze-text --frames-per-step 126 --rate 1.5e-3 --flat 0.3 --warm-up 40"
 experts "$work" "$work/base/last.pt" "$work/base/last.pt" "${LOW_STEPS:-10000}" $tuned --steps "${EXPERT_STEPS:-3000}"
-experts "$work/causal" "$work/high/last.pt" "$work/low/last.pt" "${CAUSAL_LOW_STEPS:-7000}" $tuned --steps "${CAUSAL_STEPS:-1500}" \
-  --causal --shift 5
-
 [ -d "$work/decoder/vae" ] || $two vae.py --out "$work/decoder" --init "$work/autoencoder/vae" --decoder-on "$work/latents" \
   --weights cross:3 square:2 \
   --steps "${DECODER_STEPS:-2400}" --rate 1.5e-3 --threads 1 $mixed
-$python evaluate_vae.py --vae "$work/decoder/vae" --json "$work/vae-scores.json"
+[ -f "$work/vae-scores.json" ] || $python evaluate_vae.py --vae "$work/decoder/vae" --json "$work/vae-scores.json"
 
-$python export.py --high "$work/high/last.pt" --low "$work/low/last.pt" --vae "$work/decoder/vae" --out "$work/shapes" \
-  --steps 20 --guidance 2 2.5
+[ -f "$work/scores.json" ] || {
+  $python export.py --high "$work/high/last.pt" --low "$work/low/last.pt" --vae "$work/decoder/vae" --out "$work/shapes" \
+    --steps 20 --guidance 2 2.5
+  $python evaluate.py --model "$work/shapes" --evanesce "$evanesce" --count 200 --sheet "$work/shapes.png" --json "$work/scores.json"
+}
+
+experts "$work/causal" "$work/high/last.pt" "$work/low/last.pt" "${CAUSAL_LOW_STEPS:-7000}" $tuned --steps "${CAUSAL_STEPS:-1500}" \
+  --causal --shift 5
 $python export.py --high "$work/causal/high/last.pt" --low "$work/causal/low/last.pt" --vae "$work/decoder/vae" \
   --out "$work/shapes-causal" --causal --steps 8 --shift 5 --guidance 2 2
-$python evaluate.py --model "$work/shapes" --count 200 --sheet "$work/shapes.png" --json "$work/scores.json"
 $python evaluate.py --model "$work/shapes-causal" --evanesce "$evanesce" --count 200 --sheet "$work/shapes-causal.png" \
   --json "$work/causal-scores.json"
 $python evaluate.py --model "$work/shapes-causal" --evanesce "$evanesce" --count 40 --frames 961 --batch 1 \

@@ -352,6 +352,45 @@ fn a_full_disk_and_kills_on_it_lose_nothing() {
 }
 
 #[test]
+#[ignore = "mounts a file system, which takes rights"]
+fn a_job_that_waits_for_space_is_made_however_often_the_service_is_killed_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = Mounted::new(&dir.path().join("data"), "64m,nr_inodes=64");
+    let data = &mounted.0;
+    let mut serving = serve(data);
+    // No file can be made, but the job store, whose files are there, can go on writing.
+    let ballast: Vec<_> = (0..64).map(|n| data.join(format!("ballast-{n}"))).collect();
+    let n_made = ballast.iter().take_while(|path| std::fs::write(path, "").is_ok()).count();
+    assert!(n_made < ballast.len(), "the disk is not full");
+    let id = serving.client.create(&request(1, 2, "standard"));
+    // More starts than a job gets whose starts have no end.
+    for _ in 0..25 {
+        let waits = || {
+            let line = "evanesce_job_moves_total{how=\"waits_for_space\"} ";
+            let metrics = serving.client.get("/metrics").text();
+            metrics.lines().find_map(|found| found.strip_prefix(line)).is_some_and(|n| n != "0")
+        };
+        let seen = || serving.client.get(&format!("/v1/videos/{id}")).json();
+        while !waits() {
+            let seen = seen();
+            assert_ne!(seen["status"], "failed", "{seen}");
+            some_moment_within(20, &mut Dice(1));
+        }
+        let waiting = seen();
+        assert_eq!(
+            (&waiting["status"], &waiting["queue_position"]),
+            (&json!("queued"), &json!(1)),
+            "{waiting}"
+        );
+        serving.child.kill().unwrap();
+        serving.child.wait().unwrap();
+        serving = serve(data);
+    }
+    ballast.iter().take(n_made).for_each(|path| std::fs::remove_file(path).unwrap());
+    assert_eq!(serving.client.wait(&id)["status"], "completed");
+}
+
+#[test]
 fn kills_at_random_moments_lose_nothing_block_by_block() {
     let causal = causal_checkpoint();
     let dir = tempfile::tempdir().unwrap();

@@ -324,7 +324,11 @@ impl Memory {
             "What a snapshot keeps its job waiting: copying, or writing where there is no room for a copy.",
         );
         self.snapshot_pause.write(out, "evanesce_snapshot_pause_seconds", "how=\"taken\"");
-        out.head("evanesce_job_moves_total", "counter", "Jobs that were parked or resumed.");
+        out.head(
+            "evanesce_job_moves_total",
+            "counter",
+            "Jobs that were parked, resumed, or put off for want of disk space.",
+        );
         for how in ["parked_in_host", "parked_in_snapshot", "resumed", "waits_for_space"] {
             let count = self.moves.get(how).copied().unwrap_or(0);
             out.line(&format!("evanesce_job_moves_total{{how=\"{how}\"}}"), count);

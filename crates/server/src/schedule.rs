@@ -284,10 +284,10 @@ impl Schedule {
         }
     }
 
-    /// Puts a job off that found no space for its files: it waits in its snapshot, the first time for `first`, then twice as
+    /// Puts a job off that found no space for its files: it waits in this place, the first time for `first`, then twice as
     /// long each time, and never longer than `most`.
-    pub fn put_off(&mut self, seq: Seq, now: i64, (first, most): (i64, i64)) {
-        self.moved(seq, Place::Snapshot);
+    pub fn put_off(&mut self, seq: Seq, place: Place, now: i64, (first, most): (i64, i64)) {
+        self.moved(seq, place);
         if let Some(entry) = self.jobs.get_mut(&seq) {
             let delay = first.saturating_mul(1_i64 << entry.put_off.min(32)).min(most);
             entry.not_before = Some(now.saturating_add(delay));

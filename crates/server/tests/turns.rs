@@ -454,7 +454,7 @@ fn a_job_without_space_for_its_files_is_tried_again_later_and_others_go_on_meanw
     schedule.arrive(0, Entry::new(Class::Interactive, 100));
     assert_eq!(schedule.choose(0), Choice::Start(0));
     schedule.moved(0, Place::Device);
-    schedule.put_off(0, 0, SPANS);
+    schedule.put_off(0, Place::Snapshot, 0, SPANS);
     assert_eq!((schedule.choose(999), schedule.next_try(999)), (Choice::Idle, Some(1000)));
     schedule.arrive(1, Entry::new(Class::Background, 100));
     assert_eq!(schedule.choose(999), Choice::Start(1));
@@ -473,12 +473,13 @@ fn a_job_without_space_for_its_files_is_tried_again_later_and_others_go_on_meanw
     for delay in delays {
         schedule.moved(0, Place::Device);
         assert_eq!((schedule.choose(5), schedule.next_try(5)), (Choice::Advance(0), None));
-        schedule.put_off(0, 5, SPANS);
+        schedule.put_off(0, Place::Snapshot, 5, SPANS);
         assert_eq!((schedule.choose(5), schedule.next_try(5)), (Choice::Idle, Some(5 + delay)));
     }
     schedule.entry_mut(0).unwrap().put_off = 0;
-    schedule.put_off(0, 5, SPANS);
-    assert_eq!((schedule.next_try(5), schedule.choose(1005)), (Some(1005), Choice::Resume(0)));
+    schedule.put_off(0, Place::Queue, 5, SPANS);
+    assert_eq!((schedule.next_try(5), schedule.choose(1004)), (Some(1005), Choice::Idle));
+    assert_eq!(schedule.choose(1005), Choice::Start(0));
 }
 
 #[test]

@@ -155,7 +155,8 @@ impl Reader {
             Value::String(text) if self.is_form => text.trim().parse().ok(),
             other => other.as_u64(),
         };
-        let wrong = || ApiError::field(name, format!("{name} is a whole number from 0 up"));
+        let most = u64::MAX >> (64 - 8 * size_of::<T>());
+        let wrong = || ApiError::field(name, format!("{name} is a whole number from 0 to {most}"));
         number.and_then(|number| T::try_from(number).ok()).ok_or_else(wrong).map(Some)
     }
 

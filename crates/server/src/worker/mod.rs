@@ -302,8 +302,10 @@ impl<'m> Worker<'m> {
         };
         self.store_is_down = false;
         task.job = claimed;
-        let waited = UnixMs::now().ms_since(task.job.created).unsigned_abs();
-        self.means.metrics.started(task.job.order.class, Duration::from_millis(waited));
+        if self.schedule.entry(seq).is_some_and(|entry| entry.put_off == 0) {
+            let waited = UnixMs::now().ms_since(task.job.created).unsigned_abs();
+            self.means.metrics.started(task.job.order.class, Duration::from_millis(waited));
+        }
         self.begin_smaller(seq);
         self.admit(seq);
         if let Some(Task { job, run: Some(run) }) = self.tasks.get(&seq) {
@@ -366,14 +368,28 @@ impl<'m> Worker<'m> {
         self.end(job, ending);
     }
 
-    /// A job whose files find no space goes back to its snapshot, and is tried again a little later, while others go on.
+    /// A job whose files find no space goes back to its snapshot and into the queue, and is tried again a little later, while
+    /// others go on. It has not begun meanwhile: who else ends the service does not count as a start that failed.
     fn wait_for_space(&mut self, seq: Seq) {
-        if let Some(task) = self.tasks.get_mut(&seq) {
-            task.run = None;
-            note(&task.job.id, "waits for space on the disk");
-        }
-        self.schedule.put_off(seq, UnixMs::now().0, SPACE_AFTER_MS);
+        let Some(task) = self.tasks.get_mut(&seq) else { return self.schedule.leave(seq) };
+        task.run = None;
+        note(&task.job.id, "waits for space on the disk");
+        let released = self.means.store.release(&task.job.id, task.job.epoch);
+        let place = match self.runtime.block_on(released) {
+            Ok(Fenced::No) => {
+                task.job.status = Status::Queued;
+                Place::Queue
+            }
+            // Cancelled or deleted a moment ago; the report is on its way.
+            Ok(Fenced::Yes) => return self.stop(seq),
+            Err(error) => {
+                note(&task.job.id, format_args!("cannot be given back meanwhile: {error}"));
+                Place::Snapshot
+            }
+        };
+        self.schedule.put_off(seq, place, UnixMs::now().0, SPACE_AFTER_MS);
         self.means.metrics.moved("waits_for_space");
+        self.post_queue();
     }
 
     /// Writes how a job ended, when everything of it is in place, and tells.
