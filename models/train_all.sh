@@ -31,13 +31,13 @@ experts() {
   $python train.py "$@" --init "$init_high" --out "$out/high" --range 0.875 1 --stages 1:21 --seed 1 &
   other=$!
   $python train.py "$@" --init "$init_low" --out "$out/low" --range 0 0.875 --stages 0.75:6 1:21 --anywhere --shift 5 --flat 0.5 \
-    --weights square:2 cross:2 circle:1.3 --steps "$low_steps" --seed 2
+    --weights square:2 cross:3 circle:1.3 --steps "$low_steps" --seed 2
   wait "$other"
   other=
 }
 
 $python check.py
-[ -d "$work/autoencoder/vae" ] || $two vae.py --out "$work/autoencoder" --steps "${VAE_STEPS:-4000}" --threads 1 $mixed
+[ -d "$work/autoencoder/vae" ] || $two vae.py --out "$work/autoencoder" --steps "${VAE_STEPS:-3000}" --threads 1 $mixed
 encode() { $python encode.py --vae "$work/autoencoder/vae" --out "$work/latents" --stride 2 "$@"; }
 encode --chunks 0 20 &
 other=$!
@@ -49,8 +49,8 @@ other=
 common="--latents $work/latents --layers 5 --threads 1 $mixed"
 $two train.py $common --out "$work/base" --steps "${BASE_STEPS:-4000}" --stages 0.5:9 1:21 --flat 0.7 --least 0.5
 
-tuned="$common --freeze-text --frames-per-step 126 --rate 1.5e-3 --flat 0.3 --warm-up 40"
-experts "$work" "$work/base/last.pt" "$work/base/last.pt" "${LOW_STEPS:-10000}" $tuned --steps "${EXPERT_STEPS:-3000}"
+tuned="$common --freeze-text --frames-per-step 126 --rate 1.5e-3 --flat 0.3 --warm-up 40 --vague 0.12 --empty 0.18"
+experts "$work" "$work/base/last.pt" "$work/base/last.pt" "${LOW_STEPS:-10000}" $tuned --steps "${HIGH_STEPS:-9000}"
 [ -d "$work/decoder/vae" ] || $two vae.py --out "$work/decoder" --init "$work/autoencoder/vae" --decoder-on "$work/latents" \
   --weights cross:3 square:2 \
   --steps "${DECODER_STEPS:-2400}" --rate 1.5e-3 --threads 1 $mixed
@@ -62,7 +62,7 @@ experts "$work" "$work/base/last.pt" "$work/base/last.pt" "${LOW_STEPS:-10000}" 
   $python evaluate.py --model "$work/shapes" --evanesce "$evanesce" --count 200 --sheet "$work/shapes.png" --json "$work/scores.json"
 }
 
-experts "$work/causal" "$work/high/last.pt" "$work/low/last.pt" "${CAUSAL_LOW_STEPS:-7000}" $tuned --steps "${CAUSAL_STEPS:-1500}" \
+experts "$work/causal" "$work/high/last.pt" "$work/low/last.pt" "${CAUSAL_LOW_STEPS:-7000}" $tuned --steps "${CAUSAL_HIGH_STEPS:-4000}" \
   --causal --shift 5
 $python export.py --high "$work/causal/high/last.pt" --low "$work/causal/low/last.pt" --vae "$work/decoder/vae" \
   --out "$work/shapes-causal" --causal --steps 8 --shift 5 --guidance 2 2
