@@ -11,7 +11,7 @@ use crate::bench::Bench;
 use crate::clip::Clip;
 use crate::quantity::{
     DiskCache, KvCodecs, parse_bytes, parse_codec, parse_disk_cache, parse_frame_size, parse_kv_codec,
-    parse_kv_codecs, parse_kv_shape,
+    parse_kv_codecs, parse_kv_shape, parse_whole,
 };
 
 /// Makes videos from text with Wan2.2, in memory that comes back.
@@ -34,7 +34,8 @@ pub(crate) enum Command {
     Calibrate(Box<Calibrate>),
     /// Say how far two videos are from each other: PSNR and SSIM of the first block, of 0 to 2 s, of 2 to 5 s, and of all.
     Compare(Compare),
-    /// Say what a snapshot, a checkpoint or a directory of the cache holds, and read all of it to verify it.
+    /// Say what a snapshot, a checkpoint or a directory of the cache holds, and check it: every checksum of snapshots, a disk tier and
+    /// embeddings; of a checkpoint, which has none, names, shapes and lengths, and that all of it can be read.
     Inspect(Inspect),
     /// Say what a video would hold and move, what fits, and which policy would be chosen; no weights are needed.
     Plan(Box<PlanArgs>),
@@ -119,15 +120,15 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "NAME|FILE", value_parser = parse_kv_codecs)]
     pub(crate) kv_codec: Option<KvCodecs>,
     /// Latent frames right before a block that it sees [default: the checkpoint's].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_whole::<usize>)]
     pub(crate) kv_window: Option<usize>,
     /// Latent frames at the beginning that every block sees, besides [default: the checkpoint's].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_whole::<usize>)]
     pub(crate) kv_sink: Option<usize>,
     /// The same number gives the same noise as `torch.Generator("cpu")` [default: drawn, and reported].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_whole::<u64>)]
     pub(crate) seed: Option<u64>,
-    /// Quality of the video file, 0 (best) to 51: the quantizer that H.264 keeps constant.
+    /// Quality of the video file, 12 (finest) to 51: the quantizer that H.264 keeps constant.
     #[arg(long, value_name = "QP", default_value_t = 18)]
     pub(crate) quality: u8,
     /// Let the video be there from its first half second on, to be played while it grows. What the file held before goes at
@@ -210,10 +211,10 @@ pub(crate) struct Calibrate {
     #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = parse_frame_size)]
     pub(crate) size: Option<(usize, usize)>,
     /// How many frames: one more than a multiple of 4. At least two blocks, or there are no pages.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_whole::<usize>)]
     pub(crate) frames: Option<usize>,
     /// Denoising steps.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_whole::<usize>)]
     pub(crate) steps: Option<usize>,
     /// Guidance of the high-noise expert; 1 turns guidance off.
     #[arg(long, value_name = "G")]
@@ -222,7 +223,7 @@ pub(crate) struct Calibrate {
     #[arg(long, value_name = "G")]
     pub(crate) guidance_low: Option<f64>,
     /// Seed of the noise.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", value_parser = parse_whole::<u64>, default_value_t = 0)]
     pub(crate) seed: u64,
     /// Memory for weights and everything the job keeps [default: three quarters of what is free].
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -307,7 +308,8 @@ pub(crate) struct PlanArgs {
     /// Only the size of a plain cache of keys and values: layers, tokens and numbers of a key, such as 32x8192x4096.
     #[arg(long, value_name = "LxTxD", value_parser = parse_kv_shape, conflicts_with_all = [
         "model", "prompt", "prompt_tokens", "few_steps", "kv_codec", "kv_window", "kv_sink", "block_frames", "device_memory",
-        "host_memory", "disk_cache", "report", "size", "frames", "seconds", "steps"])]
+        "host_memory", "disk_cache", "report", "size", "frames", "seconds", "steps", "fps", "guidance_high", "guidance_low",
+        "negative", "no_measure", "threads"])]
     pub(crate) shape: Option<KvShape>,
     /// Do not measure how fast this machine copies, computes and reads its disk.
     #[arg(long)]

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use evanesce_engine::calibration::{Assignment, Budget, Measurement, Side};
+use evanesce_engine::request::MAX_STEPS;
 use evanesce_engine::video::{FrameSink, Result as VideoResult, VideoSummary};
 use evanesce_engine::{
-    Budgets, CancelToken, Codec, Component, EngineError, JobRun, KvCodec, Model, Outputs, Request,
+    Budgets, CancelToken, Codec, Component, EngineError, JobRun, JobSpec, KvCodec, Model, Outputs, Request,
     RequestedLength, VideoTarget,
 };
 use serde_json::{Map, Value, json};
@@ -60,15 +61,24 @@ fn calibrate(args: &Calibrate) -> anyhow::Result<()> {
     let outputs =
         Outputs { video: VideoTarget::Sink(Box::<Nowhere>::default()), latents: None, frames: None };
     let mut job = JobRun::admit(&model, request(args), outputs, CancelToken::new())?;
-    job.measure(&args.codecs);
-    while job.advance(&mut display)?.is_more() {}
     let tokens = job.kept_tokens();
-    let budget = match (args.kv_memory, args.error) {
-        (Some(bytes), _) => Budget::TokenBytes(bytes / tokens.max(1)),
-        (None, error) => Budget::Error(error.unwrap_or_default()),
-    };
     let short =
         || refusal("the video has one block only, so nothing reads a page; ask for more --frames".to_owned());
+    if tokens == 0 {
+        return Err(short().into());
+    }
+    let budget = match (args.kv_memory, args.error) {
+        (Some(bytes), _) => Budget::TokenBytes(bytes / tokens),
+        (None, error) => Budget::Error(error.unwrap_or_default()),
+    };
+    let least = least_token_bytes(args, &model, job.spec());
+    if matches!(budget, Budget::TokenBytes(most) if most < least) {
+        let least = show_bytes(least * tokens);
+        let message = format!("the budget cannot be met: in the smallest of the codecs, pages take {least}");
+        return Err(refusal(message).into());
+    }
+    job.measure(&args.codecs);
+    while job.advance(&mut display)?.is_more() {}
     let mut chosen = job.choose(budget).ok_or_else(short)?;
     (chosen.overrides.sink, chosen.overrides.newest) = (args.sink, args.newest);
     if !chosen.fits {
@@ -80,6 +90,22 @@ fn calibrate(args: &Calibrate) -> anyhow::Result<()> {
     let measured = job.measured().map(|measured| table(args, &model, measured)).unwrap_or_default();
     write(args, &chosen, &measured)?;
     report(args, &chosen, tokens, &measured)
+}
+
+/// Bytes of one token's keys and values in the smallest of the codecs, over all layers of those experts that take a step.
+fn least_token_bytes(args: &Calibrate, model: &Model, spec: &JobSpec) -> usize {
+    let config = |expert| model.checkpoint().transformer(expert);
+    let (is_alone, meeting) = (config(Component::LowNoise).is_none(), spec.boundary * MAX_STEPS as f64);
+    let steps = |expert| {
+        let is_high = expert == Component::HighNoise;
+        spec.schedule.timesteps().iter().any(|timestep| is_alone || (*timestep >= meeting) == is_high)
+    };
+    let of_expert = |(expert, _): (Component, &str)| {
+        let config = config(expert).filter(|_| steps(expert))?;
+        let row_bytes = args.codecs.iter().map(|codec| codec.row_bytes(config.dim())).min()?;
+        Some(Side::ALL.len() * config.layers * row_bytes)
+    };
+    EXPERTS.into_iter().filter_map(of_expert).sum()
 }
 
 fn refusal(message: String) -> EngineError {

@@ -3,7 +3,7 @@
 use clap::Args;
 use evanesce_engine::{Request, RequestedLength};
 
-use crate::quantity::parse_frame_size;
+use crate::quantity::{parse_frame_size, parse_whole};
 
 /// What a video is like. What is not given comes from the checkpoint, then from Wan2.2's own settings.
 #[derive(Debug, Args)]
@@ -15,16 +15,16 @@ pub(crate) struct Clip {
     #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = parse_frame_size)]
     size: Option<(usize, usize)>,
     /// How many frames: one more than a multiple of 4.
-    #[arg(long, value_name = "N", conflicts_with = "seconds")]
+    #[arg(long, value_name = "N", value_parser = parse_whole::<usize>, conflicts_with = "seconds")]
     frames: Option<usize>,
     /// How many seconds, rounded to the nearest length the model can make.
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
     /// Frames per second.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_whole::<u32>)]
     fps: Option<u32>,
     /// Denoising steps.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_whole::<usize>)]
     steps: Option<usize>,
     /// Guidance of the high-noise expert; 1 turns guidance off.
     #[arg(long, value_name = "G")]

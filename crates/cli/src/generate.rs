@@ -1,11 +1,13 @@
 //! `evanesce generate`: one prompt, one video.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow};
+use evanesce_engine::fidelity::Part;
 use evanesce_engine::progress::{Event, Observer};
 use evanesce_engine::{
     Budgets, CancelToken, Disk, EngineError, JobRun, JobSpec, Model, Outcome, Outputs, Request, Solver,
@@ -16,7 +18,7 @@ use crate::args::{Generate, SolverName};
 use crate::machine;
 use crate::output;
 use crate::progress::{Display, say};
-use crate::quantity::{DiskCache, KvCodecs};
+use crate::quantity::{DiskCache, KvCodecs, plural};
 use crate::report::{Page, Recorder, Waits};
 use crate::summary::Summary;
 
@@ -36,6 +38,7 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
     })
     .context("cannot listen for interrupts")?;
     evanesce_engine::use_threads(args.threads.map(usize::from))?;
+    check_files(args)?;
 
     let directory = match &args.model {
         Some(directory) => directory.clone(),
@@ -60,16 +63,16 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
     let outcome = drive(&model, args, &cancel, &mut display, &mut recorder)?;
     let (times, total_s) = (display.into_times(), started.elapsed().as_secs_f64());
     let process_peak_bytes = machine::process_peak_bytes();
-    let page = args.report.as_deref().map(|path| {
+    let page = args.report.as_deref().map(|path| -> anyhow::Result<()> {
         let (prompt, video) = (args.prompt.as_deref().unwrap_or_default(), &args.output);
-        let fidelity = args.reference.as_deref().map(|reference| {
-            let ours = args.frames_out.as_deref().unwrap_or(video);
-            let block_frames = outcome.spec.rollout.map_or(3, |rollout| rollout.block_frames);
-            Ok::<_, EngineError>((reference, fidelity::compare(ours, reference, block_frames, None)?))
-        });
+        // The page is there without this part, whatever became of the reference meanwhile.
+        let (fidelity, compared) = match fidelity_of(args, &outcome) {
+            Ok(fidelity) => (fidelity, Ok(())),
+            Err(wrong) => (None, Err(wrong)),
+        };
         let page = Page {
             waits: &waits,
-            fidelity: fidelity.transpose()?,
+            fidelity,
             prompt,
             video,
             outcome: &outcome,
@@ -78,35 +81,59 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
             total_s,
             process_peak_bytes,
         };
-        page.write(path)
+        page.write(path)?;
+        compared.map_err(Into::into)
     });
     // The video is there, whatever becomes of the page about it.
     Summary::new(&args.output, &outcome, &times, load_s, total_s, process_peak_bytes).print(args.json)?;
     page.unwrap_or(Ok(()))
 }
 
-/// Refuses files that could not be written or would be written over each other, and a reference that no video of this job could be
-/// compared with, before anything is computed.
-fn check_files(model: &Model, args: &Generate) -> Result<(), EngineError> {
-    if let Some(path) = &args.report {
-        output::check(path, "report.html")?;
+/// The reference, if there is one, and how far what was made is from it.
+fn fidelity_of<'a>(
+    args: &'a Generate,
+    outcome: &Outcome,
+) -> Result<Option<(&'a Path, Vec<Part>)>, EngineError> {
+    let Some(reference) = args.reference.as_deref() else { return Ok(None) };
+    let ours = args.frames_out.as_deref().unwrap_or(&args.output);
+    let block_frames = outcome.spec.rollout.map_or(3, |rollout| rollout.block_frames);
+    Ok(Some((reference, fidelity::compare(ours, reference, block_frames, None)?)))
+}
+
+/// Refuses files that could not be written, or would be written over each other or over what is read, before anything is opened.
+fn check_files(args: &Generate) -> Result<(), EngineError> {
+    let written = [
+        ("--output", Some(&*args.output), "out.mp4"),
+        ("--latents-out", args.latents_out.as_deref(), "latents.safetensors"),
+        ("--frames-out", args.frames_out.as_deref(), "frames.safetensors"),
+        ("--report", args.report.as_deref(), "report.html"),
+    ];
+    for (_, path, such_as) in written {
+        if let Some(path) = path {
+            output::check(path, such_as)?;
+        }
     }
-    output::check_distinct(&[
-        ("--output", Some(&args.output)),
-        ("--latents-out", args.latents_out.as_deref()),
-        ("--frames-out", args.frames_out.as_deref()),
-        ("--report", args.report.as_deref()),
+    let read = [
         ("--reference", args.reference.as_deref()),
-    ])?;
+        ("--noise-in", args.noise_in.as_deref()),
+        ("--start-from", args.start_from.as_deref()),
+        ("--kv-codec", args.kv_codec.as_ref().and_then(KvCodecs::file)),
+    ];
+    output::check_distinct(&written.map(|(flag, path, _)| (flag, path)), &read)
+}
+
+/// Refuses a reference that no video of this job could be compared with, or that cannot be read, before anything is computed.
+fn check_reference(model: &Model, args: &Generate) -> Result<(), EngineError> {
     let Some(reference) = &args.reference else { return Ok(()) };
     let spec = JobSpec::new(request(args)?, model.checkpoint())?;
     let (wanted, held) = ([spec.frames, spec.height, spec.width], fidelity::shape_of(reference)?);
     if wanted != held {
-        let said = |[frames, height, width]: [usize; 3]| format!("{frames} frames of {width}x{height}");
+        let said =
+            |[frames, height, width]: [usize; 3]| format!("{} of {width}x{height}", plural(frames, "frame"));
         let message = format!("has {}, this video will have {}", said(held), said(wanted));
         return Err(EngineError::file(reference, message));
     }
-    Ok(())
+    fidelity::read_through(reference)
 }
 
 fn drive(
@@ -116,7 +143,7 @@ fn drive(
     display: &mut Display,
     recorder: &mut Recorder,
 ) -> anyhow::Result<Outcome> {
-    check_files(model, args)?;
+    check_reference(model, args)?;
     let mut job = JobRun::admit(model, request(args)?, outputs(args), cancel.clone())?;
     let id = job.id();
     let ended = catch_unwind(AssertUnwindSafe(move || {

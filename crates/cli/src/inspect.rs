@@ -11,6 +11,10 @@ use evanesce_engine::{DiskRemains, Embeddings, EngineError, ModelContents};
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
+use crate::quantity::plural;
+
+/// A file that is in every data directory of a service.
+const JOBS: &str = "jobs.sqlite";
 
 /// Runs the command and says how it went, as `generate` does.
 pub(crate) fn run(args: &Inspect) -> ExitCode {
@@ -18,39 +22,65 @@ pub(crate) fn run(args: &Inspect) -> ExitCode {
 }
 
 fn look(args: &Inspect) -> anyhow::Result<()> {
-    let directory = &args.directory;
+    let Found { json, text, damaged } = find(&args.directory)?;
+    let out = if args.json { format!("{json}\n") } else { text };
+    std::io::stdout().write_all(out.as_bytes()).context("cannot write to standard output")?;
+    // All of it was looked at and told first.
+    damaged.map_or(Ok(()), |damaged| Err(EngineError::file(&args.directory, damaged).into()))
+}
+
+/// What a directory holds, and what of it is damaged.
+struct Found {
+    json: Value,
+    text: String,
+    damaged: Option<String>,
+}
+
+fn find(directory: &Path) -> Result<Found, EngineError> {
     let snapshots = snapshots(directory)?;
     let read = |error| EngineError::file(directory, error);
     let remains = DiskRemains::read(directory).map_err(read)?;
     let embeddings = Embeddings::read(directory).map_err(read)?;
-    let (json, text, damaged) = if remains.files > 0 {
+    if remains.files > 0 {
         let damaged = (remains.damaged > 0).then(|| format!("{} records are damaged", remains.damaged));
-        (remains_json(&remains), remains_text(&remains), damaged)
-    } else if embeddings != Embeddings::default() {
+        Ok(Found { json: remains_json(&remains), text: remains_text(&remains), damaged })
+    } else if embeddings != Embeddings::default() || is_of_service(directory, "embeddings") {
         let Embeddings { whole, bytes, damaged } = embeddings;
         let text = format!("embeddings: {whole} whole, {bytes} bytes; {damaged} damaged\n");
         let json = json!({"embeddings": {"whole": whole, "bytes": bytes, "damaged": damaged}});
-        (json, text, (damaged > 0).then(|| format!("{damaged} embeddings are damaged")))
-    } else if snapshots.is_empty() {
-        let parts = ModelContents::read(directory)?;
-        (checkpoint_json(&parts), checkpoint_text(&parts), None)
+        let damaged = (damaged > 0).then(|| format!("{damaged} embeddings are damaged"));
+        Ok(Found { json, text, damaged })
+    } else if !snapshots.is_empty() || is_of_service(directory, "snapshots") {
+        Ok(look_into(snapshots))
+    } else if directory.join(JOBS).is_file() {
+        let sentence =
+            "this is the data directory of a service; inspect the directory snapshots or embeddings in it";
+        Err(EngineError::file(directory, sentence))
     } else {
-        let mut looked = Vec::new();
-        for path in snapshots {
-            // One that is gone by now was given up by its service.
-            let found =
-                inspect(&SnapshotDirectory::new(&path)).map_err(|error| error.to_string()).transpose();
-            looked.extend(found.map(|found| (path, found)));
-        }
-        let damaged = looked
-            .iter()
-            .find_map(|(path, found)| Some(format!("snapshot {}: {}", name(path), found.as_ref().err()?)));
-        (snapshots_json(&looked), snapshots_text(&looked), damaged)
-    };
-    let out = if args.json { format!("{json}\n") } else { text };
-    std::io::stdout().write_all(out.as_bytes()).context("cannot write to standard output")?;
-    // All of it was looked at and told first.
-    damaged.map_or(Ok(()), |damaged| Err(EngineError::file(directory, damaged).into()))
+        let parts = ModelContents::read(directory)?;
+        Ok(Found { json: checkpoint_json(&parts), text: checkpoint_text(&parts), damaged: None })
+    }
+}
+
+/// Whether a directory is one that a service has of this name. Then it may be that there is nothing in it to know it by.
+fn is_of_service(directory: &Path, name: &str) -> bool {
+    let Ok(directory) = directory.canonicalize() else { return false };
+    let is_in_data = || directory.parent().is_some_and(|data| data.join(JOBS).is_file());
+    let is_empty = || std::fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_none());
+    directory.file_name().is_some_and(|own| own == name) && (is_in_data() || is_empty())
+}
+
+fn look_into(snapshots: Vec<PathBuf>) -> Found {
+    let mut looked = Vec::new();
+    for path in snapshots {
+        // One that is gone by now was given up by its service.
+        let found = inspect(&SnapshotDirectory::new(&path)).map_err(|error| error.to_string()).transpose();
+        looked.extend(found.map(|found| (path, found)));
+    }
+    let damaged = looked
+        .iter()
+        .find_map(|(path, found)| Some(format!("snapshot {}: {}", name(path), found.as_ref().err()?)));
+    Found { json: snapshots_json(&looked), text: snapshots_text(&looked), damaged }
 }
 
 type Looked = (PathBuf, Result<Contents, String>);
@@ -90,6 +120,9 @@ fn snapshots_json(looked: &[Looked]) -> Value {
 }
 
 fn snapshots_text(looked: &[Looked]) -> String {
+    if looked.is_empty() {
+        return "no snapshots: no job is under way that has been kept yet\n".to_owned();
+    }
     let mut text = String::new();
     for (path, found) in looked {
         let contents = match found {
@@ -122,8 +155,9 @@ fn remains_json(remains: &DiskRemains) -> Value {
 
 fn remains_text(remains: &DiskRemains) -> String {
     let DiskRemains { files, file_bytes, records, payload_bytes, verified, damaged, spread } = remains;
+    let (files, records) = (plural(*files, "file"), plural(*records, "record"));
     format!(
-        "disk tier: {files} files of {file_bytes} bytes, {records} records of {payload_bytes} bytes: {verified} verified, {damaged} damaged, \
+        "disk tier: {files} of {file_bytes} bytes, {records} of {payload_bytes} bytes: {verified} verified, {damaged} damaged, \
          {spread} spread over several extents, which only the process that wrote them can read\n"
     )
 }

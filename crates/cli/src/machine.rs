@@ -15,12 +15,20 @@ pub(crate) fn available_bytes() -> usize {
     machine.into_iter().chain(left_in_group("/sys/fs/cgroup")).min().unwrap_or(WITHOUT_AN_ANSWER)
 }
 
+/// Bytes that could be had at the very most, as far as the system says: a control group counts files that it would give up among
+/// what it holds, so here only its limit counts.
+pub(crate) fn most_bytes() -> usize {
+    let machine = proc_kib("/proc/meminfo", "MemAvailable:");
+    machine.into_iter().chain(group_number("/sys/fs/cgroup", "memory.max")).min().unwrap_or(usize::MAX)
+}
+
 /// Bytes that a control group may still take, where it has a limit.
 fn left_in_group(directory: &str) -> Option<usize> {
-    let number = |name: &str| -> Option<usize> {
-        std::fs::read_to_string(format!("{directory}/{name}")).ok()?.trim().parse().ok()
-    };
-    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+    Some(group_number(directory, "memory.max")?.saturating_sub(group_number(directory, "memory.current")?))
+}
+
+fn group_number(directory: &str, name: &str) -> Option<usize> {
+    std::fs::read_to_string(format!("{directory}/{name}")).ok()?.trim().parse().ok()
 }
 
 /// The most memory this process has held at once, in bytes; 0 where the system does not say.
@@ -44,6 +52,8 @@ pub(crate) fn shipped_model(inside: &str) -> Option<PathBuf> {
     let executable = std::env::current_exe().ok();
     let above = executable.iter().flat_map(|path| path.ancestors()).map(|dir| dir.join(inside));
     let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(inside);
+    // As people would write it.
+    let built = built.canonicalize().unwrap_or(built);
     above.chain([PathBuf::from(inside), built]).find(|dir| dir.join("model_index.json").is_file())
 }
 

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use evanesce_engine::progress::{Event, Observer, Stage};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::quantity::plural;
+
 /// Seconds that each stage took.
 #[derive(Debug, Default)]
 pub(crate) struct StageTimes {
@@ -144,20 +146,21 @@ impl Display {
         }
         let mut n_units = self.n_units;
         let mut elapsed = elapsed;
-        let mut units = match stage {
-            Stage::Text => "prompts",
-            Stage::Denoise => "steps",
-            Stage::Decode => "latent frames",
-            Stage::Encode => "files",
+        let mut unit = match stage {
+            Stage::Text => "prompt",
+            Stage::Denoise => "step",
+            Stage::Decode => "latent frame",
+            Stage::Encode => "file",
         };
         if let Some((at, n_blocks)) = self.block.filter(|_| matches!(stage, Stage::Denoise | Stage::Decode)) {
             if at + 1 < n_blocks {
                 return;
             }
-            (n_units, units) = (n_blocks, "blocks");
+            (n_units, unit) = (n_blocks, "block");
             elapsed = self.times.stages.get(&stage).copied().unwrap_or_default();
         }
-        say(&format!("{:>8} {n_units} {units} in {:.1} s", stage.as_str(), elapsed.as_secs_f64()));
+        let units = plural(n_units, unit);
+        say(&format!("{:>8} {units} in {:.1} s", stage.as_str(), elapsed.as_secs_f64()));
     }
 
     fn encoding(&mut self, begins: bool) {

@@ -1,6 +1,8 @@
 //! Sizes as people write them.
 
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use evanesce_engine::plan::KvShape;
 use evanesce_engine::{Codec, EngineError, KvCodec, KvOverrides, Request};
@@ -30,6 +32,25 @@ pub(crate) fn parse_bytes(text: &str) -> Result<usize, String> {
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to lie in 1..=1e15")]
     Ok(bytes as usize)
+}
+
+/// A whole number that is not negative.
+pub(crate) fn parse_whole<T: FromStr>(text: &str) -> Result<T, String> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let wrong = if digits { "it is too large" } else { "write a whole number from 0 on, such as 5" };
+    text.parse().map_err(|_| wrong.to_owned())
+}
+
+/// Seconds to repeat a measurement for.
+pub(crate) fn parse_measured_seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.trim().parse::<f64>().ok().filter(|seconds| *seconds > 0.0 && *seconds <= 3600.0);
+    seconds.ok_or_else(|| "write seconds above 0 and up to 3600, such as 2".to_owned())
+}
+
+/// So many of a thing that has a regular plural.
+pub(crate) fn plural<N: Copy + Display + PartialEq + From<u8>>(n: N, thing: &str) -> String {
+    let ending = if n == N::from(1_u8) { "" } else { "s" };
+    format!("{n} {thing}{ending}")
 }
 
 /// `832x480`: width and height in pixels.
@@ -67,6 +88,14 @@ pub(crate) enum KvCodecs {
 }
 
 impl KvCodecs {
+    /// The file, if it is one.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Named(_) => None,
+            Self::File(path) => Some(path),
+        }
+    }
+
     /// The request with what the flag asks, if it was given.
     pub(crate) fn fill(asked: Option<&Self>, request: Request) -> Result<Request, EngineError> {
         let (codec, kv_overrides) = match asked {
@@ -148,6 +177,20 @@ mod tests {
         for wrong in ["832", "832x", "x480", "axb", "-8x8", "832x480x3"] {
             assert!(parse_frame_size(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_is_no_whole_number_is_told_what_is() {
+        assert_eq!(parse_whole::<usize>("81"), Ok(81));
+        for wrong in ["-1", "", "many", "1.5"] {
+            assert!(parse_whole::<u64>(wrong).unwrap_err().contains("from 0 on"), "{wrong}");
+        }
+        assert!(parse_whole::<u64>("99999999999999999999999").unwrap_err().contains("too large"));
+        assert_eq!(parse_measured_seconds("0.5"), Ok(0.5));
+        for wrong in ["0", "-1", "3601", "nan", "inf", "soon"] {
+            assert!(parse_measured_seconds(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!([1, 2].map(|n| plural(n, "step")), ["1 step", "2 steps"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use evanesce_engine::report::{KindReport, TierReport};
 use serde_json::{Map, Value, json};
 
 use crate::progress::{StageTimes, say};
-use crate::quantity::show_bytes;
+use crate::quantity::{plural, show_bytes};
 
 /// The closing summary of one job.
 #[derive(Debug)]
@@ -101,8 +101,9 @@ impl<'a> Summary<'a> {
             self.total_s
         ));
         let length_s = video.duration_s;
-        let (frames, width, height, fps, seed) = (video.frames, spec.width, spec.height, spec.fps, spec.seed);
-        lines.push(format!("{frames} frames of {width}x{height}, {length_s:.2} s at {fps} fps, seed {seed}"));
+        let frames = plural(video.frames, "frame");
+        let (width, height, fps, seed) = (spec.width, spec.height, spec.fps, spec.seed);
+        lines.push(format!("{frames} of {width}x{height}, {length_s:.2} s at {fps} fps, seed {seed}"));
         lines
     }
 }

@@ -5,7 +5,8 @@ mod support;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use support::{SMALL, copy_tree, evanesce, generate, golden_checkpoint, names_in};
@@ -41,6 +42,7 @@ fn numbers_out_of_range_are_refused_with_the_range() {
     refused_flags(&["--frames", "0"], &["frames", "0"]);
     refused_flags(&["--frames", "99999999"], &["frames", "253"]);
     refused_flags(&["--frames", "many"], &["--frames"]);
+    refused_flags(&["--frames", "-1"], &["--frames", "a whole number from 0 on"]);
     refused_flags(&["--kv-codec", "int3"], &["--kv-codec", "int4, k8v4"]);
     refused_flags(&["--kv-codec", "int8"], &["block by block"]);
     refused_flags(&["--frames", "5", "--seconds", "2"], &["--frames", "--seconds"]);
@@ -54,8 +56,8 @@ fn numbers_out_of_range_are_refused_with_the_range() {
     refused_flags(&["--boundary", "1.5"], &["boundary"]);
     refused_flags(&["--shift", "0"], &["shift"]);
     refused_flags(&["--shift", "inf"], &["shift"]);
-    refused_flags(&["--seed", "-1"], &["seed"]);
-    refused_flags(&["--seed", "99999999999999999999999"], &["seed"]);
+    refused_flags(&["--seed", "-1"], &["seed", "a whole number from 0 on"]);
+    refused_flags(&["--seed", "99999999999999999999999"], &["seed", "too large"]);
     refused_flags(&["--fps", "0"], &["fps"]);
     refused_flags(&["--quality", "52"], &["quality"]);
     refused_flags(&["--solver", "magic"], &["magic", "unipc", "euler"]);
@@ -107,7 +109,47 @@ fn outputs_that_cannot_be_written_are_refused_before_anything_runs() {
         refused(&model, &with("-o", inside.to_str().unwrap()), &["locked"]);
     }
     // A directory where not even root can make a file.
-    refused(&model, &with("-o", "/proc/out.mp4"), &["/proc"]);
+    for flag in ["-o", "--latents-out", "--frames-out", "--report"] {
+        refused(&model, &with(flag, "/proc/out.file"), &["/proc/out.file"]);
+    }
+}
+
+#[test]
+fn what_is_no_file_is_never_replaced_by_one() {
+    let model = golden_checkpoint();
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, link, lost) = (dir.path().join("socket"), dir.path().join("link"), dir.path().join("lost"));
+    let _listener = UnixListener::bind(&socket).unwrap();
+    std::os::unix::fs::symlink(&socket, &link).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("nowhere"), &lost).unwrap();
+    for flags in [&["-o"][..], &["--latents-out"], &["--frames-out"], &["--report"], &["--growing", "-o"]] {
+        for (path, says) in [(&socket, "a socket"), (&link, "a socket"), (&lost, "leads to no file")] {
+            let path = path.to_str().unwrap();
+            refused(&model, &[&["a ball"][..], &SMALL, flags, &[path]].concat(), &[path, says]);
+        }
+    }
+    assert!(std::fs::symlink_metadata(&socket).unwrap().file_type().is_socket());
+    assert!([link, lost].iter().all(|path| path.is_symlink()));
+}
+
+#[test]
+fn a_file_that_is_read_is_never_written_over() {
+    let model = golden_checkpoint();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("input.json");
+    std::fs::write(&path, "precious").unwrap();
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    for (flag, named) in [("-o", "--output"), ("--frames-out", "--frames-out")] {
+        for input in ["--noise-in", "--start-from", "--kv-codec"] {
+            for read in [&path, &link] {
+                let own = ["--growing", flag, path.to_str().unwrap(), input, read.to_str().unwrap()];
+                let says = format!("{named} and {input}");
+                refused(&model, &[&["a ball"][..], &SMALL, &own].concat(), &[says.as_str()]);
+            }
+        }
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
 }
 
 #[test]
@@ -127,6 +169,17 @@ fn files_that_would_be_written_over_each_other_and_references_that_do_not_fit_ar
     let longer = dir.path().join("out.mp4");
     let more = ["--report", "x.html", "--reference", longer.to_str().unwrap()];
     refused(&model, &[&small[..], &more].concat(), &["9 frames of 32x32", "5 frames of 32x32"]);
+    // One that fits, but of which the last number is none.
+    let frames = dir.path().join("frames");
+    let frames = frames.to_str().unwrap();
+    let made = generate(&model, dir.path(), &[&small[..], &["--frames-out", frames]].concat());
+    assert!(made.status.success());
+    let mut bytes = std::fs::read(frames).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(frames, bytes).unwrap();
+    let more = ["--report", "x.html", "--reference", frames];
+    refused(&model, &[&small[..], &more].concat(), &[frames, "NaN"]);
 }
 
 #[test]

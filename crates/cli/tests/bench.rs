@@ -10,7 +10,7 @@ use support::evanesce;
 
 fn bench(isa: &str, arguments: &[&str]) -> Output {
     let mut command = evanesce();
-    command.env("EVANESCE_ISA", isa).args(["bench", "--json", "--threads", "2", "--seconds", "0"]);
+    command.env("EVANESCE_ISA", isa).args(["bench", "--json", "--threads", "2", "--seconds", "0.001"]);
     command.args(arguments).output().unwrap()
 }
 
@@ -77,4 +77,22 @@ fn a_shape_that_is_none_is_refused() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("MxKxN"), "{stderr}");
+}
+
+#[test]
+fn what_takes_more_memory_than_there_is_and_times_that_are_none_are_refused() {
+    let attention: Vec<&str> =
+        "attention --heads 512 --queries 1000000 --keys 1000000 --head-dim 1024".split(' ').collect();
+    for (arguments, says) in [
+        (&attention[..], "7.63 TiB"),
+        (&["linear", "100000000x1000x1000"], "too large"),
+        (&["linear", "1x16x16", "--seconds", "3601"], "up to 3600"),
+        (&["linear", "1x16x16", "--seconds=nan"], "up to 3600"),
+    ] {
+        let mut command = evanesce();
+        let output = command.arg("bench").args(arguments).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.trim_end().lines().count() == 1 && stderr.contains(says), "{arguments:?}: {stderr}");
+    }
 }

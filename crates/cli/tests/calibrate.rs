@@ -84,6 +84,8 @@ fn what_cannot_be_done_is_said() {
         let output = calibrate(model.path(), dir.path(), more);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{stderr}");
+        // A line for each stage would stand before it, had anything been computed.
+        assert_eq!(stderr.trim_end().lines().count(), 1, "{more:?}: {stderr}");
         assert!(stderr.contains(says), "{more:?}: {stderr}");
         assert_eq!(names_in(dir.path()), [""; 0]);
     };
@@ -93,4 +95,13 @@ fn what_cannot_be_done_is_said() {
     refused(&["--error", "0.1", "--codecs", "int3"], "int4");
     refused(&["--error", "0.1", "-o", "nowhere/x.json"], "create it first");
     refused(&["--error", "0.1", "-o", "/"], "is a directory");
+    refused(&["--error", "0.1", "-o", "/proc/x.json"], "no file can be made in /proc");
+    let mut one_block = evanesce();
+    one_block.args(["calibrate", "a ball", "--error", "0.1", "--size", "32x32", "--frames", "9"]);
+    one_block.current_dir(dir.path()).args(["--steps", "2", "--model"]).arg(model.path());
+    let output = one_block.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("one block only") && stderr.trim_end().lines().count() == 1, "{stderr}");
+    assert_eq!(names_in(dir.path()), [""; 0]);
 }

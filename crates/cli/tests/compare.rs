@@ -39,6 +39,31 @@ fn the_same_seed_is_equal_another_one_is_not_and_a_video_is_near_its_frames() {
 }
 
 #[test]
+fn frames_with_a_number_that_is_none_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, last: f32| {
+        let header = r#"{"frames":{"dtype":"F32","shape":[2,16,16,3],"data_offsets":[0,6144]}}"#;
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend([0; 6140]);
+        bytes.extend(last.to_le_bytes());
+        std::fs::write(dir.path().join(name), bytes).unwrap();
+    };
+    write("whole", 0.5);
+    assert!(compare(dir.path(), &["whole", "whole"]).status.success());
+    for (name, last) in [("nan", f32::NAN), ("infinite", f32::INFINITY)] {
+        write(name, last);
+        for arguments in [[name, "whole"], ["whole", name]] {
+            let output = compare(dir.path(), &arguments);
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{stderr}");
+            assert!(stderr.contains(name) && stderr.contains("position 1535"), "{stderr}");
+            assert!(output.stdout.is_empty());
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_compared_is_refused_in_one_sentence() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("text"), "long enough to be looked at").unwrap();

@@ -49,6 +49,23 @@ fn an_unconditional_video_is_the_same_under_any_guidance_and_unlike_a_prompted_o
     assert_ne!(free, video(&["a red ball"], "c.mp4"));
 }
 
+#[test]
+fn a_video_goes_where_a_link_leads_and_the_link_stays() {
+    let at_the_end: &[&str] = &[];
+    for more in [at_the_end, &["--growing"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let (held, link) = (dir.path().join("held"), dir.path().join("link.mp4"));
+        std::fs::write(&held, "older").unwrap();
+        std::os::unix::fs::symlink("held", &link).unwrap();
+        let arguments = [&["a red ball", "-o", "link.mp4"][..], more, &SMALL].concat();
+        let output = generate(&golden_checkpoint(), dir.path(), &arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(link.is_symlink());
+        assert_eq!(&std::fs::read(&held).unwrap()[4..8], b"ftyp");
+        assert_eq!(names_in(dir.path()), ["held", "link.mp4"]);
+    }
+}
+
 /// Exactly, not nearly: a stricter bound than any tolerance between instruction sets.
 #[test]
 fn every_instruction_set_makes_the_same_video() {

@@ -40,6 +40,7 @@ fn it_says_what_is_there_and_refuses_what_is_damaged_or_neither() {
     let snapshot = &json["snapshots"][0];
     assert_eq!((&snapshot["name"], snapshot["held_bytes"].as_u64()), (&"job".into(), Some(taken.held_bytes)));
     assert!(snapshot["kinds"]["latent"]["entries"].as_u64() >= Some(3));
+    assert_eq!(snapshot["next"], "denoising step 3 of block 1");
     assert!(inspected(store.path(), &[]).1.contains("every checksum matches"));
 
     support::copy_tree(store.path(), &dir.path().join("snapshots/whole"));
@@ -88,8 +89,37 @@ fn it_says_what_is_there_and_refuses_what_is_damaged_or_neither() {
     std::fs::create_dir(&tier).unwrap();
     let disk = evanesce_engine::Disk::open(&tier, 1 << 20).unwrap();
     let (code, out, _) = inspected(&tier, &[]);
-    assert!(code == Some(0) && out.starts_with("disk tier: 1 files of 1048576 bytes, 0 records"), "{out}");
+    assert!(code == Some(0) && out.starts_with("disk tier: 1 file of 1048576 bytes, 0 records"), "{out}");
     drop(disk);
     assert_eq!(inspected(&dir.path().join("nowhere"), &[]).0, Some(2));
     assert_eq!(inspected(dir.path(), &[]).0, Some(2));
+}
+
+#[test]
+fn what_a_service_has_is_known_where_there_is_nothing_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let inspected = |name: &str, flags: &[&str]| {
+        let output = evanesce().arg("inspect").arg(dir.path().join(name)).args(flags).output().unwrap();
+        let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        (output.status.code(), out, err)
+    };
+    let json = |name: &str| -> Value {
+        let (code, out, err) = inspected(name, &["--json"]);
+        assert_eq!(code, Some(0), "{err}");
+        serde_json::from_str(&out).unwrap()
+    };
+    for name in ["snapshots", "embeddings", "other"] {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    assert_eq!(json("snapshots"), serde_json::json!({"snapshots": []}));
+    assert!(inspected("snapshots", &[]).1.starts_with("no snapshots"));
+    assert_eq!(json("embeddings")["embeddings"]["whole"], 0);
+    let (code, _, err) = inspected("other", &[]);
+    assert!(code == Some(2) && err.contains("the directory is empty, expected a Wan2.2 checkpoint"), "{err}");
+    // A job whose first snapshot is being written.
+    std::fs::write(dir.path().join("jobs.sqlite"), "").unwrap();
+    std::fs::create_dir(dir.path().join("snapshots/video_1")).unwrap();
+    assert_eq!(json("snapshots"), serde_json::json!({"snapshots": []}));
+    let (code, _, err) = inspected("", &[]);
+    assert!(code == Some(2) && err.contains("data directory of a service; inspect the directory"), "{err}");
 }

@@ -2,13 +2,13 @@
 //! nothing stays.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use evanesce_cache::Reservation;
 
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::request::JobSpec;
 use crate::tensors::TensorWriter;
 use crate::video::{
@@ -22,7 +22,7 @@ pub enum VideoTarget {
     Mp4 {
         /// The file, which appears when it is complete, unless it is to grow.
         path: PathBuf,
-        /// 0 (best) to 51; the encoder refuses what it cannot do.
+        /// [`Quality::FINEST_QP`] to [`Quality::COARSEST_QP`]; others are refused.
         qp: u8,
         /// Whether it is there from the first half second on, to be played while it grows.
         growing: bool,
@@ -69,6 +69,44 @@ impl Outputs {
         let video = VideoTarget::Mp4 { path: path.into(), qp: Quality::default().qp(), growing: false };
         Self { video, latents: None, frames: None }
     }
+
+    /// Where a file that is asked for at `path` is put: there, or where a link there leads. Every result goes there, and is never
+    /// put in the place of a device, a pipe or a link.
+    ///
+    /// # Errors
+    /// When no file can be there.
+    pub fn place(path: &Path) -> Result<PathBuf> {
+        file_place(path).map_err(|reason| EngineError::file(path, reason))
+    }
+}
+
+/// As [`Outputs::place`], with the reason alone.
+pub(crate) fn file_place(path: &Path) -> std::result::Result<PathBuf, String> {
+    let names_directory = path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/");
+    if names_directory || path.file_name().is_none() {
+        return Err("it names a directory, not a file".to_owned());
+    }
+    let directory = directory_of(path);
+    if !directory.is_dir() {
+        return Err(format!("there is no directory {}: create it first", directory.display()));
+    }
+    // What is not there yet, or cannot be looked at, is found out when the file is made.
+    let Ok(held) = std::fs::symlink_metadata(path) else { return Ok(path.to_path_buf()) };
+    let place = if held.is_symlink() {
+        path.canonicalize()
+            .map_err(|error| format!("it is a link that leads to no file ({error}): name a file"))?
+    } else {
+        path.to_path_buf()
+    };
+    if place.is_file() {
+        return Ok(place);
+    }
+    Err("it is a device, a pipe or a socket: name a file".to_owned())
+}
+
+/// The directory that a file lies in.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The video, encoded by whoever computes it or by others.
@@ -113,6 +151,12 @@ impl std::fmt::Debug for OpenOutputs {
 impl OpenOutputs {
     /// Opens everything, so that what cannot be written is known before anything is computed.
     pub(crate) fn open(outputs: Outputs, spec: &JobSpec, channels: usize) -> Result<Self> {
+        let shape = spec.latent_shape(channels);
+        let latents =
+            outputs.latents.map(|path| TensorWriter::create(&path, "latents", &shape)).transpose()?;
+        let shape = [spec.frames, spec.height, spec.width, 3];
+        let frames = outputs.frames.map(|path| TensorWriter::create(&path, "frames", &shape)).transpose()?;
+        // Last: one that grows takes the place of what was there at once.
         let video = match outputs.video {
             VideoTarget::Sink(sink) => Video::Here(sink),
             VideoTarget::Pooled { sink, pool } => Video::Pooled(pool.open(sink)),
@@ -124,16 +168,7 @@ impl OpenOutputs {
                 Video::Here(Box::new(create(&path, settings)?))
             }
         };
-        let latents =
-            outputs.latents.map(|path| TensorWriter::create(&path, "latents", &spec.latent_shape(channels)));
-        let shape = [spec.frames, spec.height, spec.width, 3];
-        let frames = outputs.frames.map(|path| TensorWriter::create(&path, "frames", &shape));
-        Ok(Self {
-            video,
-            latents: latents.transpose()?,
-            frames: frames.transpose()?,
-            numbers_per_picture: spec.height * spec.width * 3,
-        })
+        Ok(Self { video, latents, frames, numbers_per_picture: spec.height * spec.width * 3 })
     }
 
     /// Takes one plane of the final latents, `[height/8, width/8]`, whose first number has place `at` in them.
@@ -237,5 +272,34 @@ impl OpenOutputs {
             numbers.finish()?;
         }
         Ok(video)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_is_followed_and_what_is_no_file_is_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("file"), "").unwrap();
+        for (link, leads_to) in [("link", "file"), ("second", "link"), ("lost", "nowhere")] {
+            std::os::unix::fs::symlink(at(leads_to), at(link)).unwrap();
+        }
+        std::os::unix::fs::symlink("/dev/null", at("device")).unwrap();
+        for path in [at("file"), at("new")] {
+            assert_eq!(file_place(&path), Ok(path));
+        }
+        for link in ["link", "second"] {
+            assert_eq!(file_place(&at(link)), Ok(at("file").canonicalize().unwrap()));
+        }
+        let refusal = |path: &Path| file_place(path).unwrap_err();
+        assert!(refusal(Path::new("/dev/null")).contains("a device"));
+        assert!(refusal(&at("device")).contains("a device"));
+        assert!(refusal(&at("lost")).contains("leads to no file"));
+        assert!(refusal(dir.path()).contains("a directory"));
+        assert!(refusal(&at("file/inside")).contains("no directory"));
     }
 }

@@ -10,8 +10,6 @@ use crate::error::{EngineError, Result};
 use crate::page_codecs::KvOverrides;
 use crate::self_kv::KvCodec;
 
-/// Pixels on one side of a frame, at most.
-pub const MAX_SIDE_PIXELS: usize = 4096;
 /// Denoising steps, at most: the model was trained on this many timesteps.
 pub const MAX_STEPS: usize = 1000;
 
@@ -166,9 +164,6 @@ impl JobSpec {
 
         let (width, height) = request.size.or(defaults.size).unwrap_or((832, 480));
         checkpoint.size_rule().validate_size(width, height)?;
-        for side in [width, height] {
-            within("size", side, 16, MAX_SIDE_PIXELS)?;
-        }
         let fps = request.fps.or(defaults.fps).unwrap_or(16);
         within("fps", fps as usize, 1, 240)?;
         let frames = match request.length {

@@ -11,6 +11,7 @@ use evanesce_wan::kernels::Dtype;
 use tempfile::NamedTempFile;
 
 use crate::error::{EngineError, Result};
+use crate::output::{Outputs, directory_of};
 
 /// The file of a job's noise, whose header has been read: `noise`, f32, of exactly the job's shape.
 #[derive(Debug)]
@@ -128,20 +129,14 @@ impl TensorWriter {
     /// Starts a file that will hold `name` of `shape`.
     ///
     /// # Errors
-    /// When the directory is missing or cannot be written.
+    /// When no file can be there, or the directory is missing or cannot be written.
     pub(crate) fn create(path: &Path, name: &str, shape: &[usize]) -> Result<Self> {
         let n_numbers: usize = shape.iter().product();
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        if path.is_dir() {
-            return Err(EngineError::file(path, "is a directory; name a file"));
-        }
+        let place = Outputs::place(path)?;
         let file = tempfile::Builder::new()
             .prefix(".evanesce-")
             .suffix(".part")
-            .tempfile_in(directory)
+            .tempfile_in(directory_of(&place))
             .map_err(|error| EngineError::file(path, format!("cannot be created ({error})")))?;
         let mut header = format!(
             "{{\"{name}\":{{\"dtype\":\"F32\",\"shape\":{shape:?},\"data_offsets\":[0,{}]}}}}",
@@ -152,7 +147,7 @@ impl TensorWriter {
         }
         let header_bytes = 8 + header.len() as u64;
         let file = BufWriter::new(file);
-        let mut writer = Self { path: path.to_owned(), file, header_bytes, left: n_numbers };
+        let mut writer = Self { path: place, file, header_bytes, left: n_numbers };
         writer.write(&(header.len() as u64).to_le_bytes())?;
         writer.write(header.as_bytes())?;
         Ok(writer)

@@ -381,6 +381,77 @@ fn a_full_disk_costs_a_snapshot_and_neither_the_job_nor_the_snapshot_before() {
     }
 }
 
+/// A disk that puts a manifest in place, and then cannot make sure that it stays there.
+struct Unsynced<'a>(&'a SnapshotDirectory);
+
+impl SnapshotStore for Unsynced<'_> {
+    fn put_part(&self, name: &str, fill: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+        self.0.put_part(name, fill)
+    }
+
+    fn part_bytes(&self, name: &str) -> io::Result<u64> {
+        self.0.part_bytes(name)
+    }
+
+    fn read_part(&self, name: &str, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.0.read_part(name, offset, into)
+    }
+
+    fn publish(&self, manifest: &[u8]) -> io::Result<()> {
+        self.0.publish(manifest)?;
+        Err(io::Error::other("the directory cannot be synced"))
+    }
+
+    fn manifest(&self) -> io::Result<Option<Vec<u8>>> {
+        self.0.manifest()
+    }
+
+    fn retain(&self, names: &BTreeSet<String>) -> io::Result<()> {
+        self.0.retain(names)
+    }
+}
+
+/// Whether a store refuses the snapshot that a job would take here.
+fn is_refused(job: &mut JobRun<'_>, store: &dyn SnapshotStore) -> bool {
+    let outcome = job.snapshot(store, SnapshotMode::Full);
+    matches!(outcome, Err(EngineError::Snapshot(SnapshotError::Io { .. })))
+}
+
+#[test]
+fn a_manifest_that_is_in_place_although_publishing_it_failed_can_be_gone_on_from() {
+    let scene = Scene::causal();
+    let expected = scene.file();
+    let model = scene.open(AMPLE);
+    let dir = tempfile::tempdir().unwrap();
+    let (path, inner) = (dir.path().join("out.mp4"), SnapshotDirectory::new(dir.path().join("snapshot")));
+    // In a copy, because whoever goes on removes what the manifest does not name, and the job is not done with it.
+    let resumed_at = |name: &str| {
+        let copy = dir.path().join(name);
+        support::tree::copy_tree(inner.path(), &copy);
+        let outputs = Outputs::mp4(copy.with_extension("mp4"));
+        scene.resume(&model, outputs, &SnapshotDirectory::new(copy)).unwrap().unwrap().position()
+    };
+    let mut job = scene.admit(&model, Outputs::mp4(&path));
+    while job.position().steps < 1 {
+        assert!(job.advance(&mut Silent).unwrap().is_more());
+    }
+    job.snapshot(&inner, SnapshotMode::Full).unwrap().unwrap();
+    assert!(job.advance(&mut Silent).unwrap().is_more());
+    assert!(is_refused(&mut job, &Unsynced(&inner)));
+    assert_eq!(resumed_at("unsynced"), job.position());
+    // The next try gets as far as to begin a part, and that is none of those that are there.
+    assert!(is_refused(&mut job, &FullDisk { inner: &inner, left_bytes: Cell::new(1) }));
+    assert_eq!(resumed_at("torn"), job.position());
+    assert!(job.advance(&mut Silent).unwrap().is_more());
+    job.snapshot(&inner, SnapshotMode::Full).unwrap().unwrap();
+    assert_eq!(resumed_at("whole"), job.position());
+    drop(job);
+    let mut job = scene.resume(&model, Outputs::mp4(&path), &inner).unwrap().unwrap();
+    while job.advance(&mut Silent).unwrap().is_more() {}
+    job.finish().unwrap();
+    assert!(std::fs::read(&path).unwrap() == expected);
+}
+
 #[test]
 fn embeddings_outlive_the_process_and_are_computed_once() {
     let scene = Scene::whole();

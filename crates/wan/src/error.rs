@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-/// Every way this crate fails. Messages are one sentence: what, where, what would be right.
+/// Every way this crate fails. Messages are one sentence: what, where, what would be right. Reasons are in them, so no error has a
+/// [source](std::error::Error::source), which would say the same again; `r#source` is how `thiserror` is told.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WanError {
@@ -35,24 +36,29 @@ pub enum WanError {
         /// The holder's reason.
         message: String,
         /// The holder's own error.
-        #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+        r#source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
     /// The tensor library refused an operation; a bug here rather than bad input.
     #[error("tensor operation failed: {0}")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {
         /// The file.
         path: PathBuf,
         /// The operating system's reason.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
 }
 
 /// This crate's result.
 pub type Result<T> = std::result::Result<T, WanError>;
+
+impl From<candle_core::Error> for WanError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Tensor(error)
+    }
+}
 
 impl WanError {
     /// A checkpoint fault at `path`.
@@ -64,5 +70,29 @@ impl WanError {
     #[expect(clippy::needless_pass_by_value, reason = "callers pass literals, numbers and fresh strings")]
     pub fn mismatch(what: impl Into<String>, got: impl ToString, expected: impl ToString) -> Self {
         Self::Mismatch { what: what.into(), got: got.to_string(), expected: expected.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn a_reason_is_said_once() {
+        let io = || std::io::Error::other("it is gone");
+        let errors = [
+            WanError::Io { path: "model".into(), source: io() },
+            WanError::Store {
+                what: "a page".into(),
+                message: "it is gone".into(),
+                source: Some(io().into()),
+            },
+            candle_core::Error::Msg("it is gone".into()).into(),
+        ];
+        for error in errors {
+            assert!(error.to_string().ends_with(": it is gone") && error.source().is_none(), "{error:?}");
+        }
     }
 }

@@ -10,11 +10,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use evanesce_engine::kernels::Isa;
-use evanesce_engine::{Codec, KvCodec};
+use evanesce_engine::{Codec, EngineError, KvCodec, LoneBlock};
 use serde::Serialize;
 
+use crate::machine;
 use crate::progress::say;
-use crate::quantity::{parse_codec, parse_kv_codec};
+use crate::quantity::{parse_codec, parse_kv_codec, parse_measured_seconds, plural, show_bytes};
 use measure::{Measured, Timing};
 pub(crate) use shape::LinearShape;
 
@@ -30,7 +31,7 @@ pub(crate) struct Bench {
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
     /// How long to repeat the operation, after one run that is not counted; three runs are made in any case.
-    #[arg(long, global = true, value_name = "S", default_value_t = 2.0)]
+    #[arg(long, global = true, value_name = "S", default_value_t = 2.0, value_parser = parse_measured_seconds)]
     pub(crate) seconds: f64,
 }
 
@@ -110,6 +111,44 @@ pub(crate) enum What {
     Peak,
 }
 
+impl What {
+    /// Bytes that the operation's numbers take: at least, since some operations need room to work in besides.
+    fn bytes(&self) -> usize {
+        let numbers = match *self {
+            Self::Linear { shape: LinearShape { rows, inputs, outputs }, .. } => {
+                // Weights are there as they are drawn and as they are packed.
+                rows * (inputs + outputs) + 2 * inputs * outputs
+            }
+            Self::Attention { heads, queries, keys, head_dim, .. } => {
+                2 * usize::from(heads) * usize::from(head_dim) * (queries as usize + keys as usize)
+            }
+            Self::Encode { rows, width, .. } => rows as usize * width as usize,
+            Self::Conv3d { cin, cout, frames, height, width } => {
+                let [cin, cout, frames, height, width] = [cin, cout, frames, height, width].map(usize::from);
+                (cin + cout) * frames * height * width + 27 * cin * cout
+            }
+            Self::Block { model: ModelSizes::Wan22T2vA14b, tokens, context_tokens } => {
+                LoneBlock::wan22_t2v_a14b().dim() * (5 * tokens as usize + 2 * context_tokens as usize)
+            }
+            Self::Peak => 0,
+        };
+        numbers * size_of::<f32>()
+    }
+
+    /// Refuses what this machine has no memory for.
+    fn check(&self) -> Result<(), EngineError> {
+        let (bytes, most) = (self.bytes(), machine::most_bytes());
+        if bytes <= most {
+            return Ok(());
+        }
+        let [bytes, most] = [bytes, most].map(show_bytes);
+        let message = format!(
+            "the numbers of this operation take {bytes}, and {most} can be had: ask for smaller sizes"
+        );
+        Err(EngineError::Request(message))
+    }
+}
+
 /// Types of weights that can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WeightType {
@@ -166,8 +205,9 @@ pub(crate) fn run(args: &Bench) -> ExitCode {
 }
 
 fn bench(args: &Bench) -> anyhow::Result<()> {
+    args.what.check()?;
     evanesce_engine::use_threads(args.threads.map(usize::from))?;
-    let timing = Timing { seconds: args.seconds.clamp(0.0, 3600.0) };
+    let timing = Timing { seconds: args.seconds };
     let peak = operations::peak(timing)?;
     let copies = matches!(args.what, What::Peak | What::Encode { .. });
     let copy_gb_per_s = copies.then(|| operations::copy_gb_per_s(timing)).transpose()?;
@@ -200,7 +240,8 @@ fn print(line: &Line, as_json: bool) -> anyhow::Result<()> {
         return writeln!(std::io::stdout(), "{text}").context("cannot write to standard output");
     }
     let Line { op, isa, threads, median_s, min_s, runs, .. } = line;
-    say(&format!("{op}, {isa}, {threads} threads: median {median_s:.6} s, min {min_s:.6} s of {runs} runs"));
+    let threads = plural(*threads, "thread");
+    say(&format!("{op}, {isa}, {threads}: median {median_s:.6} s, min {min_s:.6} s of {runs} runs"));
     if let (Some(gflops), Some(fraction)) = (line.gflops, line.fraction_of_peak) {
         say(&format!("{gflops:.1} GFLOP/s, {:.0} % of the peak of multiply-adds", 100.0 * fraction));
     }

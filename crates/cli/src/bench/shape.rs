@@ -22,8 +22,11 @@ impl FromStr for LinearShape {
         let &[rows, inputs, outputs] = sizes.as_slice() else { return Err(wrong()) };
         let numbers = |a: usize, b: usize| a.checked_mul(b).filter(|n| (1..=MOST_NUMBERS).contains(n));
         let all = [numbers(rows, inputs), numbers(inputs, outputs), numbers(rows, outputs)];
-        if all.contains(&None) {
+        if sizes.contains(&0) {
             return Err(wrong());
+        }
+        if all.contains(&None) {
+            return Err(format!("is too large: no two of the sizes may have a product above {MOST_NUMBERS}"));
         }
         Ok(Self { rows, inputs, outputs })
     }
@@ -40,5 +43,7 @@ mod tests {
         for wrong in ["1x2", "1x2x3x4", "0x1x1", "ax1x1", "", "99999999999x99999999999x1"] {
             assert!(wrong.parse::<LinearShape>().is_err(), "{wrong}");
         }
+        let refusal = "99999999x99999999x1".parse::<LinearShape>().unwrap_err();
+        assert!(refusal.contains("too large"), "{refusal}");
     }
 }

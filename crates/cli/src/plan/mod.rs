@@ -15,6 +15,7 @@ use evanesce_engine::{Context, ContextSample, Description, EngineError, Position
 
 use crate::args::PlanArgs;
 use crate::machine;
+use crate::output;
 use crate::progress::say;
 use crate::quantity::KvCodecs;
 use rates::Rates;
@@ -31,6 +32,11 @@ fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     evanesce_engine::use_threads(args.threads.map(usize::from))?;
     if let Some(shape) = args.shape {
         return print_shape(shape, args.json);
+    }
+    if let Some(path) = args.report.as_deref() {
+        output::check(path, "plan.html")?;
+        let codecs = args.kv_codec.as_ref().and_then(KvCodecs::file);
+        output::check_distinct(&[("--report", Some(path))], &[("--kv-codec", codecs)])?;
     }
     let (name, planner) = planner(args)?;
     if planner.rollout().is_none() && args.kv_codec.is_some() {

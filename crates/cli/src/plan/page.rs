@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use evanesce_engine::EngineError;
 use evanesce_engine::plan::Plan;
 use html_escape::encode_text;
 
@@ -16,11 +15,6 @@ use crate::report::{Recorder, areas, document};
 /// # Errors
 /// When it cannot be written.
 pub(super) fn write(name: &str, plan: &Plan, rates: &Rates, path: &Path) -> anyhow::Result<()> {
-    if path.is_dir() {
-        return Err(
-            EngineError::file(path, "is a directory; name a file for the plan, such as plan.html").into()
-        );
-    }
     let mut recorder = Recorder::default();
     for unit in &plan.units {
         recorder.note(unit.stage, unit.memory.clone());
@@ -29,6 +23,7 @@ pub(super) fn write(name: &str, plan: &Plan, rates: &Rates, path: &Path) -> anyh
         plan.memory.iter().flat_map(|memory| memory.tiers.iter().map(|tier| tier.tier)).collect();
     let left_out = match plan.blocks_left_out {
         0 => String::new(),
+        1 => " One more block repeats the last ones.".to_owned(),
         n => format!(" {n} more blocks repeat the last ones."),
     };
     let body = format!(

@@ -4,7 +4,7 @@ use evanesce_engine::plan::{PagesIn, Plan, WeightsIn};
 
 use super::rates::Rates;
 use super::steps_of;
-use crate::quantity::show_bytes;
+use crate::quantity::{plural, show_bytes};
 
 pub(super) fn show(bytes: u64) -> String {
     show_bytes(usize::try_from(bytes).unwrap_or(usize::MAX))
@@ -16,12 +16,12 @@ pub(super) fn lines(name: &str, plan: &Plan, rates: &Rates) -> Vec<String> {
     let mut lines = vec![
         name.to_owned(),
         format!(
-            "{} frames of {}x{} at {} fps, {} steps, {} in {}",
-            spec.frames,
+            "{} of {}x{} at {} fps, {}, {} in {}",
+            plural(spec.frames, "frame"),
             spec.width,
             spec.height,
             spec.fps,
-            spec.steps(),
+            plural(spec.steps(), "step"),
             plural(spec.latent_frames(), "latent frame"),
             plural(plan.blocks, "block"),
         ),
@@ -35,10 +35,6 @@ pub(super) fn lines(name: &str, plan: &Plan, rates: &Rates) -> Vec<String> {
     lines.push(String::new());
     lines.extend(policy(plan, rates));
     lines
-}
-
-fn plural(n: usize, thing: &str) -> String {
-    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 
 fn tiers(plan: &Plan) -> Vec<String> {
@@ -116,7 +112,9 @@ fn traffic(plan: &Plan, rates: &Rates) -> Vec<String> {
     }
     if let Some(rate) = rates.flop_per_s {
         let total_s = flop / rate * steps_of(plan) as f64;
-        lines.push(format!("{} steps compute for about {}", steps_of(plan), show_seconds(total_s)));
+        let (steps, seconds) = (steps_of(plan), show_seconds(total_s));
+        let compute = if steps == 1 { "computes" } else { "compute" };
+        lines.push(format!("{} {compute} for about {seconds}", plural(steps, "step")));
     }
     lines
 }

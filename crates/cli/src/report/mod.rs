@@ -19,7 +19,7 @@ pub(crate) use waits::Waits;
 
 use crate::output;
 use crate::progress::StageTimes;
-use crate::quantity::show_bytes;
+use crate::quantity::{plural, show_bytes};
 
 const PICTURES: usize = 16;
 const PICTURE_PIXELS: usize = 96;
@@ -51,12 +51,12 @@ impl Page<'_> {
     fn html(&self) -> anyhow::Result<String> {
         let spec = &self.outcome.spec;
         let summary = format!(
-            "{} frames of {}x{} at {} fps, {} steps, seed {}, made in {:.1} s; the process held {} at its peak",
-            self.outcome.video.frames,
+            "{} of {}x{} at {} fps, {}, seed {}, made in {:.1} s; the process held {} at its peak",
+            plural(self.outcome.video.frames, "frame"),
             spec.width,
             spec.height,
             spec.fps,
-            spec.steps(),
+            plural(spec.steps(), "step"),
             spec.seed,
             self.total_s,
             show_bytes(self.process_peak_bytes)

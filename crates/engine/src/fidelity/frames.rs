@@ -54,7 +54,7 @@ impl Frames {
     /// Overwrites `frame` with the next one; the caller counts.
     ///
     /// # Errors
-    /// When the file ends early or cannot be decoded.
+    /// When the file ends early, cannot be decoded, or holds a number that is not finite.
     pub(super) fn next_into(&mut self, frame: &mut Vec<f32>) -> Result<()> {
         match self {
             Self::Tensor(tensor) => tensor.next_into(frame),
@@ -68,6 +68,8 @@ pub(super) struct TensorFrames {
     path: PathBuf,
     file: BufReader<File>,
     shape: (usize, usize, usize),
+    /// Numbers of the frames so far.
+    numbers_read: usize,
     bytes: Vec<u8>,
 }
 
@@ -97,6 +99,7 @@ impl TensorFrames {
             path: path.to_owned(),
             file: BufReader::new(file),
             shape: (frames, height, width),
+            numbers_read: 0,
             bytes: Vec::new(),
         })
     }
@@ -107,6 +110,12 @@ impl TensorFrames {
         self.file.read_exact(&mut self.bytes).map_err(|error| EngineError::file(&self.path, error))?;
         frame.clear();
         frame.extend(self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        if let Some(at) = frame.iter().position(|x| !x.is_finite()) {
+            let (number, place) = (frame[at], self.numbers_read + at);
+            let message = format!("`frames` holds {number} at position {place}; expected finite numbers");
+            return Err(EngineError::file(&self.path, message));
+        }
+        self.numbers_read += frame.len();
         Ok(())
     }
 }

@@ -37,13 +37,11 @@ pub struct Part {
 /// `block_frames` are the latent frames of the first block; the first of them is one frame, the others are four each.
 ///
 /// # Errors
-/// When a file cannot be read, or the two differ in size or length.
+/// When a file cannot be read or holds numbers that are not finite, or the two differ in size or length.
 pub fn compare(a: &Path, b: &Path, block_frames: usize, fps: Option<f64>) -> Result<Vec<Part>> {
     let (mut left, mut right) = (Frames::open(a)?, Frames::open(b)?);
     let (shape, other) = (left.shape(), right.shape());
     if shape != other {
-        let said =
-            |(frames, height, width): (usize, usize, usize)| format!("{frames} frames of {width}x{height}");
         return Err(EngineError::Request(format!(
             "{} has {}, {} has {}: only videos of one size and length can be compared",
             a.display(),
@@ -55,8 +53,7 @@ pub fn compare(a: &Path, b: &Path, block_frames: usize, fps: Option<f64>) -> Res
     let (frames, height, width) = shape;
     if frames == 0 || height.min(width) < ssim::WINDOW {
         let least = ssim::WINDOW;
-        let message =
-            format!("has {frames} frames of {width}x{height}; comparing takes 1 frame of {least}x{least}");
+        let message = format!("has {}; comparing takes 1 frame of {least}x{least}", said(shape));
         return Err(EngineError::file(a, message));
     }
     let fps = fps.or(left.fps()).or(right.fps()).unwrap_or(FPS);
@@ -80,6 +77,24 @@ pub fn compare(a: &Path, b: &Path, block_frames: usize, fps: Option<f64>) -> Res
 pub fn shape_of(path: &Path) -> Result<[usize; 3]> {
     let (frames, height, width) = Frames::open(path)?.shape();
     Ok([frames, height, width])
+}
+
+/// Reads a video or a file of frames to its end.
+///
+/// # Errors
+/// When [`compare`] could not read one of its frames.
+pub fn read_through(path: &Path) -> Result<()> {
+    let mut frames = Frames::open(path)?;
+    let mut frame = Vec::new();
+    for _ in 0..frames.shape().0 {
+        frames.next_into(&mut frame)?;
+    }
+    Ok(())
+}
+
+/// A length and a size in words.
+fn said((frames, height, width): (usize, usize, usize)) -> String {
+    format!("{frames} frame{} of {width}x{height}", if frames == 1 { "" } else { "s" })
 }
 
 /// The parts that a video of so many frames has.
@@ -198,12 +213,19 @@ mod tests {
         write_frames(&at("b"), &[frame(0, 0.0)]);
         let refusal = |a: &str, b: &str| compare(&at(a), &at(b), 3, None).unwrap_err().to_string();
         let lengths = refusal("a", "b");
-        assert!(lengths.contains("2 frames of 32x32") && lengths.contains("1 frames of 32x32"), "{lengths}");
+        assert!(lengths.contains("2 frames of 32x32") && lengths.contains("1 frame of 32x32"), "{lengths}");
         std::fs::write(at("text"), "neither a video nor frames, but long enough").unwrap();
         assert!(refusal("a", "text").contains("neither a video"));
         assert!(refusal("a", "missing").contains("missing"));
         let whole = std::fs::read(at("a")).unwrap();
         std::fs::write(at("cut"), &whole[..whole.len() - 7]).unwrap();
         assert!(refusal("a", "cut").contains("its header says"));
+        let mut spoilt = whole;
+        let last = spoilt.len() - 4;
+        spoilt[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+        std::fs::write(at("spoilt"), spoilt).unwrap();
+        let position = 2 * SIDE * SIDE * 3 - 1;
+        assert!(refusal("a", "spoilt").contains(&format!("NaN at position {position}")));
+        assert!(read_through(&at("spoilt")).is_err() && read_through(&at("a")).is_ok());
     }
 }

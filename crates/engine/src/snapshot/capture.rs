@@ -1,6 +1,6 @@
 //! A captured snapshot on its way to disk: parts, then the manifest that names them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::Arc;
@@ -69,7 +69,8 @@ impl Source for Job {
 }
 
 impl Capture {
-    /// Writes it; `None` when it turns out that the video cannot be gone on from. If it cannot be written, the last snapshot stands.
+    /// Writes it; `None` when it turns out that the video cannot be gone on from. If it cannot be written, the last snapshot stands,
+    /// or this one where all that failed was to make sure that its manifest stays.
     ///
     /// # Errors
     /// [`SnapshotError::Io`] when the store refuses.
@@ -93,6 +94,7 @@ impl Capture {
         else {
             return Ok(None);
         };
+        manifest.sequence = unused_sequence(store, manifest.sequence)?;
         let mut writing = Writing { store, sequence: manifest.sequence, written_bytes: 0, before: &before };
         let written = writing.all(&mut manifest, &entries, state, source);
         let written_bytes = writing.written_bytes;
@@ -105,11 +107,36 @@ impl Capture {
                 Ok(Some(Written { kept, taken }))
             }
             Err(error) => {
-                // Best effort: what stays is removed after the next snapshot.
-                drop(store.retain(&before.parts));
+                remove_leftovers(store, &before.parts);
                 Err(error)
             }
         }
+    }
+}
+
+/// The manifest that the store has now.
+fn published(store: &dyn SnapshotStore) -> Outcome<Option<Manifest>> {
+    let bytes = store.manifest().map_err(SnapshotError::read)?;
+    bytes.as_deref().map(Manifest::decode).transpose()
+}
+
+/// A number whose parts the manifest in the store does not name: it may be one whose publishing failed when it was in place already, and
+/// a part that is written over would be lost to it.
+fn unused_sequence(store: &dyn SnapshotStore, sequence: u64) -> Outcome<u64> {
+    match published(store) {
+        Ok(Some(standing)) => Ok(sequence.max(standing.sequence.wrapping_add(1))),
+        // Nobody goes on from a manifest that says nothing.
+        Ok(None) | Err(SnapshotError::Damaged(_) | SnapshotError::Foreign(_)) => Ok(sequence),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what a snapshot that failed has left, best effort: what stays is removed after the next one. After a power cut there is the
+/// manifest before or the one in the store now, so parts of both stay; where that one cannot be read, all do.
+fn remove_leftovers(store: &dyn SnapshotStore, before: &BTreeSet<String>) {
+    if let Ok(standing) = published(store) {
+        let named = standing.map(|manifest| manifest.parts()).unwrap_or_default();
+        drop(store.retain(&(before | &named)));
     }
 }
 

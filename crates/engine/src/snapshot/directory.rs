@@ -103,6 +103,7 @@ impl SnapshotStore for SnapshotDirectory {
         // The names of all parts are on disk before the manifest that names them is.
         self.sync()?;
         fs::rename(self.path.join(MANIFEST_NEW), self.path.join(MANIFEST))?;
+        // Where this fails the manifest is in place all the same, and a power cut may bring back the one before.
         self.sync()
     }
 

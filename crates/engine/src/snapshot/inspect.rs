@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use super::manifest::{Manifest, sum_bytes};
 use super::parts::verify;
 use super::{SnapshotError, SnapshotStore};
+use crate::run::Phase;
 
 /// A snapshot that was read through and verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents {
     /// How many snapshots the job had taken.
     pub sequence: u64,
-    /// The unit that comes next, in the engine's words.
+    /// The unit of work that comes next, in words; whatever is counted in them is counted from 1.
     pub next: String,
     /// Entries by kind.
     pub kinds: BTreeMap<String, KindContents>,
@@ -46,9 +47,25 @@ pub fn inspect(store: &dyn SnapshotStore) -> Result<Option<Contents>, SnapshotEr
     }
     Ok(Some(Contents {
         sequence: manifest.sequence,
-        next: format!("{:?}", manifest.phase),
+        next: words(manifest.phase),
         kinds,
         video_bytes: sum_bytes(&manifest.video.stream),
         held_bytes: sum_bytes(manifest.extents()),
     }))
+}
+
+fn words(unit: Phase) -> String {
+    // A manifest may say any number.
+    let nth = |at: usize| at.saturating_add(1);
+    match unit {
+        Phase::Prompt { at } => format!("prompt {}", nth(at)),
+        Phase::Noise { block } => format!("noise of block {}", nth(block)),
+        Phase::Step { block, at } => format!("denoising step {} of block {}", nth(at), nth(block)),
+        Phase::Commit { block, at } => {
+            format!("pass {} that keeps keys and values of block {}", nth(at), nth(block))
+        }
+        Phase::LatentFrame { at } => format!("decoding of latent frame {}", nth(at)),
+        Phase::Close => "closing of the video".to_owned(),
+        Phase::Done => "nothing".to_owned(),
+    }
 }

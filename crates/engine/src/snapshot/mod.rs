@@ -101,7 +101,7 @@ pub trait SnapshotStore {
     /// Replaces the manifest in one step. When it returns, it survives a power cut.
     ///
     /// # Errors
-    /// When that fails: the manifest before is there then.
+    /// When that fails: the manifest before is there then, or this one, if only the power cut is in doubt.
     fn publish(&self, manifest: &[u8]) -> io::Result<()>;
 
     /// The manifest; `None` when none was ever published.

@@ -55,7 +55,7 @@ impl JobRun<'_> {
     /// When it stands where the last snapshot was taken, that one is given as it is, with nothing written. Costs what is new since the last snapshot, which must be in the same `store`.
     ///
     /// # Errors
-    /// [`EngineError::Snapshot`] when the store refuses. The job is as before, and so is the last snapshot.
+    /// [`EngineError::Snapshot`] when the store refuses. The job is as before, and it can be gone on from the last snapshot or from this one.
     pub fn snapshot(&mut self, store: &dyn SnapshotStore, mode: SnapshotMode) -> Result<Option<Taken>> {
         if self.is_captured || !self.can_be_saved(mode) {
             return Ok(None);

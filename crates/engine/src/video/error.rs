@@ -64,8 +64,8 @@ pub enum VideoError {
     Io {
         /// The path as the caller gave it.
         path: PathBuf,
-        /// The operating system's reason.
-        source: io::Error,
+        /// The operating system's reason. Raw, or it would be the error's source too, and said twice.
+        r#source: io::Error,
     },
 }
 
@@ -99,12 +99,20 @@ fn io_sentence(path: &Path, source: &io::Error) -> String {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             format!("the directory of {path} is not writable: choose another output directory")
         }
-        _ => format!("cannot write {path}: {source}"),
+        _ => format!("cannot write {path}: {}", system_reason(source)),
     }
+}
+
+/// What the system said, without the name that the file has while it is written, which `tempfile` adds.
+fn system_reason(source: &io::Error) -> String {
+    let said = source.to_string();
+    said.split_once(" at path ").map_or(said.as_str(), |(reason, _)| reason).to_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error as _;
+
     use super::*;
 
     fn sentence(kind: io::ErrorKind) -> String {
@@ -118,5 +126,13 @@ mod tests {
         assert!(sentence(io::ErrorKind::ReadOnlyFilesystem).contains("dir/out.mp4 is not writable"));
         assert!(sentence(io::ErrorKind::PermissionDenied).contains("dir/out.mp4 is not writable"));
         assert!(sentence(io::ErrorKind::Interrupted).starts_with("cannot write dir/out.mp4"));
+    }
+
+    #[test]
+    fn a_reason_is_said_once_and_without_the_name_of_a_file_that_nobody_sees() {
+        let source = io::Error::other("too many open files at path \"dir/.evanesce-1.mp4.part\"");
+        let error = VideoError::io(Path::new("dir/out.mp4"), source);
+        assert_eq!(error.to_string(), "cannot write dir/out.mp4: too many open files");
+        assert!(error.source().is_none());
     }
 }

@@ -33,7 +33,7 @@ pub(super) struct Fragments {
 }
 
 impl Fragments {
-    /// Starts the file, over whatever is at `path`.
+    /// Starts the file, over whatever file is at `path`, which is no link: it is removed when the video fails.
     ///
     /// # Errors
     /// [`VideoError::Io`] when it cannot be created.

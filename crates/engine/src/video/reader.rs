@@ -11,6 +11,9 @@ use super::colour;
 use super::error::{Result, VideoError};
 use super::track::Track;
 
+/// Said of a frame that is not decoded, in place of the decoder's own words, which are numbers.
+const NOT_DECODED: &str = "it is damaged, or no H.264 of baseline or main profile without B-frames, which is what is read here and what ffmpeg makes with -bf 0";
+
 const START_CODE: [u8; 4] = [0, 0, 0, 1];
 
 /// Reads one frame after the other.
@@ -103,8 +106,8 @@ impl Mp4Reader {
         let mut stream = std::mem::take(&mut self.parameter_sets);
         append_units(&mut stream, &sample, self.length_bytes)
             .ok_or_else(|| wrong(&"its units are cut short"))?;
-        let picture = self.decoder.decode(&stream).map_err(|error| wrong(&error))?;
-        let picture = picture.ok_or_else(|| wrong(&"it is no whole picture, or not in order"))?;
+        let picture = self.decoder.decode(&stream).map_err(|_| wrong(&NOT_DECODED))?;
+        let picture = picture.ok_or_else(|| wrong(&NOT_DECODED))?;
         if picture.dimensions() != (self.width, self.height) {
             return Err(wrong(&"its size is not the track's"));
         }

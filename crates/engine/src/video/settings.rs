@@ -92,11 +92,11 @@ impl VideoSettings {
         self.fps * 2
     }
 
+    /// Whether the encoder that is built in can make such a video.
+    ///
     /// # Errors
     /// [`VideoError::Settings`] naming the first value out of range.
-    pub(super) fn check(&self) -> Result<()> {
-        check_edge("width", self.width)?;
-        check_edge("height", self.height)?;
+    pub fn check(&self) -> Result<()> {
         let (short, long) = (self.width.min(self.height), self.width.max(self.height));
         if long > MAX_LONG_EDGE_PX || short > MAX_SHORT_EDGE_PX {
             return Err(VideoError::Settings(format!(
@@ -104,6 +104,9 @@ impl VideoSettings {
                 self.width, self.height
             )));
         }
+        // Both limits are multiples of the grid, so the nearest edge is within them.
+        check_edge("width", self.width)?;
+        check_edge("height", self.height)?;
         if !(1..=MAX_FPS).contains(&self.fps) {
             return Err(VideoError::Settings(format!(
                 "frame rate {} is out of range: choose 1 to {MAX_FPS} frames per second",
@@ -140,6 +143,8 @@ mod tests {
             "video height 73 is not a positive multiple of 16: the nearest is 80"
         );
         assert!(refusal(0, 64, 16).ends_with("the nearest is 16"));
+        assert!(refusal(3839, 2159, 16).ends_with("the nearest is 3840"));
+        assert!(refusal(64, 5000, 16).contains("up to 3840x2160"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::index::SampleTable;
 use super::muxer::Muxer;
 use super::settings::VideoSettings;
 use super::sink::{FrameSink, SinkState, VideoSummary};
+use crate::output::{directory_of, file_place};
 
 /// Writes frames to an H.264 MP4 as they come.
 ///
@@ -35,20 +36,20 @@ pub struct Mp4Writer {
 }
 
 impl Mp4Writer {
-    /// A video that will replace whatever file is at `path`.
+    /// A video that will replace whatever file is at `path`, or where a link there leads.
     ///
     /// # Errors
-    /// [`VideoError::Settings`] for settings out of range, [`VideoError::Output`] if `path` is a directory or its
-    /// directory is missing, [`VideoError::Io`] if that directory is not writable.
+    /// [`VideoError::Settings`] for settings out of range, [`VideoError::Output`] if `path` is a directory, a device or a
+    /// pipe, or its directory is missing, [`VideoError::Io`] if that directory is not writable.
     pub fn create(path: &Path, settings: VideoSettings) -> Result<Self> {
         settings.check()?;
-        let directory = output_directory(path)?;
-        let file = temporary_file(directory).map_err(|e| VideoError::io(path, e))?;
+        let place = file_place(path).map_err(|reason| VideoError::output(path, reason))?;
+        let file = temporary_file(directory_of(&place)).map_err(|e| VideoError::io(path, e))?;
         Ok(Self {
-            path: path.to_path_buf(),
+            path: place.clone(),
             settings,
             encoder: H264Encoder::new(&settings)?,
-            muxer: Muxer::new(file, path.to_path_buf()),
+            muxer: Muxer::new(file, place),
             fragments: None,
             failed_frame: None,
             complete_bytes: None,
@@ -63,7 +64,7 @@ impl Mp4Writer {
     /// As for [`create`](Self::create).
     pub fn create_growing(path: &Path, settings: VideoSettings) -> Result<Self> {
         let mut writer = Self::create(path, settings)?;
-        writer.fragments = Some(Fragments::create(path, settings)?);
+        writer.fragments = Some(Fragments::create(&writer.path, settings)?);
         Ok(writer)
     }
 
@@ -208,23 +209,6 @@ impl FrameSink for Mp4Writer {
     }
 }
 
-/// The directory that `path` lies in, once it is sure that `path` can name a file.
-fn output_directory(path: &Path) -> Result<&Path> {
-    let names_directory = path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/");
-    if names_directory || path.file_name().is_none() {
-        return Err(VideoError::output(path, "it names a directory, not a file such as out.mp4"));
-    }
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    if !directory.is_dir() {
-        let reason = format!("there is no directory {}: create it first", directory.display());
-        return Err(VideoError::output(path, reason));
-    }
-    Ok(directory)
-}
-
 fn temporary_file(directory: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".evanesce-").suffix(".mp4.part");
@@ -242,8 +226,7 @@ fn publish(file: NamedTempFile, path: &Path) -> io::Result<()> {
 
 #[cfg(unix)]
 fn sync_directory_of(path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match File::open(directory)?.sync_all() {
+    match File::open(directory_of(path))?.sync_all() {
         // Some network file systems cannot sync a directory; the file itself is safe.
         Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(()),
         outcome => outcome,

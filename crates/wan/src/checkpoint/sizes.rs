@@ -2,6 +2,10 @@
 
 use crate::error::{Result, WanError};
 
+/// Pixels on one side, at most: as many as Wan2.2's 1024 positions along an axis carry. A checkpoint that names more positions makes
+/// no larger frames, so that bytes of frames can always be counted.
+const SIDE_PIXELS_MAX: usize = 16_384;
+
 /// Pixels and frames that the VAE and the patches can carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SizeRule {
@@ -21,8 +25,9 @@ impl SizeRule {
     /// # Errors
     /// [`WanError::Request`] with the nearest size that would do.
     pub fn validate_size(&self, width: usize, height: usize) -> Result<()> {
+        let positions = self.positions.min(SIDE_PIXELS_MAX / self.pixels).max(1);
         let nearest = |side: usize| {
-            let multiple = (side.saturating_add(self.pixels / 2) / self.pixels).clamp(1, self.positions);
+            let multiple = (side.saturating_add(self.pixels / 2) / self.pixels).clamp(1, positions);
             multiple * self.pixels
         };
         let (near_width, near_height) = (nearest(width), nearest(height));
@@ -34,7 +39,7 @@ impl SizeRule {
              {near_width}x{near_height}",
             self.pixels,
             self.pixels,
-            self.pixels * self.positions
+            self.pixels * positions
         )))
     }
 
@@ -58,5 +63,28 @@ impl SizeRule {
             "{frames} frames cannot be made: it must be {}n+1 up to {longest}, the nearest is {nearest}",
             self.frames
         )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_size_is_one_that_can_be_made() {
+        for (positions, most) in [(4, 64), (1024, 16_384), (1 << 20, 16_384)] {
+            let rule = SizeRule { pixels: 16, frames: 4, positions, latent_frames: 1024 };
+            for side in [0, 7, 63, 65, 4097, 16_384, 16_400, usize::MAX] {
+                let nearest = (side.saturating_add(8) / 16 * 16).clamp(16, most);
+                assert!(rule.validate_size(nearest, 16).is_ok(), "{side}");
+                let refused = rule.validate_size(16, side).err().map(|error| error.to_string());
+                match refused {
+                    None => assert_eq!(nearest, side),
+                    Some(sentence) => {
+                        assert!(sentence.ends_with(&format!("the nearest is 16x{nearest}")), "{sentence}")
+                    }
+                }
+            }
+        }
     }
 }
