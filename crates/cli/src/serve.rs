@@ -1,6 +1,6 @@
 //! `evanesce serve`: configuration, then the service until it is asked to stop.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -32,9 +32,27 @@ fn is_input(error: &anyhow::Error) -> bool {
     match error.downcast_ref::<ServeError>() {
         Some(ServeError::Config(_) | ServeError::InUse(_)) => true,
         Some(ServeError::Engine(error)) => engine(error),
+        Some(ServeError::Io { source, .. }) => is_named_wrongly(source.kind()),
         Some(_) => false,
         None => error.is::<ConfigError>() || error.downcast_ref::<EngineError>().is_some_and(engine),
     }
+}
+
+/// Whether the address or the directory that was named is to blame, such as a port that is in use, and not the machine.
+fn is_named_wrongly(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::AddrInUse
+            | ErrorKind::AddrNotAvailable
+            | ErrorKind::AlreadyExists
+            | ErrorKind::InvalidFilename
+            | ErrorKind::InvalidInput
+            | ErrorKind::IsADirectory
+            | ErrorKind::NotADirectory
+            | ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::ReadOnlyFilesystem
+    )
 }
 
 fn serve(args: Serve) -> anyhow::Result<()> {
@@ -70,10 +88,14 @@ fn serve(args: Serve) -> anyhow::Result<()> {
 
 /// The file's configuration with the flags laid over it.
 fn config(args: Serve) -> Result<Config, ConfigError> {
-    let mut config = match &args.config {
+    let path = args.config;
+    let named = |problem: String| match &path {
+        None => ConfigError(problem),
+        Some(path) => ConfigError(format!("{}: {problem}", path.display())),
+    };
+    let mut config = match &path {
         None => Config::default(),
         Some(path) => {
-            let named = |problem: String| ConfigError(format!("{}: {problem}", path.display()));
             let text = std::fs::read_to_string(path).map_err(|error| named(error.to_string()))?;
             let directory = path.parent().unwrap_or(Path::new(""));
             Config::read(&text, directory).map_err(|error| named(error.to_string()))?
@@ -87,16 +109,53 @@ fn config(args: Serve) -> Result<Config, ConfigError> {
     config.threads = args.threads.map(usize::from).or(config.threads);
     let format = args.log_format.as_deref().and_then(LogFormat::from_name);
     config.log_format = format.unwrap_or(config.log_format);
-    config.check()?;
+    config.check().map_err(|error| named(error.to_string()))?;
     Ok(config)
 }
 
 fn print_key(tenant: &str) -> anyhow::Result<()> {
+    if tenant.is_empty() || tenant.contains(char::is_control) {
+        let sentence = "--new-key needs a tenant's name: at least one character, and no control characters";
+        return Err(ConfigError(sentence.to_owned()).into());
+    }
     let key = format!("ev-{}", random_hex::<24>().context("no randomness")?);
     let digest = key_digest(&key);
     let secret = Secret::draw().context("no randomness")?.text();
+    let tenant = toml_string(tenant);
     let text = format!(
-        "# The key, which is kept nowhere: {key}\n[[keys]]\ntenant = {tenant:?}\nblake3 = \"{digest}\"\nwebhook_secret = \"{secret}\"\n"
+        "# The key, which is kept nowhere: {key}\n[[keys]]\ntenant = {tenant}\nblake3 = \"{digest}\"\nwebhook_secret = \"{secret}\"\n"
     );
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
+}
+
+/// Text without control characters as TOML writes it.
+fn toml_string(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenants_are_written_so_that_a_configuration_with_them_is_read() {
+        for tenant in ["alice", "a \"quoted\" one", "C:\\jobs", "d'Arc", "\u{200b}zero width"] {
+            let digest = key_digest(tenant);
+            let section = format!("[[keys]]\ntenant = {}\nblake3 = \"{digest}\"", toml_string(tenant));
+            assert_eq!(Config::parse(&section).unwrap().keys[0].tenant, tenant);
+        }
+        for tenant in ["", "a\nb", "\u{1b}[0m", "\u{85}"] {
+            assert!(is_input(&print_key(tenant).unwrap_err()), "{tenant:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_or_a_directory_that_cannot_be_used_is_bad_input_and_a_full_disk_is_not() {
+        let failed = |kind: ErrorKind| ServeError::Io { what: "cannot".to_owned(), source: kind.into() };
+        for kind in [ErrorKind::AddrInUse, ErrorKind::PermissionDenied, ErrorKind::AlreadyExists] {
+            assert!(is_input(&failed(kind).into()), "{kind}");
+        }
+        assert!(!is_input(&failed(ErrorKind::StorageFull).into()));
+        assert!(is_input(&ServeError::InUse("data".into()).into()));
+    }
 }

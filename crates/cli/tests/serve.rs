@@ -366,7 +366,7 @@ fn a_job_that_waits_for_space_is_made_however_often_the_service_is_killed_meanwh
     // More starts than a job gets whose starts have no end.
     for _ in 0..25 {
         let waits = || {
-            let line = "evanesce_job_moves_total{how=\"waits_for_space\"} ";
+            let line = "evanesce_job_moves_total{how=\"put_off\"} ";
             let metrics = serving.client.get("/metrics").text();
             metrics.lines().find_map(|found| found.strip_prefix(line)).is_some_and(|n| n != "0")
         };

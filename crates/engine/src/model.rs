@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use evanesce_cache::{Budgets, Cache, Counters, Disk, Tier};
+use evanesce_cache::{Budgets, Cache, Counters, Disk};
 use evanesce_wan::checkpoint::Checkpoint;
 use evanesce_wan::text::{TextEncoder, Tokenizer};
 use evanesce_wan::transformer::Transformer;
@@ -136,12 +136,11 @@ impl Model {
         Ok([cond?.len(), uncond?.len()])
     }
 
-    /// As [`Self::device_bytes_needed`], with what the tiers below can take at this moment.
+    /// As [`Self::device_bytes_needed`], where the tiers below take what is not read at once: so many bytes in the host, and the disk.
     ///
     /// # Errors
     /// When a prompt cannot be tokenized.
-    pub fn device_bytes_least(&self, spec: &JobSpec) -> Result<u64> {
-        let host_bytes = self.counters().tier(Tier::Host).budget_bytes;
+    pub fn device_bytes_least(&self, spec: &JobSpec, host_bytes: u64) -> Result<u64> {
         let needs = Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?);
         Ok(needs.device_bytes_beside(host_bytes, self.cache.disk()))
     }

@@ -1,7 +1,7 @@
 //! What jobs under way are doing right now, and who wants to be told. Written by the engine's thread only; nothing here needs to
 //! survive the process.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -95,12 +95,21 @@ struct Posted {
     told: Stopwatch,
 }
 
+/// What the engine has yet to hear of a job that is over in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unheard {
+    /// That it is over: it may be in the middle of a unit.
+    End,
+    /// Perhaps even that it has come: it was not posted when it was ended.
+    Arrival,
+}
+
 /// What is posted, and whose posts are not taken any more.
 #[derive(Debug, Default)]
 struct Posts {
     jobs: BTreeMap<VideoId, Posted>,
-    /// Jobs that are over in the store; the engine has yet to hear of it, and may be in the middle of a unit.
-    closed: BTreeSet<VideoId>,
+    /// Jobs that are over in the store.
+    closed: BTreeMap<VideoId, Unheard>,
 }
 
 /// The board.
@@ -142,11 +151,16 @@ impl Board {
         Some((posted.job.clone(), posted.live))
     }
 
+    /// The epoch of a job that waits or is under way, as it was posted last; `None` for all others.
+    pub(crate) fn epoch(&self, id: &VideoId) -> Option<i64> {
+        self.posts().jobs.get(id).map(|posted| posted.job.epoch)
+    }
+
     /// Takes a job off the board that somebody has ended in the store: nothing that is posted of it is taken any more.
     pub(crate) fn close(&self, id: &VideoId) {
         let mut posts = self.posts();
-        posts.jobs.remove(id);
-        posts.closed.insert(id.clone());
+        let unheard = if posts.jobs.remove(id).is_some() { Unheard::End } else { Unheard::Arrival };
+        posts.closed.entry(id.clone()).or_insert(unheard);
     }
 
     /// How many jobs of each class wait, and how many are under way.
@@ -191,7 +205,7 @@ impl Board {
     pub(crate) fn post(&self, job: &Job, live: Live) {
         let interval = self.progress_interval();
         let mut posts = self.posts();
-        if posts.closed.contains(&job.id) {
+        if posts.closed.contains_key(&job.id) {
             return;
         }
         let before = posts.jobs.get(&job.id);
@@ -208,17 +222,38 @@ impl Board {
         }
     }
 
+    /// Posts that a job under way holds nothing now: it waits in its snapshot.
+    pub(crate) fn let_go(&self, id: &VideoId) {
+        let before = self.posts().jobs.get(id).map(|posted| (posted.job.clone(), posted.live));
+        if let Some((job, live)) = before {
+            let memory = live.memory.map(JobMemory::let_go);
+            self.post(&job, Live { memory, holder: None, ..live });
+        }
+    }
+
     /// Takes a job that has ended off the board, and tells listeners how.
     pub(crate) fn end(&self, job: &Job) {
-        self.forget(&job.id);
+        self.settle(&job.id);
         self.tell_video(job, None);
         self.ended.notify_one();
     }
 
-    fn forget(&self, id: &VideoId) {
+    /// Takes off the board what there is of a job, because the engine has it no more and posts nothing of it from now on. Tells
+    /// nobody: that is for [`Self::end`] and [`Self::delete`], which may come before or after this.
+    pub(crate) fn forget(&self, id: &VideoId) {
         let mut posts = self.posts();
         posts.jobs.remove(id);
         posts.closed.remove(id);
+    }
+
+    /// Takes off the board a job of whose end the engine has heard. One that it has perhaps not heard of before stays closed, or it
+    /// would be posted as one that waits when it arrives; the engine forgets it when it finds that it cannot be claimed.
+    fn settle(&self, id: &VideoId) {
+        let mut posts = self.posts();
+        posts.jobs.remove(id);
+        if posts.closed.get(id) == Some(&Unheard::End) {
+            posts.closed.remove(id);
+        }
     }
 
     /// Waits until some job has ended since this was last asked; for one waiter.
@@ -228,7 +263,12 @@ impl Board {
 
     /// Takes a job that was deleted off the board, and tells listeners.
     pub(crate) fn delete(&self, job: &Job) {
-        self.forget(&job.id);
+        if job.status.is_over() {
+            // One that was over before it was deleted arrived long ago: nothing else would take it from here.
+            self.forget(&job.id);
+        } else {
+            self.settle(&job.id);
+        }
         if let Ok(json) = serde_json::to_string(&DeletedVideo::new(&job.id)) {
             self.tell(Update::Deleted { tenant: job.tenant.clone(), id: job.id.clone(), json: json.into() });
         }
@@ -259,5 +299,155 @@ impl Board {
     fn tell(&self, update: Update) {
         // Nobody listening is no failure.
         drop(self.updates.send(update));
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::clock::UnixMs;
+    use crate::job::{Failure, Status};
+
+    /// A job that waits.
+    pub(crate) fn waiting() -> Job {
+        let order = json!({"model": "shapes", "prompt": "a red ball", "negative_prompt": "", "width": 64, "height": 64,
+            "frames": 17, "fps": 16, "seconds": "1.06", "steps": 2, "guidance_high": 1.0, "guidance_low": 1.0,
+            "boundary": 0.875, "shift": 3.0, "seed": 1, "class": "standard", "quality": "balanced", "deadline_s": null,
+            "device_bytes": 0});
+        Job {
+            seq: 1,
+            id: VideoId::draw().unwrap(),
+            tenant: "a".to_owned(),
+            order: serde_json::from_value(order).unwrap(),
+            status: Status::Queued,
+            created: UnixMs(0),
+            started: None,
+            ended: None,
+            expires: None,
+            epoch: 0,
+            failure: None,
+            memory: None,
+            degradations: Vec::new(),
+            webhook: None,
+        }
+    }
+
+    fn cancelled(job: &Job) -> Job {
+        let failure = Some(Failure::cancelled());
+        Job { status: Status::Failed, ended: Some(UnixMs(1)), failure, ..job.clone() }
+    }
+
+    /// How the engine hears that a job is over.
+    #[derive(Clone, Copy, Debug)]
+    enum Over {
+        Cancelled,
+        Deleted,
+    }
+
+    impl Over {
+        const ALL: [Self; 2] = [Self::Cancelled, Self::Deleted];
+
+        fn hear(self, board: &Board, job: &Job) {
+            match self {
+                Self::Cancelled => board.end(&cancelled(job)),
+                Self::Deleted => board.delete(job),
+            }
+        }
+
+        /// What a listener is told.
+        fn told(self) -> &'static str {
+            match self {
+                Self::Cancelled => "failed, over: true",
+                Self::Deleted => "deleted",
+            }
+        }
+    }
+
+    /// What a listener has been told since the last look.
+    fn told(updates: &mut broadcast::Receiver<Update>) -> Vec<String> {
+        let told = std::iter::from_fn(|| updates.try_recv().ok()).map(|update| match update {
+            Update::Video { json, is_over, .. } => {
+                let video: Value = serde_json::from_str(&json).unwrap();
+                format!("{}, over: {is_over}", video["status"].as_str().unwrap())
+            }
+            Update::Deleted { .. } => "deleted".to_owned(),
+            Update::Memory(json) => json.to_string(),
+        });
+        told.collect()
+    }
+
+    /// How many jobs wait or are under way.
+    fn open(board: &Board) -> usize {
+        board.counts().iter().map(|(_, waiting, under_way)| waiting + under_way).sum()
+    }
+
+    #[test]
+    fn a_job_that_is_over_before_the_engine_hears_of_it_is_never_shown_as_one_that_waits() {
+        for over in Over::ALL {
+            let (board, job) = (Board::default(), waiting());
+            let mut updates = board.listen();
+            board.close(&job.id);
+            over.hear(&board, &job);
+            assert_eq!(told(&mut updates), [over.told()]);
+            // Now it arrives, and is posted until it is chosen and cannot be claimed.
+            for queue_position in [2, 1] {
+                board.post(&job, Live { queue_position: Some(queue_position), ..Live::default() });
+                assert!(board.open_job("a", &job.id).is_none(), "{over:?}");
+            }
+            assert_eq!((open(&board), told(&mut updates)), (0, Vec::new()), "{over:?}");
+            board.forget(&job.id);
+            assert!(board.posts().closed.is_empty(), "{over:?}");
+        }
+    }
+
+    #[test]
+    fn a_job_that_the_engine_drops_is_off_the_board_and_its_end_is_told_once() {
+        for over in Over::ALL {
+            for (is_closed, is_before) in [(false, false), (false, true), (true, false), (true, true)] {
+                let (board, job, other) = (Board::default(), waiting(), waiting());
+                board.post(&other, Live::default());
+                board.post(&job, Live::default());
+                let mut updates = board.listen();
+                if is_closed {
+                    board.close(&job.id);
+                }
+                if is_before {
+                    board.forget(&job.id);
+                    assert_eq!((open(&board), told(&mut updates)), (1, Vec::new()));
+                }
+                over.hear(&board, &job);
+                board.forget(&job.id);
+                assert_eq!(told(&mut updates), [over.told()]);
+                assert!(board.open_job("a", &job.id).is_none() && board.open_job("a", &other.id).is_some());
+                assert_eq!(open(&board), 1);
+                assert!(board.posts().closed.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_posted_of_a_job_after_its_end_was_told_goes_when_the_engine_drops_it() {
+        let (board, job) = (Board::default(), waiting());
+        // Cancelled and deleted, and only then heard of.
+        board.close(&job.id);
+        board.end(&cancelled(&job));
+        board.close(&job.id);
+        board.delete(&cancelled(&job));
+        board.post(&job, Live::default());
+        board.forget(&job.id);
+        assert!(board.open_job("a", &job.id).is_none());
+        assert_eq!((open(&board), board.posts().closed.len()), (0, 0));
+    }
+
+    #[test]
+    fn deleting_jobs_that_have_ended_leaves_nothing_of_them_on_the_board() {
+        let (board, job) = (Board::default(), waiting());
+        board.post(&job, Live::default());
+        board.end(&cancelled(&job));
+        board.close(&job.id);
+        board.delete(&cancelled(&job));
+        assert!(board.posts().closed.is_empty());
     }
 }

@@ -8,13 +8,19 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::job::Class;
 use crate::nearest::nearest;
+
+use keys::check_keys;
 
 pub use keys::KeyConfig;
 pub use outside::{EncoderConfig, LogFormat, TraceConfig, WebhookConfig};
 
 /// Every key, commented: what `evanesce serve --print-config` prints.
 pub const TEMPLATE: &str = include_str!("evanesce.toml");
+
+/// Threads for arithmetic, at most.
+const THREADS_MAX: usize = 1024;
 
 /// Why a configuration was refused: one sentence.
 #[derive(Debug, thiserror::Error)]
@@ -333,7 +339,7 @@ impl Config {
     /// One sentence: a key that is not known and the nearest that is, or a value of the wrong type.
     pub fn read(text: &str, directory: &Path) -> Result<Self, ConfigError> {
         let table: toml::Table =
-            text.parse().map_err(|error: toml::de::Error| ConfigError(one_line(&error)))?;
+            text.parse().map_err(|error: toml::de::Error| ConfigError(one_line(text, &error)))?;
         refuse_unknown("", &table, TOP)?;
         let sections = [
             ("queue", QUEUE),
@@ -360,7 +366,7 @@ impl Config {
                 refuse_unknown("keys.", key, KEYS)?;
             }
         }
-        let mut config: Self = toml::from_str(text).map_err(|error| ConfigError(one_line(&error)))?;
+        let mut config: Self = toml::from_str(text).map_err(|error| ConfigError(one_line(text, &error)))?;
         if table.contains_key("data") {
             config.data = directory.join(config.data);
         }
@@ -380,12 +386,17 @@ impl Config {
     /// One sentence with the key, its value and what would be right.
     pub fn check(&self) -> Result<(), ConfigError> {
         let refuse = |sentence: String| Err(ConfigError(sentence));
-        let QueueConfig { jobs_max, jobs_per_tenant_max, under_way_max, starts_max, .. } = self.queue;
-        if jobs_max < 1 || jobs_per_tenant_max < 1 || under_way_max < 1 || starts_max < 1 {
+        let QueueConfig { jobs_max, jobs_per_tenant_max, under_way_max, ageing_units, starts_max } =
+            self.queue;
+        let takes_no_turns = under_way_max < 1 || ageing_units < 1;
+        if takes_no_turns || jobs_max < 1 || jobs_per_tenant_max < 1 || starts_max < 1 {
             return refuse(
-                "jobs_max, jobs_per_tenant_max, under_way_max and starts_max of [queue] are at least 1"
+                "jobs_max, jobs_per_tenant_max, under_way_max, ageing_units and starts_max of [queue] are at least 1"
                     .to_owned(),
             );
+        }
+        if let Some(threads) = self.threads.filter(|threads| !(1..=THREADS_MAX).contains(threads)) {
+            return refuse(format!("threads is {threads}; it lies between 1 and {THREADS_MAX}"));
         }
         if !(0.0..=1e6).contains(&self.retention_hours) {
             return refuse(format!(
@@ -393,18 +404,11 @@ impl Config {
                 self.retention_hours
             ));
         }
-        if !(0.1..=3600.0).contains(&self.limits.client_seconds_max) {
-            let seconds = self.limits.client_seconds_max;
-            return refuse(format!("client_seconds_max is {seconds}; it lies between 0.1 and 3600"));
-        }
-        if self.limits.header_bytes_max < 8192 || self.limits.connections_max < 1 {
-            return refuse("header_bytes_max is at least 8192, and connections_max at least 1".to_owned());
-        }
+        self.limits.check()?;
+        self.check_classes()?;
         self.check_memory()?;
         self.check_outside()?;
-        for key in &self.keys {
-            key.check()?;
-        }
+        check_keys(&self.keys)?;
         if !self.listen.ip().is_loopback() && self.keys.is_empty() {
             return refuse(format!(
                 "{} can be reached by others, so it needs keys: add one that `evanesce serve --new-key TENANT` prints, or listen on 127.0.0.1",
@@ -415,9 +419,31 @@ impl Config {
     }
 }
 
+impl Limits {
+    /// Checks that something is left to ask for.
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |sentence: String| Err(ConfigError(sentence));
+        if !(0.1..=3600.0).contains(&self.client_seconds_max) {
+            let seconds = self.client_seconds_max;
+            return refuse(format!("client_seconds_max is {seconds}; it lies between 0.1 and 3600"));
+        }
+        if self.header_bytes_max < 8192 || self.connections_max < 1 {
+            return refuse("header_bytes_max is at least 8192, and connections_max at least 1".to_owned());
+        }
+        let Self { body_bytes_max, prompt_chars_max, pixels_max, frames_max, steps_max, .. } = *self;
+        if [body_bytes_max, prompt_chars_max, pixels_max, frames_max, steps_max].contains(&0) {
+            return refuse(
+                "body_bytes_max, prompt_chars_max, pixels_max, frames_max and steps_max of [limits] are at least 1"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+}
+
 impl Config {
-    /// Checks shares and marks.
-    fn check_memory(&self) -> Result<(), ConfigError> {
+    /// Checks shares.
+    fn check_classes(&self) -> Result<(), ConfigError> {
         let refuse = |sentence: String| Err(ConfigError(sentence));
         let classes = self.classes.all();
         let shares = classes.iter().flat_map(|class| {
@@ -439,14 +465,40 @@ impl Config {
         {
             return refuse("the guarantees of [classes] add up to more than 1 in one tier".to_owned());
         }
+        for (class, shares) in Class::ALL.into_iter().zip(classes) {
+            let tiers = [
+                ("device", shares.device_guarantee, shares.device_limit),
+                ("host", shares.host_guarantee, shares.host_limit),
+                ("disk", shares.disk_guarantee, shares.disk_limit),
+            ];
+            if let Some((tier, guarantee, limit)) = tiers.into_iter().find(|(_, least, most)| least > most) {
+                let class = class.as_str();
+                return refuse(format!(
+                    "{tier}_guarantee of [classes.{class}] is {guarantee}, above its {tier}_limit, which is {limit}; a class cannot count on more than it may have"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks when snapshots are taken, and marks.
+    fn check_memory(&self) -> Result<(), ConfigError> {
+        let refuse = |sentence: String| Err(ConfigError(sentence));
         let SnapshotConfig { every_units, every_seconds, share_max, .. } = self.snapshots;
-        if every_units < 1 || every_seconds <= 0.0 || !(0.001..=1.0).contains(&share_max) {
+        let is_never = every_seconds.is_nan() || every_seconds <= 0.0;
+        if every_units < 1 || is_never || !(0.001..=1.0).contains(&share_max) {
             return refuse(
                 "every_units of [snapshots] is at least 1, every_seconds above 0, share_max between 0.001 and 1"
                     .to_owned(),
             );
         }
-        let PressureConfig { watch, high, critical, hysteresis, .. } = self.pressure;
+        let PressureConfig { watch, high, critical, hysteresis, process_bytes_max } = self.pressure;
+        if process_bytes_max == Some(0) {
+            return refuse(
+                "process_bytes_max of [pressure] is 0; leave it out where the process may have what there is"
+                    .to_owned(),
+            );
+        }
         if !(0.0 < watch
             && watch < high
             && high < critical
@@ -472,15 +524,23 @@ fn refuse_unknown(section: &str, table: &toml::Table, known: &[&str]) -> Result<
     }
 }
 
-fn one_line(error: &toml::de::Error) -> String {
-    error.message().split_whitespace().collect::<Vec<_>>().join(" ")
+/// An error with its line, and with the key where one is meant.
+fn one_line(text: &str, error: &toml::de::Error) -> String {
+    // Without the text it names the key, and shows no excerpt of several lines.
+    let mut bare = error.clone();
+    bare.set_input(None);
+    let sentence = bare.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before.map(|before| before.matches('\n').count() + 1) {
+        Some(line) => format!("line {line}: {sentence}"),
+        None => sentence,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::clock::UnixMs;
-    use crate::job::Class;
 
     #[test]
     fn paths_of_a_file_are_relative_to_it_and_defaults_are_not() {
@@ -530,13 +590,40 @@ mod tests {
         assert!(refused("[webhooks]\nsecret = 'short'").contains("whsec_"));
         assert!(refused("[traces]\nendpoint = 'x'").contains("127.0.0.1:4318"));
         assert!(refused("[webhooks]\nattempts = 3").contains("webhooks.attempts_max"));
-        assert!(!refused("listen = 7").contains('\n'));
+        assert_eq!(
+            refused("listen = 7"),
+            "line 1: invalid type: integer `7`, expected socket address in `listen`"
+        );
+        let nested = refused("\n[limits]\n# of a frame\npixels_max = 'many'");
+        assert!(nested.starts_with("line 4: ") && nested.ends_with("in `limits.pixels_max`"), "{nested}");
+        assert!(refused("threads = 1\nthreads = 2").starts_with("line 2: duplicate key"));
         assert!(refused("[classes.standart]").contains("the nearest is classes.standard"));
         assert!(refused("[classes.standard]\ndevice = 1").contains("classes.standard.device_"));
         assert!(refused("[classes.standard]\ndevice_limit = 2.0").contains("between 0 and 1"));
         assert!(refused("[snapshots]\nevery_units = 0").contains("at least 1"));
         assert!(refused("[pressure]\nwatch = 0.9").contains("rise"));
+        for threads in [0, 1025] {
+            let sentence = format!("threads is {threads}; it lies between 1 and 1024");
+            assert_eq!(refused(&format!("threads = {threads}")), sentence);
+        }
+        for seconds in ["nan", "0.0", "-1.0"] {
+            assert!(refused(&format!("[snapshots]\nevery_seconds = {seconds}")).contains("above 0"));
+        }
+        for key in ["body_bytes_max", "prompt_chars_max", "pixels_max", "frames_max", "steps_max"] {
+            assert!(refused(&format!("[limits]\n{key} = 0")).contains("at least 1"), "{key}");
+        }
+        assert!(refused("[queue]\nageing_units = 0").contains("at least 1"));
+        assert!(refused("[pressure]\nprocess_bytes_max = 0").contains("leave it out"));
+        for tier in ["device", "host", "disk"] {
+            let shares = format!("{tier}_guarantee = 0.6\n{tier}_limit = 0.5");
+            let refusal = refused(&format!("[classes.standard]\n{shares}"));
+            assert!(refusal.contains(&format!("above its {tier}_limit")), "{refusal}");
+        }
         let key = blake3::hash(b"k").to_hex();
+        let shouted = key.to_ascii_uppercase();
+        let twice =
+            format!("[[keys]]\ntenant = 'a'\nblake3 = '{key}'\n[[keys]]\ntenant = 'b'\nblake3 = '{shouted}'");
+        assert!(refused(&twice).contains("have the same blake3"));
         let open = format!("listen = '0.0.0.0:80'\n[[keys]]\ntenant = 'a'\nblake3 = '{key}'");
         assert_eq!(Config::parse(&open).unwrap().keys[0].class, Class::Interactive);
         let expires =

@@ -200,6 +200,14 @@ pub struct JobMemory {
     pub host: TierBytes,
 }
 
+impl JobMemory {
+    /// The same job when it owns nothing.
+    pub(crate) fn let_go(self) -> Self {
+        let let_go = |tier: TierBytes| TierBytes { owned_bytes: 0, ..tier };
+        Self { device: let_go(self.device), host: let_go(self.host) }
+    }
+}
+
 /// Who is told when a job has ended, and what became of that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Webhook {

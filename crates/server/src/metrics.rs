@@ -327,9 +327,9 @@ impl Memory {
         out.head(
             "evanesce_job_moves_total",
             "counter",
-            "Jobs that were parked, resumed, or put off for want of disk space.",
+            "Jobs that were parked, resumed, or put off because they could not go on, for want of disk space mostly.",
         );
-        for how in ["parked_in_host", "parked_in_snapshot", "resumed", "waits_for_space"] {
+        for how in ["parked_in_host", "parked_in_snapshot", "resumed", "put_off"] {
             let count = self.moves.get(how).copied().unwrap_or(0);
             out.line(&format!("evanesce_job_moves_total{{how=\"{how}\"}}"), count);
         }

@@ -1,6 +1,7 @@
 //! Thumbnail and spritesheet, kept small while the frames of a video pass by, and written as JPEG when it ends.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
 use evanesce_engine::video::{FrameSink, Result, SinkState, VideoError, VideoSettings, VideoSummary};
@@ -66,15 +67,25 @@ impl Picture {
     }
 
     fn write_jpeg(&self, path: &Path) -> Result<()> {
+        let created = File::create(path);
+        self.encode(created.map_err(|source| VideoError::Io { path: path.to_path_buf(), source })?, path)
+    }
+
+    /// Writes the picture as JPEG; `path` is what errors name.
+    fn encode(&self, to: impl Write, path: &Path) -> Result<()> {
+        let lost = |source: io::Error| VideoError::Io { path: path.to_path_buf(), source };
         let failed = |reason: String| VideoError::Output { path: path.to_path_buf(), reason };
         let edge =
             |edge: usize| u16::try_from(edge).map_err(|_| failed("it is too large for JPEG".to_owned()));
         let refused = |error: EncodingError| match error {
-            EncodingError::IoError(source) => VideoError::Io { path: path.to_path_buf(), source },
+            EncodingError::IoError(source) => lost(source),
             other => failed(other.to_string()),
         };
-        let encoder = Encoder::new_file(path, JPEG_QUALITY).map_err(refused)?;
-        encoder.encode(&self.rgb, edge(self.width)?, edge(self.height)?, ColorType::Rgb).map_err(refused)
+        let mut file = BufWriter::new(to);
+        let encoder = Encoder::new(&mut file, JPEG_QUALITY);
+        encoder.encode(&self.rgb, edge(self.width)?, edge(self.height)?, ColorType::Rgb).map_err(refused)?;
+        // The encoder does not, and nobody would hear of what fails when the buffer is dropped.
+        file.flush().map_err(lost)
     }
 }
 
@@ -252,6 +263,40 @@ mod tests {
         assert_eq!(Picture::reduced(&frame, 2, 2, 2).rgb[..6], [0, 0, 0, 255, 255, 255]);
     }
 
+    /// A disk that is full after some bytes.
+    struct Filling {
+        left_bytes: usize,
+    }
+
+    impl Write for Filling {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = bytes.len().min(self.left_bytes);
+            if taken == 0 && !bytes.is_empty() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.left_bytes -= taken;
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_picture_whose_last_bytes_cannot_be_written_is_an_error() {
+        let (picture, path) = (Picture::black(64, 32), Path::new("picture"));
+        let mut whole = Vec::new();
+        picture.encode(&mut whole, path).unwrap();
+        assert!(whole.starts_with(&[0xff, 0xd8]) && whole.ends_with(&[0xff, 0xd9]));
+        picture.encode(Filling { left_bytes: whole.len() }, path).unwrap();
+        for left_bytes in [0, whole.len() - 1] {
+            let error = picture.encode(Filling { left_bytes }, path).unwrap_err();
+            let VideoError::Io { source, .. } = &error else { panic!("{error}") };
+            assert_eq!(source.kind(), io::ErrorKind::StorageFull, "{left_bytes} of {} bytes", whole.len());
+        }
+    }
+
     /// A video that keeps nothing.
     struct Unkept;
 
@@ -261,7 +306,7 @@ mod tests {
         }
 
         fn save(&mut self, _: u64) -> Result<Option<SinkState>> {
-            Ok(Some(SinkState { facts: Vec::new(), stream_bytes: 0, tail: Box::new(std::io::empty()) }))
+            Ok(Some(SinkState { facts: Vec::new(), stream_bytes: 0, tail: Box::new(io::empty()) }))
         }
 
         fn restore(&mut self, _: &[u8], _: &mut dyn Read) -> Result<()> {
@@ -295,7 +340,7 @@ mod tests {
 
     #[test]
     fn pictures_of_another_size_are_no_state_of_a_video() {
-        let restore = |facts: &[u8]| illustrated(32, 16).restore(facts, &mut std::io::empty());
+        let restore = |facts: &[u8]| illustrated(32, 16).restore(facts, &mut io::empty());
         let own = saved(32, 16);
         assert!(restore(&own).is_ok());
         assert!(restore(&saved(16, 32)).is_err() && restore(&saved(16, 16)).is_err());

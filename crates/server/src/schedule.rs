@@ -14,7 +14,8 @@
 //!    class's guarantee covers. A job of its own class is parked only when it would miss its deadline otherwise, and meets it so.
 //! 7. If that makes no room either, what is on the device goes on, best class first, and nothing else starts: the room
 //!    that comes free is this job's.
-//! 8. A job whose files found no space on the disk is not looked at before the moment from which it may be tried again.
+//! 8. A job that could not go on, for want of disk space mostly, is not looked at before the moment from which it may be tried
+//!    again; and no job that is on the device loses its place to it but to the host, where nothing of it is lost.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -139,10 +140,19 @@ pub struct Entry {
     pub stays: bool,
     /// Whose it is, if they may have only so many jobs begun at once.
     pub share: Option<Share>,
-    /// From when on it may be tried again.
-    pub not_before: Option<i64>,
+    /// While it is not tried again.
+    pub pause: Option<Pause>,
     /// How often it has been put off since it got on.
     pub put_off: u32,
+}
+
+/// A span of time. A clock that is set back ends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// When it began.
+    pub from: i64,
+    /// The first moment that is no longer in it.
+    pub until: i64,
 }
 
 /// Somebody's share of the jobs that have begun.
@@ -171,7 +181,7 @@ impl Entry {
             can_be_saved: true,
             stays: false,
             share: None,
-            not_before: None,
+            pause: None,
             put_off: 0,
         }
     }
@@ -280,17 +290,17 @@ impl Schedule {
     /// Notes where a job is now.
     pub fn moved(&mut self, seq: Seq, place: Place) {
         if let Some(entry) = self.jobs.get_mut(&seq) {
-            (entry.place, entry.not_before) = (place, None);
+            (entry.place, entry.pause) = (place, None);
         }
     }
 
-    /// Puts a job off that found no space for its files: it waits in this place, the first time for `first`, then twice as
-    /// long each time, and never longer than `most`.
+    /// Puts a job off that cannot go on now: it waits in this place, the first time for `first`, then twice as long each time, and
+    /// never longer than `most`.
     pub fn put_off(&mut self, seq: Seq, place: Place, now: i64, (first, most): (i64, i64)) {
         self.moved(seq, place);
         if let Some(entry) = self.jobs.get_mut(&seq) {
             let delay = first.saturating_mul(1_i64 << entry.put_off.min(32)).min(most);
-            entry.not_before = Some(now.saturating_add(delay));
+            entry.pause = Some(Pause { from: now, until: now.saturating_add(delay) });
             entry.put_off = entry.put_off.saturating_add(1);
         }
     }
@@ -298,7 +308,11 @@ impl Schedule {
     /// The next moment from which a job may be tried that has been put off.
     #[must_use]
     pub fn next_try(&self, now: i64) -> Option<i64> {
-        self.jobs.values().filter_map(|entry| entry.not_before).filter(|at| *at > now).min()
+        self.jobs
+            .values()
+            .filter(|entry| is_put_off(entry, now))
+            .filter_map(|entry| Some(entry.pause?.until))
+            .min()
     }
 
     /// Lets a job that could not be parked do another unit before that is tried again; whether it can do one.
@@ -423,8 +437,12 @@ impl Schedule {
 
     /// Whether a job stands back for others.
     fn stands_back(&self, entry: &Entry, now: i64) -> bool {
-        let goes_first =
-            |other: &Entry| other.class != entry.class && self.fits_at_all(other) && !is_put_off(other, now);
+        let goes_first = |other: &Entry| {
+            other.class != entry.class
+                && self.fits_at_all(other)
+                && self.has_share_for(other)
+                && !is_put_off(other, now)
+        };
         self.held_back == Some(entry.class) && self.jobs.values().any(goes_first)
     }
 
@@ -498,6 +516,8 @@ impl Schedule {
             .on_device()
             .filter(|(other, entry)| *other != seq && self.gives_way(entry, wanted, now, is_aged))
             .filter_map(|(other, entry)| Some((other, entry, self.berth(other, entry)?)))
+            // What could not go on may not be able to yet, and what is saved on a full disk is lost.
+            .filter(|(_, _, to)| wanted.put_off == 0 || *to == Place::Host)
             .collect();
         victims.sort_by_key(|(other, entry, _)| (Reverse(entry.class), entry.held_bytes, Reverse(*other)));
         let mut parked = Vec::new();
@@ -553,7 +573,7 @@ impl Schedule {
 
 /// Whether the moment has yet to come from which a job may be tried again.
 fn is_put_off(entry: &Entry, now: i64) -> bool {
-    entry.not_before.is_some_and(|at| at > now)
+    entry.pause.is_some_and(|pause| (pause.from..pause.until).contains(&now))
 }
 
 /// Smaller goes first within a class.

@@ -60,8 +60,8 @@ pub enum ServeError {
     Io {
         /// What failed.
         what: String,
-        /// Why.
-        source: io::Error,
+        /// Why. Raw, or it would be the error's source too, and said twice.
+        r#source: io::Error,
     },
     /// The engine's thread has ended by itself.
     #[error("the engine's thread has ended; its last words are in the log")]
@@ -135,7 +135,7 @@ impl Service {
         let encoder = config.encoder.encoder();
         encoder.check().map_err(ConfigError)?;
         let videos: Arc<dyn VideoStore> = Arc::new(
-            VideoDirectory::open(&config.data, encoder)
+            VideoDirectory::open(&config.data, encoder.clone())
                 .map_err(io_error(format!("cannot use {directory}")))?,
         );
         let board = Arc::<Board>::default();
@@ -174,6 +174,7 @@ impl Service {
             access,
             courier,
             limits: config.limits,
+            encoder,
             queue_limits: QueueLimits {
                 total: config.queue.jobs_max,
                 per_tenant: config.queue.jobs_per_tenant_max,

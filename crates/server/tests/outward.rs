@@ -12,7 +12,7 @@ use evanesce_server::config::{KeyConfig, TraceConfig, WebhookConfig};
 use evanesce_server::job::Class;
 use evanesce_server::webhooks::Secret;
 use serde_json::{Value, json};
-use support::{Client, config, long, small, start};
+use support::{Client, change_store, config, long, small, start};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
@@ -160,6 +160,39 @@ fn webhooks_that_nobody_takes_are_given_up_and_the_job_says_so() {
 }
 
 #[test]
+fn a_webhook_is_not_sent_again_while_the_store_cannot_take_what_came_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(with_webhooks(dir.path()));
+    let client = running.client();
+    let (url, messages) = receiver(&[200]);
+    // With each job that ends, everything is sent that is due.
+    let told = |seed| {
+        let id = client.create(&asking(small(seed), &url));
+        client.wait(&id);
+        let event: Value = serde_json::from_str(&messages.recv().unwrap().body).unwrap();
+        assert_eq!(event["data"]["id"], json!(id), "job {seed}");
+        id
+    };
+    change_store(
+        dir.path(),
+        "CREATE TRIGGER no_room BEFORE UPDATE OF webhook_attempts ON jobs
+         BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END",
+    );
+    let mut ids: Vec<_> = (1..=3).map(told).collect();
+    for id in &ids {
+        let webhook = client.get(&format!("/v1/videos/{id}")).json()["webhook"].clone();
+        assert_eq!(webhook["attempts"], json!(0), "{webhook}");
+    }
+    change_store(dir.path(), "DROP TRIGGER no_room");
+    ids.push(told(4));
+    for id in &ids {
+        let webhook = until(&client, id, "delivered");
+        assert_eq!((&webhook["attempts"], &webhook["last_attempt"]), (&json!(1), &json!("answered 200")));
+    }
+    assert!(messages.try_recv().is_err(), "one message for each job");
+}
+
+#[test]
 fn webhooks_to_private_addresses_and_without_a_secret_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = with_webhooks(dir.path());
@@ -183,16 +216,65 @@ fn webhooks_to_private_addresses_and_without_a_secret_are_refused() {
     };
     refused(&alice, json!("http://127.0.0.1:9/x"), "public internet");
     refused(&alice, json!("http://[::1]:9/x"), "public internet");
+    for host in ["localhost", "127.1", "2130706433", "0x7f.1"] {
+        refused(&alice, json!(format!("http://{host}:9/x")), "public internet");
+    }
+    for port in ["0", "99999"] {
+        refused(&alice, json!(format!("http://example.org:{port}/")), "between 1 and 65535");
+    }
     refused(&alice, json!("file:///etc/passwd"), "a URL such as");
     refused(&alice, json!(7), "is text");
     refused(&bob, json!("http://example.org/"), "no webhook_secret");
-    // A name gives away where it leads only when it is resolved.
-    let (_url, messages) = receiver(&[200]);
-    let id = alice.create(&asking(small(1), "http://localhost:9/x"));
-    alice.wait(&id);
-    let webhook = until_attempted(&alice, &id);
+}
+
+#[test]
+fn a_webhook_that_may_not_go_where_it_leads_is_not_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(with_webhooks(dir.path()));
+    let (url, messages) = receiver(&[500]);
+    let id = running.client().create(&asking(small(1), &url));
+    running.client().wait(&id);
+    messages.recv().unwrap();
+    until_attempted(&running.client(), &id);
+    running.stop();
+    change_store(dir.path(), "UPDATE jobs SET webhook_due_ms = 0");
+    let mut config = with_webhooks(dir.path());
+    config.webhooks.private_addresses = false;
+    let running = start(config);
+    let webhook = until(&running.client(), &id, "given_up");
+    assert_eq!(webhook["attempts"], json!(2));
     assert!(webhook["last_attempt"].as_str().unwrap().contains("public internet"), "{webhook}");
     assert!(messages.try_recv().is_err());
+}
+
+#[test]
+fn a_receiver_that_does_not_answer_holds_up_nobody_else_and_has_half_of_the_places() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(with_webhooks(dir.path()));
+    let client = running.client();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (url, messages) = receiver(&[200]);
+    // Another name of the same machine, so that the two are different hosts.
+    let silent_url = format!("http://localhost:{}/done", silent.local_addr().unwrap().port());
+    let ended = |seed: u64, url: &str| {
+        let id = client.create(&asking(small(seed), url));
+        client.wait(&id);
+        id
+    };
+    let held_up: Vec<_> = (1..=6).map(|seed| ended(seed, &silent_url)).collect();
+    let _taken: Vec<_> = (0..4).map(|_| silent.accept().unwrap()).collect();
+    for seed in 7..=9 {
+        let id = ended(seed, &url);
+        let event: Value = serde_json::from_str(&messages.recv().unwrap().body).unwrap();
+        assert_eq!(event["data"]["id"], json!(id));
+    }
+    // All this before anybody gave up waiting for the silent one, to which no more than its share was sent.
+    for id in &held_up {
+        assert_eq!(client.get(&format!("/v1/videos/{id}")).json()["webhook"]["attempts"], json!(0), "{id}");
+    }
+    silent.set_nonblocking(true).unwrap();
+    assert!(silent.accept().is_err());
+    running.stop();
 }
 
 fn until_attempted(client: &Client, id: &str) -> Value {

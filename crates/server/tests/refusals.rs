@@ -8,7 +8,7 @@ use std::net::TcpStream;
 
 use evanesce_engine::{Budgets, JobSpec, Model, Request, RequestedLength};
 use evanesce_server::Config;
-use evanesce_server::config::{KeyConfig, Limits, QueueConfig};
+use evanesce_server::config::{ClassConfig, ClassesConfig, KeyConfig, Limits, QueueConfig};
 use evanesce_server::job::Class;
 use serde_json::{Value, json};
 use support::{AMPLE, Answer, checkpoint, config, long, small, start, start_with};
@@ -49,15 +49,17 @@ fn bad_fields_are_named_with_what_would_be_right() {
         ("size", json!("33x32"), "invalid_value", "multiples of 16"),
         ("size", json!("0x32"), "invalid_value", ""),
         ("size", json!("99999x99999"), "invalid_value", "pixels"),
+        ("size", json!("4096x16"), "invalid_value", "from 16 to 1024"),
         ("num_frames", json!(6), "invalid_value", "5"),
         ("num_frames", json!(0), "invalid_value", "frames"),
-        ("num_frames", json!(-1), "invalid_value", "whole number"),
-        ("num_frames", json!("5"), "invalid_value", "whole number"),
+        ("num_frames", json!(-1), "invalid_value", "whole number from 1 on"),
+        ("num_frames", json!("5"), "invalid_value", "whole number from 1 on"),
         ("num_frames", json!(99_999_999), "invalid_value", "frames"),
         ("seconds", json!("4"), "invalid_value", "give one of them"),
         ("fps", json!(0), "invalid_value", "between 1 and 240"),
-        ("fps", json!(1e9), "invalid_value", "whole number"),
-        ("seed", json!(-1), "invalid_value", "whole number"),
+        ("fps", json!(1e9), "invalid_value", "whole number from 1 to 240"),
+        ("fps", json!(5_000_000_000_u64), "invalid_value", "whole number from 1 to 240"),
+        ("seed", json!(-1), "invalid_value", "whole number from 0 to 18446744073709551615"),
         ("seed", json!(1.5), "invalid_value", "whole number"),
         ("num_inference_steps", json!(0), "invalid_value", "between 1 and 200"),
         ("num_inference_steps", json!(201), "invalid_value", "between 1 and 200"),
@@ -76,7 +78,8 @@ fn bad_fields_are_named_with_what_would_be_right() {
     for (name, value, code, says) in rows {
         let answer = client.post("/v1/videos", &with(name, value.clone()));
         assert_refused(&answer, 400, code, says);
-        if code == "invalid_value" && !says.contains("give one") {
+        // Of two that exclude each other, the one that may go is named.
+        if !says.contains("give one") {
             assert_eq!(answer.json()["error"]["param"], name, "{value}");
         }
     }
@@ -91,6 +94,17 @@ fn bad_fields_are_named_with_what_would_be_right() {
 }
 
 #[test]
+fn a_size_that_the_model_can_make_and_no_video_can_have_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = support::start_over(support::shipped(), config(dir.path()), AMPLE).unwrap();
+    for size in ["4096x16", "16x4096", "3856x16"] {
+        let answer = running.client().post("/v1/videos", &with("size", json!(size)));
+        assert_refused(&answer, 400, "invalid_value", "up to 3840x2160");
+        assert_eq!(answer.json()["error"]["param"], "size");
+    }
+}
+
+#[test]
 fn bad_bodies_paths_and_methods_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let limits = Limits { client_seconds_max: 0.5, body_bytes_max: 20_000, ..Limits::default() };
@@ -101,6 +115,8 @@ fn bad_bodies_paths_and_methods_are_refused() {
     assert_refused(&post(json_type, b"{\"prompt\": "), 400, "invalid_body", "not JSON");
     assert_refused(&post(json_type, b"[1]"), 400, "invalid_body", "not an object");
     assert_refused(&post(json_type, b"\xff\xfe"), 400, "invalid_body", "not JSON");
+    let doubled = b"{\"prompt\": \"x\", \"seed\": 1, \"seed\": 2}";
+    assert_refused(&post(json_type, doubled), 400, "invalid_body", "\"seed\" twice");
     assert_refused(&post(json_type, "[".repeat(10_000).as_bytes()), 400, "invalid_body", "not JSON");
     assert_refused(
         &post(("content-type", "text/plain"), b"x"),
@@ -118,13 +134,21 @@ fn bad_bodies_paths_and_methods_are_refused() {
     );
     let huge = json!({"prompt": "x".repeat(30_000)}).to_string();
     assert_refused(&post(json_type, huge.as_bytes()), 413, "body_too_large", "20000");
-    for id in
-        ["x", "..", "..%2f..%2fjobs.sqlite", "video_", "video_%00", "VIDEO_00000000000000000000000000000000"]
-    {
+    for id in [
+        "x",
+        "..",
+        "..%2f..%2fjobs.sqlite",
+        "video_",
+        "video_%00",
+        "%ff%00",
+        "VIDEO_00000000000000000000000000000000",
+    ] {
         for path in ["", "/content", "/events"] {
             assert_refused(&client.get(&format!("/v1/videos/{id}{path}")), 404, "not_found", "");
         }
         assert_refused(&client.delete(&format!("/v1/videos/{id}")), 404, "not_found", "");
+        let cancel = format!("/v1/videos/{id}/cancel");
+        assert_refused(&client.send("POST", &cancel, &[], b""), 404, "not_found", "");
     }
     assert_refused(&client.get("/v1/nothing"), 404, "not_found", "openapi.json");
     assert_refused(&client.send("PUT", "/v1/videos", &[], b""), 405, "method_not_allowed", "openapi.json");
@@ -132,6 +156,8 @@ fn bad_bodies_paths_and_methods_are_refused() {
     assert_refused(&foreign, 403, "forbidden", "localhost");
     let page = [json_type, ("origin", "http://example.org")];
     assert_refused(&client.send("POST", "/v1/videos", &page, b"{}"), 403, "forbidden", "other sites");
+    let shouted = client.send("GET", "/v1/videos", &[("host", "LOCALHOST")], b"");
+    assert_eq!(shouted.status, 200, "{}", shouted.text());
 
     // A body that does not come, and headers that do not end.
     let slow = |text: &str| {
@@ -189,6 +215,57 @@ fn a_job_that_can_never_fit_is_told_what_would() {
 }
 
 #[test]
+fn a_job_that_needs_more_than_its_class_may_have_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let nothing = ClassConfig { device_limit: 0.0, ..ClassConfig::default() };
+    let classes = ClassesConfig { background: nothing, ..ClassesConfig::default() };
+    let running = start(Config { classes, ..config(dir.path()) });
+    let client = running.client();
+    let refused = client.post("/v1/videos", &with("priority", json!("background")));
+    assert_refused(&refused, 400, "does_not_fit", "background jobs may have 0 together");
+    assert_eq!(client.get("/v1/videos").json()["data"], json!([]));
+    let id = client.create(&with("priority", json!("standard")));
+    assert_eq!(client.wait(&id)["status"], "completed");
+}
+
+#[test]
+fn parameters_that_are_not_known_are_named_and_headers_come_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(config(dir.path()));
+    let client = running.client();
+    let id = client.create(&small(1));
+    let rows = [
+        ("GET", "/v1/videos?limt=3".to_owned(), "limt", "nearest is limit"),
+        ("GET", format!("/v1/videos/{id}/content?varian=thumbnail"), "varian", "nearest is variant"),
+        ("POST", "/v1/videos?seed=3".to_owned(), "seed", "in the body"),
+    ];
+    let body = small(2).to_string();
+    let json_type = ("content-type", "application/json");
+    for (method, path, name, says) in rows {
+        let answer = client.send(method, &path, &[json_type], body.as_bytes());
+        assert_refused(&answer, 400, "unknown_parameter", says);
+        assert_eq!(answer.json()["error"]["param"], name, "{path}");
+    }
+    let keys = [json_type, ("idempotency-key", "a"), ("idempotency-key", "b")];
+    let answer = client.send("POST", "/v1/videos", &keys, body.as_bytes());
+    assert_refused(&answer, 400, "invalid_body", "at most one");
+    assert_eq!(client.get("/v1/videos").json()["data"].as_array().unwrap().len(), 1);
+    client.wait(&id);
+}
+
+#[test]
+fn of_a_job_that_failed_nothing_is_promised() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(config(dir.path()));
+    let client = running.client();
+    let id = client.create(&long(1));
+    let cancelled = client.send("POST", &format!("/v1/videos/{id}/cancel"), &[], b"");
+    assert_eq!(cancelled.json()["status"], "failed", "{}", cancelled.text());
+    let content = client.get(&format!("/v1/videos/{id}/content"));
+    assert_refused(&content, 409, "video_not_ready", "nothing to download: the video has failed");
+}
+
+#[test]
 fn a_full_queue_answers_429_and_says_when_to_come_back() {
     let dir = tempfile::tempdir().unwrap();
     let queue = QueueConfig { jobs_max: 2, ..QueueConfig::default() };
@@ -216,6 +293,8 @@ fn tenants_see_their_own_videos_and_nothing_of_others() {
         assert_refused(&nobody.with_key("mallory").get(path), 401, "invalid_api_key", "not known");
     }
     assert_eq!((nobody.get("/").status, nobody.get("/healthz").status), (200, 200));
+    let lower_case = [("authorization", "bearer alice")];
+    assert_eq!(nobody.send("GET", "/v1/videos", &lower_case, b"").status, 200);
     let (alice, bob) = (nobody.with_key("alice"), nobody.with_key("bob"));
     let mut bobs_events = bob.events("/v1/events");
     let id = alice.create(&small(1));

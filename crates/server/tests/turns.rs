@@ -480,6 +480,34 @@ fn a_job_without_space_for_its_files_is_tried_again_later_and_others_go_on_meanw
     schedule.put_off(0, Place::Queue, 5, SPANS);
     assert_eq!((schedule.next_try(5), schedule.choose(1004)), (Some(1005), Choice::Idle));
     assert_eq!(schedule.choose(1005), Choice::Start(0));
+    // A clock that is set back, by hours, does not make it wait for them.
+    assert_eq!((schedule.next_try(4), schedule.choose(4)), (None, Choice::Start(0)));
+}
+
+#[test]
+fn a_job_that_could_not_go_on_takes_nobodys_place_but_for_the_host() {
+    let room = Room { device_bytes: 100, host_bytes: 0 };
+    let rules = Rules { room, under_way_max: 4, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    schedule.arrive(0, Entry { place: Place::Device, held_bytes: 50, ..Entry::new(Class::Background, 100) });
+    schedule.arrive(1, Entry::new(Class::Interactive, 100));
+    assert_eq!(schedule.choose(0), Choice::Park(0, Place::Snapshot));
+    schedule.put_off(1, Place::Queue, 0, (10, 10));
+    assert_eq!((schedule.choose(5), schedule.choose(10)), (Choice::Advance(0), Choice::Advance(0)));
+    schedule.set_room(Room { host_bytes: 50, ..room });
+    assert_eq!(schedule.choose(10), Choice::Park(0, Place::Host));
+}
+
+#[test]
+fn nobody_stands_back_for_a_job_that_waits_for_the_one_that_stands_back() {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 4, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    let share = Some(Share { tenant: 0, under_way_max: 1 });
+    schedule.arrive(0, Entry { place: Place::Host, share, ..Entry::new(Class::Background, 50) });
+    schedule.arrive(1, Entry { share, ..Entry::new(Class::Standard, 50) });
+    schedule.hold_back(Some(Class::Background));
+    assert_eq!(schedule.choose(0), Choice::Resume(0));
 }
 
 #[test]

@@ -4,8 +4,9 @@
 mod support;
 
 use evanesce_server::Config;
+use evanesce_server::config::Limits;
 use serde_json::{Value, json};
-use support::{Client, Running, config, long, small, start};
+use support::{Answer, Client, Running, change_store, config, long, small, start};
 
 fn service() -> (Running, Client, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
@@ -319,13 +320,15 @@ fn what_has_expired_is_gone_with_its_files_and_so_are_leftovers() {
     assert_eq!(["videos", "drafts", "snapshots"].map(|name| files_under(&dir.path().join(name))), [0; 3]);
 }
 
+fn send_with_key(client: &Client, body: &Value, key: &str) -> Answer {
+    let headers = [("content-type", "application/json"), ("idempotency-key", key)];
+    client.send("POST", "/v1/videos", &headers, body.to_string().as_bytes())
+}
+
 #[test]
 fn idempotency_keys_give_one_job_however_often_they_come() {
     let (_running, client, _dir) = service();
-    let send = |body: &Value, key: &str| {
-        let headers = [("content-type", "application/json"), ("idempotency-key", key)];
-        client.send("POST", "/v1/videos", &headers, body.to_string().as_bytes())
-    };
+    let send = |body: &Value, key: &str| send_with_key(&client, body, key);
     let first = send(&small(1), "k1").json();
     let again = send(&small(1), "k1");
     assert_eq!((again.status, &again.json()["id"]), (200, &first["id"]));
@@ -334,6 +337,33 @@ fn idempotency_keys_give_one_job_however_often_they_come() {
     assert_ne!(send(&small(1), "k2").json()["id"], first["id"]);
     assert_eq!(send(&small(1), &"k".repeat(256)).status, 400);
     assert_eq!(client.get("/v1/videos").json()["data"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_key_gives_its_job_also_from_a_service_that_would_refuse_the_request_by_now() {
+    let (running, client, dir) = service();
+    let first = send_with_key(&client, &small(1), "k").json();
+    let id = first["id"].as_str().unwrap();
+    // The client never gets that answer, and the service comes back with a lower limit.
+    running.stop();
+    let limits = Limits { steps_max: 1, ..Limits::default() };
+    let again = start(Config { limits, ..config(dir.path()) });
+    let client = again.client();
+    let repeated = send_with_key(&client, &small(1), "k");
+    assert_eq!((repeated.status, &repeated.json()["id"]), (200, &json!(id)), "{}", repeated.text());
+    let other = send_with_key(&client, &small(2), "k");
+    assert_eq!((other.status, &other.json()["error"]["code"]), (422, &json!("idempotency_key_reused")));
+    // A new request is refused, with a new key or without one.
+    for refused in [client.post("/v1/videos", &small(1)), send_with_key(&client, &small(1), "k2")] {
+        assert_eq!(
+            (refused.status, &refused.json()["error"]["param"]),
+            (400, &json!("num_inference_steps")),
+            "{}",
+            refused.text()
+        );
+    }
+    assert_eq!(client.wait(id)["status"], "completed");
+    assert_eq!(client.get("/v1/videos").json()["data"].as_array().unwrap().len(), 1);
 }
 
 #[test]
@@ -438,4 +468,29 @@ fn the_description_is_the_golden_one() {
     let golden = std::fs::read_to_string(&path).unwrap();
     let differs = golden.lines().zip(made.lines()).find(|(golden, made)| golden != made);
     assert!(golden == made, "the description is another one, from {differs:?} on");
+}
+
+#[test]
+fn a_job_goes_on_while_the_store_cannot_take_that_another_one_begins() {
+    let (_running, client, dir) = service();
+    let mut slow = long(1);
+    slow["num_inference_steps"] = json!(40);
+    slow["priority"] = json!("background");
+    let slow = client.create(&slow);
+    let status = |id: &str| client.get(&format!("/v1/videos/{id}")).json()["status"].clone();
+    while status(&slow) == "queued" {
+        std::thread::yield_now();
+    }
+    change_store(
+        dir.path(),
+        "CREATE TRIGGER no_room BEFORE UPDATE OF status ON jobs WHEN NEW.status = 'in_progress'
+         BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END",
+    );
+    let mut other = small(2);
+    other["priority"] = json!("interactive");
+    let other = client.create(&other);
+    assert_eq!(client.wait(&slow)["status"], "completed");
+    assert_eq!(status(&other), "queued");
+    change_store(dir.path(), "DROP TRIGGER no_room");
+    assert_eq!(client.wait(&other)["status"], "completed");
 }

@@ -94,7 +94,10 @@ impl Access {
         let refuse = |sentence: &str| ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", sentence);
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let text = given
-            .and_then(|value| value.strip_prefix("Bearer "))
+            .and_then(|value| value.split_once(' '))
+            // Names of schemes are written in either case (RFC 9110, 11.1).
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
+            .map(|(_, key)| key)
             .ok_or_else(|| refuse("this service needs a key; send it as `Authorization: Bearer KEY`"))?;
         let digest = blake3::hash(text.trim().as_bytes());
         // Every key is compared, each in constant time.
@@ -123,13 +126,16 @@ impl Access {
             .map_or(host, |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { host });
         let is_address = |name: &str| name.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback());
         let forbidden = |sentence: &str| Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", sentence));
-        if !(matches!(name, "localhost" | "[::1]") || is_address(name)) {
+        // Names of hosts are written in either case (RFC 9110, 4.2.3).
+        if !(name.eq_ignore_ascii_case("localhost") || name == "[::1]" || is_address(name)) {
             return forbidden(
                 "without keys this service is for its own machine: ask for it as localhost or 127.0.0.1",
             );
         }
+        let is_own =
+            |origin: &str| origin.strip_prefix("http://").is_some_and(|site| site.eq_ignore_ascii_case(host));
         match text(header::ORIGIN) {
-            Some(origin) if origin.strip_prefix("http://") != Some(host) && !self.allows_origin(origin) => {
+            Some(origin) if !is_own(origin) && !self.allows_origin(origin) => {
                 forbidden("pages of other sites may not use this service")
             }
             _ => Ok(()),
@@ -180,7 +186,10 @@ mod tests {
         assert_eq!(at("Bearer one", i64::MAX).unwrap(), one);
         assert_eq!(at("Bearer two", 86_399_999).unwrap().name, "b");
         assert!(at("Bearer two", 86_400_000).is_err());
-        for wrong in ["Bearer three", "one", "Basic one", "Bearer ", "bearer"] {
+        for written in ["bearer one", "BEARER one", "Bearer  one"] {
+            assert_eq!(at(written, 0).unwrap(), one, "{written}");
+        }
+        for wrong in ["Bearer three", "one", "Basic one", "Bearer ", "bearer", "Bearerone", "bearer ONE"] {
             assert!(at(wrong, 0).is_err(), "{wrong}");
         }
         assert!(access.tenant(&headers(&[("host", "localhost")]), UnixMs(0)).is_err());
@@ -204,13 +213,23 @@ mod tests {
     fn without_keys_only_this_machine_is_served() {
         let access = Access::new(&[], &["https://friend.example".to_owned()]).unwrap();
         let served = |pairs: &[(&'static str, &str)]| access.tenant(&headers(pairs), UnixMs(0)).is_ok();
-        for host in ["localhost", "localhost:8080", "127.0.0.1:8080", "127.0.0.1", "[::1]:8080", "[::1]"] {
+        for host in [
+            "localhost",
+            "localhost:8080",
+            "LOCALHOST",
+            "LocalHost:8080",
+            "127.0.0.1:8080",
+            "127.0.0.1",
+            "[::1]:8080",
+            "[::1]",
+        ] {
             assert!(served(&[("host", host)]), "{host}");
         }
         for host in ["example.org", "example.org:8080", "127.0.0.1.example.org:80", "", "10.0.0.1"] {
             assert!(!served(&[("host", host)]), "{host}");
         }
         assert!(served(&[("host", "localhost:80"), ("origin", "http://localhost:80")]));
+        assert!(served(&[("host", "LOCALHOST:80"), ("origin", "http://localhost:80")]));
         assert!(served(&[("host", "localhost:80"), ("origin", "https://friend.example")]));
         assert!(!served(&[("host", "localhost:80"), ("origin", "http://example.org")]));
         assert!(!served(&[("host", "localhost:80"), ("origin", "null")]));

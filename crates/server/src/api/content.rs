@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::try_unfold;
@@ -16,7 +16,8 @@ use super::App;
 use super::access::Tenant;
 use super::error::ApiError;
 use super::growing::growing;
-use super::videos::find;
+use super::query::parameters;
+use super::videos::{PathId, find};
 use crate::job::{Job, Status};
 use crate::videos::Variant;
 use crate::wire::ErrorBody;
@@ -35,11 +36,11 @@ pub(super) const CHUNK_BYTES: usize = 64 << 10;
 pub(super) async fn content(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let variant = variant(query.as_deref().unwrap_or_default())?;
+    let variant = variant(query.as_deref())?;
     let mut job = find(&app, &tenant, &id).await?;
     if job.status == Status::InProgress && variant == Variant::Video {
         if let Some(response) = growing(&app, &job, &headers).await? {
@@ -49,7 +50,11 @@ pub(super) async fn content(
         job = find(&app, &tenant, &id).await?;
     }
     if job.status != Status::Completed {
-        let sentence = format!("there is nothing to download yet: the video is {}", job.status.as_str());
+        let sentence = if job.status.is_over() {
+            "there is nothing to download: the video has failed".to_owned()
+        } else {
+            format!("there is nothing to download yet: the video is {}", job.status.as_str())
+        };
         return Err(ApiError::new(StatusCode::CONFLICT, "video_not_ready", sentence));
     }
     finished(&app, &job, variant, &headers).await
@@ -100,10 +105,10 @@ async fn finished(
     Ok(response)
 }
 
-fn variant(query: &str) -> Result<Variant, ApiError> {
-    let value = query.split('&').find_map(|pair| pair.strip_prefix("variant="));
+fn variant(query: Option<&str>) -> Result<Variant, ApiError> {
+    let asked = parameters(query, "the content of a video", &["variant"])?;
     let wrong = || ApiError::field("variant", "variant is video, thumbnail or spritesheet");
-    value.map_or(Ok(Variant::Video), |name| Variant::from_name(name).ok_or_else(wrong))
+    asked.first().map_or(Ok(Variant::Video), |(_, name)| Variant::from_name(name).ok_or_else(wrong))
 }
 
 pub(super) fn set(response: &mut Response, name: header::HeaderName, value: &str) {

@@ -1,5 +1,6 @@
 //! Refusals: one clear sentence, the right status, in OpenAI's shape.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::Json;
@@ -15,7 +16,7 @@ use crate::wire::{ErrorBody, ErrorObject};
 pub(crate) struct ApiError {
     status: StatusCode,
     message: String,
-    param: Option<&'static str>,
+    param: Option<Cow<'static, str>>,
     code: &'static str,
     retry_after: Option<Duration>,
 }
@@ -26,8 +27,8 @@ impl ApiError {
     }
 
     /// A field that is wrong.
-    pub(crate) fn field(param: &'static str, message: impl Into<String>) -> Self {
-        Self { param: Some(param), ..Self::new(StatusCode::BAD_REQUEST, "invalid_value", message) }
+    pub(crate) fn field(param: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, "invalid_value", message) }
     }
 
     pub(crate) fn body(message: impl Into<String>) -> Self {
@@ -74,7 +75,7 @@ impl IntoResponse for ApiError {
         let error = ErrorObject {
             message: self.message,
             kind: kind.to_owned(),
-            param: self.param.map(str::to_owned),
+            param: self.param.map(Cow::into_owned),
             code: Some(self.code.to_owned()),
         };
         let mut response = (self.status, Json(ErrorBody { error })).into_response();

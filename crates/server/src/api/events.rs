@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::Stream;
@@ -16,7 +16,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::App;
 use super::access::Tenant;
 use super::error::ApiError;
-use super::videos::find;
+use super::videos::{PathId, find};
 use crate::board::Update;
 use crate::id::VideoId;
 use crate::wire::{DeletedVideo, ErrorBody, MemoryNow, Video};
@@ -30,7 +30,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub(super) async fn of_video(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
 ) -> Result<impl IntoResponse, ApiError> {
     // Listening begins before looking, so nothing falls between.
     let updates = app.board.listen();

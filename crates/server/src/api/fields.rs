@@ -1,15 +1,19 @@
 //! The body of `POST /v1/videos`, JSON or multipart, into a [`CreateVideo`]. Unknown fields are refused: a misspelt one must not be
 //! ignored for the length of a video.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use futures_util::StreamExt;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use super::order::FPS_MAX;
 use crate::job::{Class, Quality};
 use crate::nearest::nearest;
 use crate::wire::CreateVideo;
@@ -50,7 +54,7 @@ pub(super) async fn fields(headers: &HeaderMap, body: Vec<u8>) -> Result<Map<Str
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
         "application/json" => match serde_json::from_slice(&body) {
-            Ok(Value::Object(fields)) => Ok(fields),
+            Ok(Value::Object(fields)) => refuse_doubled(&body).map(|()| fields),
             Ok(_) => Err(ApiError::body("the body is JSON, but not an object with fields")),
             Err(error) => Err(ApiError::body(format!("the body is not JSON: {error}"))),
         },
@@ -59,6 +63,47 @@ pub(super) async fn fields(headers: &HeaderMap, body: Vec<u8>) -> Result<Map<Str
             let sentence = "send the request as application/json or multipart/form-data";
             Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", sentence))
         }
+    }
+}
+
+/// Of two fields with one name neither can be taken for the one that is meant.
+fn refuse_doubled(object: &[u8]) -> Result<(), ApiError> {
+    let wrong = |error: serde_json::Error| ApiError::body(format!("the body is not JSON: {error}"));
+    let Doubled(doubled) = serde_json::from_slice::<Doubled>(object).map_err(wrong)?;
+    doubled.map_or(Ok(()), |name| {
+        let shown: String = name.chars().take(64).collect();
+        Err(ApiError::body(format!("the body has {shown:?} twice")))
+    })
+}
+
+/// The first name that an object has a second time.
+struct Doubled(Option<String>);
+
+impl<'de> Deserialize<'de> for Doubled {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Names)
+    }
+}
+
+struct Names;
+
+impl<'de> Visitor<'de> for Names {
+    type Value = Doubled;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Doubled, M::Error> {
+        let (mut seen, mut doubled) = (BTreeSet::new(), None);
+        while let Some((name, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
+            if seen.contains(&name) {
+                doubled = doubled.or(Some(name));
+            } else {
+                seen.insert(name);
+            }
+        }
+        Ok(Doubled(doubled))
     }
 }
 
@@ -84,14 +129,14 @@ pub(super) fn create_video(mut fields: Map<String, Value>, is_form: bool) -> Res
         let is_one = refused == "n" && fields.get("n").is_some_and(|n| *n == 1 || *n == "1");
         if fields.remove(refused).is_some_and(|value| !value.is_null()) && !is_one {
             let sentence = format!("{refused} cannot be used here: one video is made, from text only");
-            return Err(ApiError::body(sentence).with_code("unsupported_parameter"));
+            return Err(ApiError::field(refused, sentence).with_code("unsupported_parameter"));
         }
     }
     if let Some(unknown) = fields.keys().find(|name| !CreateVideo::FIELDS.contains(&name.as_str())) {
         let shown: String = unknown.chars().take(64).collect();
         let near = nearest(unknown, &CreateVideo::FIELDS);
         let sentence = format!("there is no field {shown:?}; the nearest is {near}");
-        return Err(ApiError::body(sentence).with_code("unknown_parameter"));
+        return Err(ApiError::field(shown, sentence).with_code("unknown_parameter"));
     }
     let mut reader = Reader { fields, is_form };
     let prompt = reader.text("prompt")?.ok_or_else(|| {
@@ -103,10 +148,10 @@ pub(super) fn create_video(mut fields: Map<String, Value>, is_form: bool) -> Res
         model: reader.text("model")?,
         seconds: reader.text_or_number("seconds")?,
         size: reader.text("size")?,
-        num_frames: reader.whole("num_frames")?,
-        fps: reader.whole("fps")?,
-        seed: reader.whole("seed")?,
-        num_inference_steps: reader.whole("num_inference_steps")?,
+        num_frames: reader.whole("num_frames", "from 1 on")?,
+        fps: reader.whole("fps", &format!("from 1 to {FPS_MAX}"))?,
+        seed: reader.whole("seed", &format!("from 0 to {}", u64::MAX))?,
+        num_inference_steps: reader.whole("num_inference_steps", "from 1 on")?,
         negative_prompt: reader.text("negative_prompt")?,
         guidance_scale: reader.real("guidance_scale")?,
         guidance_scale_2: reader.real("guidance_scale_2")?,
@@ -149,14 +194,14 @@ impl Reader {
         }
     }
 
-    fn whole<T: TryFrom<u64>>(&mut self, name: &'static str) -> Result<Option<T>, ApiError> {
+    /// A whole number of which a client is told that it lies in `range`; that is checked with everything else.
+    fn whole<T: TryFrom<u64>>(&mut self, name: &'static str, range: &str) -> Result<Option<T>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let number = match &value {
             Value::String(text) if self.is_form => text.trim().parse().ok(),
             other => other.as_u64(),
         };
-        let most = u64::MAX >> (64 - 8 * size_of::<T>());
-        let wrong = || ApiError::field(name, format!("{name} is a whole number from 0 to {most}"));
+        let wrong = || ApiError::field(name, format!("{name} is a whole number {range}"));
         number.and_then(|number| T::try_from(number).ok()).ok_or_else(wrong).map(Some)
     }
 

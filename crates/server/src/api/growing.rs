@@ -18,6 +18,7 @@ use futures_util::stream::try_unfold;
 use super::App;
 use super::content::{CHUNK_BYTES, set};
 use super::error::ApiError;
+use crate::board::Board;
 use crate::id::VideoId;
 use crate::job::{Job, Status};
 use crate::videos::{Growing, Variant, VideoStore};
@@ -83,20 +84,18 @@ fn part(mut file: File, asked: Range<u64>, len_bytes: u64) -> Result<Response, A
 
 /// The file from its start, and what comes to it, until the job has ended.
 fn following(app: &Arc<App>, job: &Job, video: Growing) -> Body {
-    let (app, job) = (Arc::clone(app), job.clone());
+    let (app, job) = (Arc::clone(app), Arc::new(job.clone()));
     let stopping = app.stopping.clone();
     let stream = try_unfold(Followed::new(video), move |mut followed| {
-        let (app, job, mut stopping) = (Arc::clone(&app), job.clone(), stopping.clone());
+        let (app, job, mut stopping) = (Arc::clone(&app), Arc::clone(&job), stopping.clone());
         async move {
             loop {
-                // Looked at before reading: what ended before it was read to the end is complete.
-                let has_ended = app.board.live(&job.id).is_none();
-                let (videos, id, epoch) = (Arc::clone(&app.videos), job.id.clone(), job.epoch);
+                let (board, videos, of) = (Arc::clone(&app.board), Arc::clone(&app.videos), Arc::clone(&job));
                 let read = tokio::task::spawn_blocking(move || {
-                    let bytes = followed.go_on(&*videos, &id, epoch)?;
-                    Ok::<_, std::io::Error>((bytes, followed))
+                    let (bytes, has_ended) = followed.look(&board, &*videos, &of)?;
+                    Ok::<_, std::io::Error>((bytes, has_ended, followed))
                 });
-                let (bytes, reader) = read.await.map_err(std::io::Error::other)??;
+                let (bytes, has_ended, reader) = read.await.map_err(std::io::Error::other)??;
                 if !bytes.is_empty() {
                     return Ok(Some((Bytes::from(bytes), reader)));
                 }
@@ -140,10 +139,23 @@ impl Followed {
         Self { video, read: 0, sent: 0, digest: blake3::Hasher::new(), again: blake3::Hasher::new() }
     }
 
-    /// What comes next, if anything is there yet.
+    /// What comes next of a job's video, if anything is there yet, and whether the job had ended before this look.
     ///
     /// # Errors
     /// When a file cannot be read, or a later draft is another video than that of which a part was sent.
+    fn look(
+        &mut self,
+        board: &Board,
+        videos: &dyn VideoStore,
+        job: &Job,
+    ) -> std::io::Result<(Vec<u8>, bool)> {
+        // Asked before reading: what ended before it was read to the end is complete.
+        let epoch = board.epoch(&job.id);
+        // A job that found no space went back to the queue, and is begun under a later epoch than the one that was followed.
+        let bytes = self.go_on(videos, &job.id, epoch.unwrap_or(job.epoch))?;
+        Ok((bytes, epoch.is_none()))
+    }
+
     fn go_on(&mut self, videos: &dyn VideoStore, id: &VideoId, epoch: i64) -> std::io::Result<Vec<u8>> {
         let bytes = self.read_on()?;
         if !bytes.is_empty() {
@@ -193,6 +205,7 @@ mod tests {
     use evanesce_engine::video::{FrameSink, VideoSettings};
 
     use super::*;
+    use crate::board::{Live, Phase, tests::waiting};
     use crate::encoder::Encoder;
     use crate::videos::{Draft, VideoDirectory};
 
@@ -205,22 +218,39 @@ mod tests {
     /// Videos, one of which is made, and somebody who follows it.
     struct Scene {
         videos: VideoDirectory,
-        id: VideoId,
+        board: Board,
+        /// The job when it was first followed.
+        job: Job,
+        /// The job as the engine has it.
+        now: Job,
         _directory: tempfile::TempDir,
     }
-
-    const EPOCH: i64 = 1;
 
     impl Scene {
         fn new() -> Self {
             let directory = tempfile::tempdir().unwrap();
             let videos = VideoDirectory::open(directory.path(), Encoder::BuiltIn).unwrap();
-            Self { videos, id: VideoId::draw().unwrap(), _directory: directory }
+            let job = Job { status: Status::InProgress, epoch: 1, ..waiting() };
+            let (board, now) = (Board::default(), job.clone());
+            board.post(&now, Live { phase: Phase::Decode, ..Live::default() });
+            Self { videos, board, job, now, _directory: directory }
+        }
+
+        /// Puts the job back into the queue: nobody makes its video.
+        fn release(&mut self) {
+            self.now.status = Status::Queued;
+            self.board.post(&self.now, Live::default());
+        }
+
+        /// Claims it once more. Giving it back raised its epoch, and so does this.
+        fn claim(&mut self) {
+            (self.now.status, self.now.epoch) = (Status::InProgress, self.now.epoch + 2);
+            self.board.post(&self.now, Live { phase: Phase::Decode, ..Live::default() });
         }
 
         /// Begins the video, also once more, as a job does that went on from its snapshot.
         fn make(&self, frames: Range<u16>) -> Making {
-            let draft = self.videos.draft(&self.id, EPOCH).unwrap();
+            let draft = self.videos.draft(&self.now.id, self.now.epoch).unwrap();
             let video = draft.begin_video(VideoSettings::new(64, 64, 16)).unwrap();
             let mut making = Making { video, draft };
             making.push(frames);
@@ -228,14 +258,15 @@ mod tests {
         }
 
         fn follow(&self) -> Followed {
-            Followed::new(self.videos.open_growing(&self.id, EPOCH).unwrap())
+            Followed::new(self.videos.open_growing(&self.now.id, self.now.epoch).unwrap())
         }
 
         /// What has come since the last look.
         fn look(&self, followed: &mut Followed) -> std::io::Result<Vec<u8>> {
             let mut seen = Vec::new();
             loop {
-                let bytes = followed.go_on(&self.videos, &self.id, EPOCH)?;
+                let (bytes, has_ended) = followed.look(&self.board, &self.videos, &self.job)?;
+                assert_eq!(has_ended, self.now.status.is_over());
                 if bytes.is_empty() {
                     return Ok(seen);
                 }
@@ -252,8 +283,13 @@ mod tests {
             for picture in [Variant::Thumbnail, Variant::Spritesheet] {
                 std::fs::write(draft.path(picture), b"a picture").unwrap();
             }
-            self.videos.publish(&self.id, draft).unwrap();
+            self.videos.publish(&self.now.id, draft).unwrap();
             whole
+        }
+
+        fn end(&mut self) {
+            self.now.status = Status::Completed;
+            self.board.end(&self.now);
         }
     }
 
@@ -283,6 +319,40 @@ mod tests {
         let whole = scene.publish(resumed);
         seen.extend(scene.look(&mut followed).unwrap());
         assert!(seen == whole && followed.is_whole());
+    }
+
+    #[test]
+    fn who_follows_a_video_gets_all_of_it_also_when_its_job_is_claimed_once_more() {
+        let mut scene = Scene::new();
+        let found_no_space = scene.make(0..12);
+        let mut followed = scene.follow();
+        let mut seen = scene.look(&mut followed).unwrap();
+        assert!(!seen.is_empty());
+        drop(found_no_space);
+        scene.release();
+        assert!(scene.look(&mut followed).unwrap().is_empty() && !followed.is_whole());
+        scene.claim();
+        let again = scene.make(0..20);
+        let more = scene.look(&mut followed).unwrap();
+        assert!(!more.is_empty() && !followed.is_whole());
+        seen.extend(more);
+        let whole = scene.publish(again);
+        scene.end();
+        seen.extend(scene.look(&mut followed).unwrap());
+        assert!(seen == whole && followed.is_whole());
+    }
+
+    #[test]
+    fn parts_of_two_videos_are_never_sent_as_one_when_a_job_is_claimed_once_more() {
+        let mut scene = Scene::new();
+        let found_no_space = scene.make(0..12);
+        let mut followed = scene.follow();
+        scene.look(&mut followed).unwrap();
+        drop(found_no_space);
+        scene.release();
+        scene.claim();
+        let _begun_anew = scene.make(50..90);
+        assert!(scene.look(&mut followed).is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod growing;
 mod order;
 mod page;
 pub(crate) mod pollers;
+mod query;
 mod status;
 mod videos;
 
@@ -32,6 +33,7 @@ use self::pollers::Pollers;
 use crate::board::Board;
 use crate::clock::UnixMs;
 use crate::config::Limits;
+use crate::encoder::Encoder;
 use crate::id::VideoId;
 use crate::job::Job;
 use crate::journal::note;
@@ -53,6 +55,8 @@ pub(crate) struct App {
     pub(crate) access: Access,
     pub(crate) courier: Courier,
     pub(crate) limits: Limits,
+    /// What makes the files of the videos.
+    pub(crate) encoder: Encoder,
     pub(crate) queue_limits: QueueLimits,
     pub(crate) terms: Terms,
     pub(crate) reports: mpsc::Sender<Report>,

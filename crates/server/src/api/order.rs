@@ -1,16 +1,20 @@
 //! A request checked against the model, the limits and the budget, with every default filled in: an [`Order`].
 
+use evanesce_engine::video::VideoSettings;
 use evanesce_engine::{JobSpec, Model, Request, RequestedLength, Tier};
 
 use super::App;
 use super::access::Tenant;
 use super::error::ApiError;
 use crate::config::Limits;
-use crate::job::Order;
+use crate::encoder::Encoder;
+use crate::job::{Class, Order};
 use crate::wire::CreateVideo;
 
 /// Deadlines further away than a week mean nothing.
 const DEADLINE_S_MAX: f64 = 604_800.0;
+/// Frames per second, at most.
+pub(super) const FPS_MAX: u32 = 240;
 
 /// What `asked` means here.
 pub(super) fn order(app: &App, tenant: &Tenant, asked: CreateVideo) -> Result<Order, ApiError> {
@@ -47,7 +51,9 @@ pub(super) fn order(app: &App, tenant: &Tenant, asked: CreateVideo) -> Result<Or
         );
         return Err(ApiError::field("size", sentence));
     }
+    check_encoder(&spec, &app.encoder)?;
     let device_bytes = fitting_bytes(app, &spec)?;
+    check_class(app, class, device_bytes)?;
     let seconds = asked.seconds.unwrap_or_else(|| duration(spec.frames, spec.fps));
     Ok(Order {
         model: app.model_name.clone(),
@@ -101,7 +107,7 @@ fn check_numbers(asked: &CreateVideo, limits: &Limits) -> Result<(), ApiError> {
     };
     let steps_max = limits.steps_max as f64;
     within("num_inference_steps", asked.num_inference_steps.map(|steps| steps as f64), 1.0, steps_max)?;
-    within("fps", asked.fps.map(f64::from), 1.0, 240.0)?;
+    within("fps", asked.fps.map(f64::from), 1.0, f64::from(FPS_MAX))?;
     within("guidance_scale", asked.guidance_scale, 0.0, 100.0)?;
     within("guidance_scale_2", asked.guidance_scale_2, 0.0, 100.0)?;
     within("boundary_ratio", asked.boundary_ratio, 0.0, 1.0)?;
@@ -189,6 +195,29 @@ fn check_shape(request: &Request, app: &App) -> Result<(), ApiError> {
             .map_err(|error| ApiError::field("num_frames", error.to_string()))?;
     }
     Ok(())
+}
+
+/// Refuses what cannot be encoded, before frames are made that nobody will see. What another program can encode only it knows.
+fn check_encoder(spec: &JobSpec, encoder: &Encoder) -> Result<(), ApiError> {
+    match encoder {
+        Encoder::BuiltIn => VideoSettings::new(spec.width, spec.height, spec.fps)
+            .check()
+            .map_err(|error| ApiError::field("size", error.to_string())),
+        Encoder::Ffmpeg { .. } => Ok(()),
+    }
+}
+
+/// Refuses what the engine would not begin: a job that needs more than all jobs of its class may have.
+fn check_class(app: &App, class: Class, needed_bytes: u64) -> Result<(), ApiError> {
+    let most_bytes = app.terms.rules.most_device_bytes(class);
+    if needed_bytes <= most_bytes {
+        return Ok(());
+    }
+    let class = class.as_str();
+    let sentence = format!(
+        "this job needs {needed_bytes} bytes of the device, and {class} jobs may have {most_bytes} together; ask for a smaller size, fewer frames or another class"
+    );
+    Err(ApiError::body(sentence).with_code("does_not_fit"))
 }
 
 /// The bytes to plan for a job; one that can never fit is refused with what would. What fits only when memory is not short waits.

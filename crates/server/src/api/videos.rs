@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{FromRequestParts, Path, RawQuery, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -15,10 +16,10 @@ use super::error::ApiError;
 use super::fields::{create_video, fields, read_body};
 use super::order::order;
 use super::pollers::PAUSE_MAX;
+use super::query::parameters;
 use crate::clock::UnixMs;
 use crate::id::{VideoId, random_hex};
 use crate::job::{Job, Webhook};
-use crate::nearest::nearest;
 use crate::store::{Cancelled, Direction, Inserted, NewJob, Page, QueueLimits, StoreError};
 use crate::webhooks::Target;
 use crate::wire::{CreateVideo, DeletedVideo, ErrorBody, Video, VideoList};
@@ -46,9 +47,11 @@ type Answer<T> = Result<T, ApiError>;
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
+    parameters(query.as_deref(), "a request for a video", &[])?;
     let key = idempotency_key(&headers)?;
     let body = read_body(body, app.limits.body_bytes_max, app.patience()).await?;
     let is_form = !headers
@@ -57,6 +60,13 @@ pub(super) async fn create(
     let fields = fields(&headers, body).await?;
     // Fields are sorted by name, so the digest does not depend on their order or on a form's boundary.
     let digest = blake3::hash(serde_json::to_string(&fields).map_err(ApiError::internal)?.as_bytes());
+    let key = key.map(|key| (key, *digest.as_bytes()));
+    // Before anything else can refuse it: who asks again must hear of the job, also where such a request is not taken any more.
+    if let Some((key, digest)) = &key
+        && let Some(before) = app.store.repeated(&tenant.name, key, digest).await?
+    {
+        return became(&app, &before);
+    }
     let asked = create_video(fields, is_form)?;
     let webhook = asked.webhook.clone().map(|url| webhook(&app, &tenant, url)).transpose()?;
     let new = NewJob {
@@ -64,7 +74,7 @@ pub(super) async fn create(
         order: order(&app, &tenant, asked)?,
         tenant: tenant.name,
         created: UnixMs::now(),
-        idempotency: key.map(|key| (key, *digest.as_bytes())),
+        idempotency: key,
         webhook,
     };
     let per_tenant = tenant.jobs_max.unwrap_or(app.queue_limits.per_tenant);
@@ -78,15 +88,20 @@ pub(super) async fn create(
         }
         Ok::<_, StoreError>(inserted)
     });
-    match inserted.await.map_err(ApiError::internal)?? {
-        Inserted::Created(job) | Inserted::Repeated(job) => Ok(show(&app, &job)),
+    became(&app, &inserted.await.map_err(ApiError::internal)??)
+}
+
+/// What became of a request for a video, as its client is told.
+fn became(app: &App, inserted: &Inserted) -> Answer<Response> {
+    match inserted {
+        Inserted::Created(job) | Inserted::Repeated(job) => Ok(show(app, job)),
         Inserted::KeyReused => {
             let sentence = "this Idempotency-Key came with another request before; use a new key";
             Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", sentence))
         }
         Inserted::Full { waiting, own_limit } => {
             app.metrics.refused_for_full_queue();
-            let whose = if own_limit { "of yours " } else { "" };
+            let whose = if *own_limit { "of yours " } else { "" };
             let sentence = format!("{waiting} jobs {whose}wait or run already; try again later");
             let full = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", sentence);
             Err(full.retry_after(Duration::from_secs(5)))
@@ -106,7 +121,11 @@ fn webhook(app: &App, tenant: &Tenant, url: String) -> Answer<Webhook> {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Answer<Option<String>> {
-    let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(ApiError::body("there are several Idempotency-Key headers; a request has at most one"));
+    }
     let key = value.to_str().ok().filter(|key| (1..=IDEMPOTENCY_KEY_CHARS_MAX).contains(&key.len()));
     let wrong = || {
         ApiError::body(format!(
@@ -128,7 +147,7 @@ pub(super) async fn list(
     Extension(tenant): Extension<Tenant>,
     RawQuery(query): RawQuery,
 ) -> Answer<Json<VideoList>> {
-    let page = page(query.as_deref().unwrap_or_default())?;
+    let page = page(query.as_deref())?;
     let listing = app.store.list(&tenant.name, &page).await?.ok_or_else(ApiError::no_such_video)?;
     let data: Vec<_> = listing.jobs.iter().map(|job| app.video(job)).collect();
     let name = |video: Option<&Video>| video.map(|video| video.id.clone());
@@ -141,13 +160,9 @@ pub(super) async fn list(
     }))
 }
 
-fn page(query: &str) -> Answer<Page> {
+fn page(query: Option<&str>) -> Answer<Page> {
     let mut page = Page { after: None, limit: LIST_LIMIT, direction: Direction::default() };
-    for (name, value) in query
-        .split('&')
-        .filter(|pair| !pair.is_empty())
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-    {
+    for (name, value) in parameters(query, "a list", &["after", "limit", "order"])? {
         match name {
             "after" => page.after = Some(VideoId::parse(value).ok_or_else(ApiError::no_such_video)?),
             "limit" => {
@@ -157,17 +172,13 @@ fn page(query: &str) -> Answer<Page> {
                 };
                 page.limit = limit.ok_or_else(wrong)?;
             }
-            "order" => {
+            // The order: there is no other name.
+            _ => {
                 page.direction = match value {
                     "asc" => Direction::Ascending,
                     "desc" => Direction::Descending,
                     _ => return Err(ApiError::field("order", "order is asc or desc")),
                 };
-            }
-            other => {
-                let near = nearest(other, &["after", "limit", "order"]);
-                let sentence = format!("a list has no such parameter; the nearest is {near}");
-                return Err(ApiError::body(sentence).with_code("unknown_parameter"));
             }
         }
     }
@@ -181,7 +192,7 @@ fn page(query: &str) -> Answer<Page> {
 pub(super) async fn retrieve(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
 ) -> Answer<Response> {
     let open = VideoId::parse(&id).and_then(|id| app.board.open_job(&tenant.name, &id));
     match open {
@@ -197,7 +208,7 @@ pub(super) async fn retrieve(
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
 ) -> Answer<Json<DeletedVideo>> {
     let id = VideoId::parse(&id).ok_or_else(ApiError::no_such_video)?;
     let (for_task, wanted) = (Arc::clone(&app), id.clone());
@@ -221,7 +232,7 @@ pub(super) async fn delete(
 pub(super) async fn cancel(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
 ) -> Answer<Response> {
     let id = VideoId::parse(&id).ok_or_else(ApiError::no_such_video)?;
     let for_task = Arc::clone(&app);
@@ -242,6 +253,19 @@ pub(super) async fn cancel(
             Err(ApiError::new(StatusCode::CONFLICT, "already_completed", sentence))
         }
         Cancelled::Unknown => Err(ApiError::no_such_video()),
+    }
+}
+
+/// What stands in a path where a video's name does.
+pub(super) struct PathId(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Answer<Self> {
+        // What is no text, such as `%ff`, is no video's name either.
+        let id = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
+        id.map(|Path(id)| Self(id)).map_err(|_no_text| ApiError::no_such_video())
     }
 }
 

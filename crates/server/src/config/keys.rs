@@ -1,5 +1,7 @@
 //! Who may use the service, until when, and how much.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use toml::value::{Datetime, Offset};
 
@@ -48,7 +50,7 @@ impl KeyConfig {
     }
 
     /// Checks what no type can say.
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    fn check(&self) -> Result<(), ConfigError> {
         let name = &self.tenant;
         let refuse = |sentence: &str| Err(ConfigError(format!("the key of tenant {name:?} {sentence}")));
         if name.is_empty() || blake3::Hash::from_hex(&self.blake3).is_err() {
@@ -88,6 +90,21 @@ impl KeyConfig {
         };
         Ok(Some(UnixMs(midnight.0 + time_ms - offset_ms)))
     }
+}
+
+/// Checks each, and that no two of them are opened by the same key: only one tenant would be.
+pub(super) fn check_keys(keys: &[KeyConfig]) -> Result<(), ConfigError> {
+    let mut tenants = BTreeMap::new();
+    for key in keys {
+        key.check()?;
+        let (tenant, digest) = (&key.tenant, key.blake3.to_ascii_lowercase());
+        if let Some(other) = tenants.insert(digest, tenant) {
+            return Err(ConfigError(format!(
+                "two [[keys]], of tenants {other:?} and {tenant:?}, have the same blake3; draw a key for each with `evanesce serve --new-key TENANT`"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn best_class() -> Class {

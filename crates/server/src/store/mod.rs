@@ -195,6 +195,15 @@ pub trait JobStore: Send + Sync {
     /// Writes a job, unless its key has been used or the queue is full.
     fn insert(&self, new: NewJob, limits: QueueLimits) -> Answer<'_, Inserted>;
 
+    /// What [`Self::insert`] answers for a key that has been used, before anything else of the request is looked at; `None` when it
+    /// has not been. A key is known as long as its job is there.
+    fn repeated<'a>(
+        &'a self,
+        tenant: &'a str,
+        key: &'a str,
+        digest: &'a [u8; 32],
+    ) -> Answer<'a, Option<Inserted>>;
+
     /// A job of this tenant.
     fn get<'a>(&'a self, tenant: &'a str, id: &'a VideoId) -> Answer<'a, Option<Job>>;
 
@@ -258,9 +267,6 @@ pub trait JobStore: Send + Sync {
 
     /// Jobs that have ended and whose webhook is due by `now`, longest due first, at most `limit`.
     fn webhooks_due(&self, now: UnixMs, limit: u32) -> Answer<'_, Vec<Job>>;
-
-    /// When the next webhook of a job that has ended is due.
-    fn next_webhook(&self) -> Answer<'_, Option<UnixMs>>;
 
     /// Writes what came of an attempt; nothing, if the job is gone.
     fn note_webhook<'a>(&'a self, id: &'a VideoId, attempt: &'a Attempt) -> Answer<'a, ()>;

@@ -63,20 +63,10 @@ impl SqliteStore {
 
     async fn insert_job(&self, new: NewJob, limits: QueueLimits) -> Result<Inserted, StoreError> {
         let mut transaction = self.begin().await?;
-        if let Some((key, digest)) = &new.idempotency {
-            let sql = format!(
-                "SELECT {COLUMNS}, idempotency_digest FROM jobs WHERE tenant = ? AND idempotency_key = ?"
-            );
-            let found =
-                sqlx::query(&sql).bind(&new.tenant).bind(key).fetch_optional(&mut *transaction).await?;
-            if let Some(row) = found {
-                let before: Vec<u8> = row.try_get("idempotency_digest")?;
-                return if before == digest {
-                    Ok(Inserted::Repeated(Box::new(job(&row)?)))
-                } else {
-                    Ok(Inserted::KeyReused)
-                };
-            }
+        if let Some((key, digest)) = &new.idempotency
+            && let Some(before) = repeated(&mut transaction, &new.tenant, key, digest).await?
+        {
+            return Ok(before);
         }
         if let Some(full) = full(&mut transaction, &new.tenant, limits).await? {
             return Ok(full);
@@ -231,6 +221,21 @@ async fn find(
     change(connection, &sql, vec![Value::Text(tenant), Value::Text(id.as_str())]).await
 }
 
+/// What a request gets whose key has been used before.
+async fn repeated(
+    connection: &mut SqliteConnection,
+    tenant: &str,
+    key: &str,
+    digest: &[u8; 32],
+) -> Result<Option<Inserted>, StoreError> {
+    let sql =
+        format!("SELECT {COLUMNS}, idempotency_digest FROM jobs WHERE tenant = ? AND idempotency_key = ?");
+    let found = sqlx::query(&sql).bind(tenant).bind(key).fetch_optional(connection).await?;
+    let Some(row) = found else { return Ok(None) };
+    let before: Vec<u8> = row.try_get("idempotency_digest")?;
+    Ok(Some(if before == digest { Inserted::Repeated(Box::new(job(&row)?)) } else { Inserted::KeyReused }))
+}
+
 /// Whether the queue has no room for one more job of this tenant.
 async fn full(
     connection: &mut SqliteConnection,
@@ -252,6 +257,15 @@ async fn full(
 impl JobStore for SqliteStore {
     fn insert(&self, new: NewJob, limits: QueueLimits) -> Answer<'_, Inserted> {
         Box::pin(self.insert_job(new, limits))
+    }
+
+    fn repeated<'a>(
+        &'a self,
+        tenant: &'a str,
+        key: &'a str,
+        digest: &'a [u8; 32],
+    ) -> Answer<'a, Option<Inserted>> {
+        Box::pin(async move { repeated(&mut *self.readers.acquire().await?, tenant, key, digest).await })
     }
 
     fn get<'a>(&'a self, tenant: &'a str, id: &'a VideoId) -> Answer<'a, Option<Job>> {
@@ -395,15 +409,6 @@ impl JobStore for SqliteStore {
                  ORDER BY webhook_due_ms LIMIT ?"
             );
             jobs(&sqlx::query(&sql).bind(now.0).bind(limit).fetch_all(&self.readers).await?)
-        })
-    }
-
-    fn next_webhook(&self) -> Answer<'_, Option<UnixMs>> {
-        Box::pin(async move {
-            let sql = "SELECT min(webhook_due_ms) FROM jobs
-                       WHERE webhook_due_ms IS NOT NULL AND status IN ('completed', 'failed')";
-            let row = sqlx::query(sql).fetch_one(&self.readers).await?;
-            Ok(row.try_get::<Option<i64>, _>(0)?.map(UnixMs))
         })
     }
 

@@ -2,6 +2,47 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// The address that a host is by itself, without asking anybody: written as usual, or in a way that resolvers take for one of version
+/// 4 as well (`inet_aton`: `127.1`, `2130706433`, `0x7f.1`).
+pub(crate) fn literal(host: &str) -> Option<IpAddr> {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    host.parse().ok().or_else(|| short_v4(host).map(IpAddr::V4))
+}
+
+/// Whether a name leads to this machine whoever is asked (RFC 6761).
+pub(crate) fn is_local_name(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    host == "localhost" || host.ends_with(".localhost")
+}
+
+/// One to four numbers, of which the last fills all bytes that the others leave.
+fn short_v4(host: &str) -> Option<Ipv4Addr> {
+    let numbers: Vec<u32> = host.split('.').map(number).collect::<Option<_>>()?;
+    let (last, first) = numbers.split_last()?;
+    if first.len() > 3 || first.iter().any(|byte| *byte > 255) {
+        return None;
+    }
+    let last_bits = 32 - 8 * first.len();
+    let last = u64::from(*last);
+    if last >> last_bits != 0 {
+        return None;
+    }
+    let high = first.iter().fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
+    u32::try_from((high << last_bits) | last).ok().map(Ipv4Addr::from)
+}
+
+/// A number as C writes it: decimal, octal or hexadecimal.
+fn number(text: &str) -> Option<u32> {
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None if text.len() > 1 && text.starts_with('0') => (&text[1..], 8),
+        None => (text, 10),
+    };
+    // A sign would be taken as well.
+    let is_digits = digits.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    u32::from_str_radix(digits, radix).ok().filter(|_| is_digits)
+}
+
 /// Whether an address is one of the public internet (the registries of IANA for special purposes, 2024).
 pub(crate) fn is_public(address: IpAddr) -> bool {
     match address {
@@ -45,6 +86,50 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_that_are_addresses_in_disguise_are_read_as_resolvers_read_them() {
+        for (host, address) in [
+            ("127.0.0.1", "127.0.0.1"),
+            ("127.0.0.1.", "127.0.0.1"),
+            ("127.1", "127.0.0.1"),
+            ("2130706433", "127.0.0.1"),
+            ("0x7f.1", "127.0.0.1"),
+            ("0X7F000001", "127.0.0.1"),
+            ("0177.0.0.01", "127.0.0.1"),
+            ("10.1.513", "10.1.2.1"),
+            ("0", "0.0.0.0"),
+            ("134744072", "8.8.8.8"),
+            ("::1", "::1"),
+        ] {
+            assert_eq!(literal(host), Some(address.parse().unwrap()), "{host}");
+        }
+        for host in [
+            "",
+            ".",
+            "example.org",
+            "1.2.3.4.5",
+            "256.1",
+            "1.16777216",
+            "4294967296",
+            "-1",
+            "+1",
+            "08",
+            "0xg",
+            "1..2",
+        ] {
+            assert_eq!(literal(host), None, "{host}");
+        }
+        for (host, is_local) in [
+            ("localhost", true),
+            ("LocalHost.", true),
+            ("a.localhost", true),
+            ("localhost.example.org", false),
+            ("mylocalhost", false),
+        ] {
+            assert_eq!(is_local_name(host), is_local, "{host}");
+        }
+    }
 
     #[test]
     fn only_addresses_of_the_public_internet_are_public() {

@@ -1,40 +1,33 @@
 //! Telling somebody's server that a video is there, or never will be: signed as Standard Webhooks says, tried again with growing
 //! pauses, and written in the store before and after, so that a restart loses nothing and the job shows what became of it.
 //!
-//! A delivery begins with its job: whoever ends the job, in whatever way, need not know of it.
+//! A delivery begins with its job: whoever ends the job, in whatever way, need not know of it. What came of an attempt waits here
+//! while the store cannot take it.
 
 mod address;
+mod deliver;
 mod secret;
 mod send;
 mod tls;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 
+pub(crate) use deliver::deliver;
 pub use secret::Secret;
 pub(crate) use send::{Reach, Target, post};
+use send::{Unsent, try_post};
 pub(crate) use tls::Trust;
 
-use crate::board::Board;
 use crate::clock::UnixMs;
 use crate::config::{Config, ConfigError};
 use crate::job::{Job, Status};
-use crate::journal::note;
-use crate::metrics::Metrics;
-use crate::store::{Attempt, JobStore, StoreError};
+use crate::store::Attempt;
 
 /// Pauses after each attempt that failed; the last is taken again and again.
 const PAUSES_S: [u64; 9] = [5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400];
-/// Deliveries under way at once, and taken from the store at once.
-const AT_ONCE: usize = 8;
-/// How long to wait when nothing is due and nobody says that a job has ended.
-const IDLE: Duration = Duration::from_secs(60);
-/// How long to wait before the store is asked again after it failed.
-const STORE_PAUSE: Duration = Duration::from_secs(5);
 
 /// Whose secret signs, and where deliveries may go.
 #[derive(Clone, Debug)]
@@ -69,15 +62,15 @@ impl Courier {
         let webhook = job.webhook.as_ref()?;
         let now = UnixMs::now();
         let outcome = match self.secrets.get(&job.tenant) {
-            None => Err("there is no secret to sign with any more".to_owned()),
+            None => Err(Unsent::from("there is no secret to sign with any more".to_owned())),
             Some(secret) => self.post(job, secret, &webhook.url, &webhook.message_id, now).await,
         };
-        let (said, is_delivered) = match outcome {
-            Ok(status) => (format!("answered {status}"), (200..300).contains(&status)),
-            Err(sentence) => (sentence, false),
+        let (said, is_delivered, is_final) = match outcome {
+            Ok(status) => (format!("answered {status}"), (200..300).contains(&status), false),
+            Err(Unsent { sentence, is_final }) => (sentence, false, is_final),
         };
         let n_before = usize::try_from(webhook.attempts).unwrap_or(0);
-        let is_last = n_before + 1 >= self.attempts_max as usize;
+        let is_last = is_final || n_before + 1 >= self.attempts_max as usize;
         let pause = Duration::from_secs(PAUSES_S[n_before.min(PAUSES_S.len() - 1)]);
         let due = (!is_delivered && !is_last).then(|| UnixMs::now().after(pause));
         Some(Attempt { said, delivered: is_delivered.then_some(now), due })
@@ -90,8 +83,8 @@ impl Courier {
         url: &str,
         id: &str,
         now: UnixMs,
-    ) -> Result<u16, String> {
-        let target = Target::parse(url, self.private_addresses)?;
+    ) -> Result<u16, Unsent> {
+        let target = Target::read(url, self.private_addresses)?;
         let body = payload(job);
         let signature = secret.sign(id, now.seconds(), &body);
         let headers = [
@@ -100,7 +93,7 @@ impl Courier {
             ("webhook-signature", signature),
         ];
         let reach = Reach { private_addresses: self.private_addresses, trust: &self.trust };
-        post(&target, reach, &headers, body).await
+        try_post(&target, reach, &headers, body).await
     }
 }
 
@@ -111,51 +104,4 @@ fn payload(job: &Job) -> String {
     let created_at = job.ended.unwrap_or(job.created).seconds();
     let data = json!({"id": job.id.as_str(), "error": job.failure});
     json!({"id": id, "object": "event", "created_at": created_at, "type": kind, "data": data}).to_string()
-}
-
-/// Delivers what is due until the task is ended.
-pub(crate) async fn deliver(
-    courier: Courier,
-    store: Arc<dyn JobStore>,
-    board: Arc<Board>,
-    metrics: Arc<Metrics>,
-) {
-    loop {
-        let pause = match round(&courier, &*store, &metrics).await {
-            Ok(pause) => pause,
-            Err(error) => {
-                note("webhooks", format_args!("the store failed, will be tried again: {error}"));
-                STORE_PAUSE
-            }
-        };
-        drop(tokio::time::timeout(pause, board.until_a_job_ends()).await);
-    }
-}
-
-/// Tries everything that is due once; says how long nothing more will be.
-async fn round(courier: &Courier, store: &dyn JobStore, metrics: &Metrics) -> Result<Duration, StoreError> {
-    let due = store.webhooks_due(UnixMs::now(), u32::try_from(AT_ONCE).unwrap_or(u32::MAX)).await?;
-    let attempts = stream::iter(due).map(|job| try_once(courier, store, metrics, job));
-    let written: Vec<Result<(), StoreError>> = attempts.buffer_unordered(AT_ONCE).collect().await;
-    written.into_iter().collect::<Result<(), _>>()?;
-    let next = store.next_webhook().await?;
-    let pause = next.map_or(IDLE, |at| Duration::from_millis(at.ms_since(UnixMs::now()).unsigned_abs()));
-    Ok(pause.min(IDLE))
-}
-
-async fn try_once(
-    courier: &Courier,
-    store: &dyn JobStore,
-    metrics: &Metrics,
-    job: Job,
-) -> Result<(), StoreError> {
-    let Some(attempt) = courier.attempt(&job).await else { return Ok(()) };
-    let outcome = match (attempt.delivered, attempt.due) {
-        (Some(_), _) => "delivered",
-        (None, Some(_)) => "will_be_tried_again",
-        (None, None) => "given_up",
-    };
-    metrics.webhook(outcome);
-    note(&job.id, format_args!("webhook {outcome}: {}", attempt.said));
-    store.note_webhook(&job.id, &attempt).await
 }

@@ -40,10 +40,10 @@ use crate::wire::MemoryNow;
 
 /// Reports that may wait for the thread; a handler waits when there are more.
 const REPORTS_MAX: usize = 256;
-/// How long to wait before the store is asked again after it failed.
+/// How long to wait before what the store could not take is written again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How long a job waits whose files found no space, in milliseconds: the first time, and at most.
-const SPACE_AFTER_MS: (i64, i64) = (1000, 30_000);
+/// How long a job waits that cannot go on for lack of disk space or the like, in milliseconds: the first time, and at most.
+const AGAIN_AFTER_MS: (i64, i64) = (1000, 30_000);
 
 /// What a handler tells the thread. The store knows it already.
 #[derive(Debug)]
@@ -154,8 +154,8 @@ struct Worker<'m> {
     strain: Strain,
     /// Endings that the store could not take yet.
     unwritten: Vec<(Job, Ending)>,
-    /// Whether the store failed at the last try: wait before the next.
-    store_is_down: bool,
+    /// Since the last of them could not be written.
+    since_unwritten: Stopwatch,
 }
 
 impl<'m> Worker<'m> {
@@ -166,7 +166,7 @@ impl<'m> Worker<'m> {
         let budget = |tier| model.counters().tier(tier).budget_bytes;
         let wanted = Budgets { device_bytes: budget(Tier::Device), host_bytes: budget(Tier::Host) };
         let (strain, keeper) = (Strain::new(&terms.pressure, wanted), terms.keeper.clone());
-        let store_is_down = false;
+        let since_unwritten = Stopwatch::start();
         Self {
             model,
             means,
@@ -179,7 +179,7 @@ impl<'m> Worker<'m> {
             pace,
             strain,
             unwritten,
-            store_is_down,
+            since_unwritten,
         }
     }
 
@@ -193,10 +193,7 @@ impl<'m> Worker<'m> {
         if let Ok(report) = self.inbox.try_recv() {
             return Event::Reported(report);
         }
-        if self.store_is_down || !self.unwritten.is_empty() {
-            if let Some(report) = self.hear(RETRY_AFTER) {
-                return Event::Reported(report);
-            }
+        if !self.unwritten.is_empty() && self.since_unwritten.elapsed() >= RETRY_AFTER {
             self.write_again();
         }
         let now = UnixMs::now();
@@ -213,17 +210,16 @@ impl<'m> Worker<'m> {
         heard.ok().map(|report| report.unwrap_or(Report::Shutdown))
     }
 
-    /// Waits for a report, but not past the moment at which a job that waits for memory or space is looked at again.
+    /// Waits for a report, but not past the moment at which a job that waits for memory or space is looked at again, or an ending
+    /// written again.
     fn rest(&mut self, now: UnixMs) -> Event {
         self.tell_memory(true);
-        if !self.unwritten.is_empty() {
-            return Event::Chosen(Choice::Idle);
-        }
         // What waits for memory is looked at again, whoever gave it back.
         let is_short = self.strain.level > Level::Calm;
         let until = |at: i64| Duration::from_millis(UnixMs(at).ms_since(now).unsigned_abs());
         let space = self.schedule.next_try(now.0).map(until);
-        let Some(patience) = is_short.then_some(RETRY_AFTER).into_iter().chain(space).min() else {
+        let soon = (is_short || !self.unwritten.is_empty()).then_some(RETRY_AFTER);
+        let Some(patience) = soon.into_iter().chain(space).min() else {
             return Event::Reported(self.inbox.blocking_recv().unwrap_or(Report::Shutdown));
         };
         if let Some(report) = self.hear(patience) {
@@ -293,16 +289,19 @@ impl<'m> Worker<'m> {
         let claim = self.means.store.claim(&task.job.id, &lease, UnixMs::now());
         let claimed = match self.runtime.block_on(claim) {
             Ok(Some(claimed)) => claimed,
-            // Cancelled or deleted a moment ago; the report is on its way.
-            Ok(None) => return self.stop(seq),
+            // Cancelled or deleted a moment ago; the report is on its way, or came before the job did.
+            Ok(None) => {
+                self.means.board.forget(&task.job.id);
+                return self.stop(seq);
+            }
             Err(error) => {
-                self.store_is_down = true;
-                return note(&task.job.id, format!("cannot be claimed, will be tried again: {error}"));
+                note(&task.job.id, format!("cannot be claimed, will be tried again: {error}"));
+                return self.schedule.put_off(seq, Place::Queue, UnixMs::now().0, AGAIN_AFTER_MS);
             }
         };
-        self.store_is_down = false;
+        let is_first = task.job.started.is_none();
         task.job = claimed;
-        if self.schedule.entry(seq).is_some_and(|entry| entry.put_off == 0) {
+        if is_first {
             let waited = UnixMs::now().ms_since(task.job.created).unsigned_abs();
             self.means.metrics.started(task.job.order.class, Duration::from_millis(waited));
         }
@@ -345,7 +344,7 @@ impl<'m> Worker<'m> {
                 self.means.board.post(job, live);
                 return self.tell_memory(false);
             }
-            Unit::Ended(Trouble::NoSpace) => return self.wait_for_space(seq),
+            Unit::Ended(Trouble::NotNow) => return self.put_off(seq),
             Unit::Ended(Trouble::Failed(failure)) => Ending::Failed(failure),
             Unit::Done => {
                 let (job, Some(run)) =
@@ -356,7 +355,7 @@ impl<'m> Worker<'m> {
                 let ending = match run.publish(self.model, &*self.means.videos, &job) {
                     Ok(memory) => Ending::Completed(memory),
                     Err(Trouble::Failed(failure)) => Ending::Failed(failure),
-                    Err(Trouble::NoSpace) => return self.wait_for_space(seq),
+                    Err(Trouble::NotNow) => return self.put_off(seq),
                 };
                 self.schedule.leave(seq);
                 self.tasks.remove(&seq);
@@ -368,12 +367,12 @@ impl<'m> Worker<'m> {
         self.end(job, ending);
     }
 
-    /// A job whose files find no space goes back to its snapshot and into the queue, and is tried again a little later, while
-    /// others go on. It has not begun meanwhile: who else ends the service does not count as a start that failed.
-    fn wait_for_space(&mut self, seq: Seq) {
+    /// A job that cannot go on now goes back to its snapshot and into the queue, and is tried again a little later, while others go
+    /// on. It has not begun meanwhile: a service that is killed does not count as a start that failed.
+    fn put_off(&mut self, seq: Seq) {
         let Some(task) = self.tasks.get_mut(&seq) else { return self.schedule.leave(seq) };
         task.run = None;
-        note(&task.job.id, "waits for space on the disk");
+        note(&task.job.id, "waits, and will be tried again");
         let released = self.means.store.release(&task.job.id, task.job.epoch);
         let place = match self.runtime.block_on(released) {
             Ok(Fenced::No) => {
@@ -381,14 +380,17 @@ impl<'m> Worker<'m> {
                 Place::Queue
             }
             // Cancelled or deleted a moment ago; the report is on its way.
-            Ok(Fenced::Yes) => return self.stop(seq),
+            Ok(Fenced::Yes) => {
+                self.means.board.forget(&task.job.id);
+                return self.stop(seq);
+            }
             Err(error) => {
                 note(&task.job.id, format_args!("cannot be given back meanwhile: {error}"));
                 Place::Snapshot
             }
         };
-        self.schedule.put_off(seq, place, UnixMs::now().0, SPACE_AFTER_MS);
-        self.means.metrics.moved("waits_for_space");
+        self.schedule.put_off(seq, place, UnixMs::now().0, AGAIN_AFTER_MS);
+        self.means.metrics.moved("put_off");
         self.post_queue();
     }
 
@@ -409,6 +411,7 @@ impl<'m> Worker<'m> {
             }
             Err(error) => {
                 note(&job.id, format!("ended, but the store cannot take it, will be tried again: {error}"));
+                self.since_unwritten = Stopwatch::start();
                 return self.unwritten.push((job, ending));
             }
         }
@@ -433,7 +436,6 @@ impl<'m> Worker<'m> {
     }
 
     fn write_again(&mut self) {
-        self.store_is_down = false;
         for (job, ending) in std::mem::take(&mut self.unwritten) {
             self.end(job, ending);
         }
@@ -445,8 +447,9 @@ impl<'m> Worker<'m> {
             Some(run) => self.pace.seconds_left(&task.job.order, &run.meter),
             None => self.pace.seconds_left(&task.job.order, &Meter::new(&task.job.order)),
         };
-        let under_way = self.tasks.values().filter(|task| task.run.is_some());
-        let mut before_s = under_way.map(seconds).sum::<Option<f64>>();
+        let waits = |seq: &Seq| self.schedule.entry(*seq).is_none_or(|entry| entry.place == Place::Queue);
+        let under_way = self.tasks.iter().filter(|(seq, _)| !waits(seq));
+        let mut before_s = under_way.map(|(_, task)| seconds(task)).sum::<Option<f64>>();
         for (position, seq) in (1..).zip(self.schedule.waiting()) {
             let Some(task) = self.tasks.get(&seq) else { continue };
             before_s = before_s.zip(seconds(task)).map(|(before, own)| before + own);

@@ -9,6 +9,7 @@ use crate::journal::note;
 use crate::machine;
 use crate::pressure::{Gauge, Level, Pages, relief, smaller_edge};
 use crate::schedule::{Place, Room, Seq};
+use crate::store::Fenced;
 
 /// Readings of each tier and of the process, and what they led to.
 #[derive(Debug)]
@@ -118,11 +119,11 @@ impl Worker<'_> {
         }
     }
 
-    /// With fewer bytes of the device than these a job cannot do a unit now.
+    /// With fewer bytes of the device than these a job cannot do a unit, once the host holds no more than it may.
     pub(super) fn least_bytes(&self, seq: Seq) -> Option<u64> {
         let order = &self.tasks.get(&seq)?.job.order;
         let spec = JobSpec::new(request(order), self.model.checkpoint()).ok()?;
-        self.model.device_bytes_least(&spec).ok()
+        self.model.device_bytes_least(&spec, self.schedule.room().host_bytes).ok()
     }
 
     fn relieve_job(&mut self, seq: Seq, level: Level, runs: bool) {
@@ -167,7 +168,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Writes down what gave way in a job: in the job, in a metric and in the log, once for each kind.
+    /// Writes down what gave way in a job: in the job, in a metric and in the log, once for each kind. What the store cannot take
+    /// now it is given with the next.
     pub(super) fn give_way(&mut self, seq: Seq, what: &'static str) {
         let Some(Task { job, .. }) = self.tasks.get_mut(&seq) else { return };
         self.means.metrics.gave_way(what);
@@ -178,7 +180,7 @@ impl Worker<'_> {
         job.degradations.push(what.to_owned());
         let written = self.means.store.amend(&job.id, job.epoch, &job.order, &job.degradations);
         if let Err(error) = self.runtime.block_on(written) {
-            note(&job.id, format_args!("cannot be noted: {error}"));
+            note(&job.id, format!("cannot be noted: {error}"));
         }
     }
 
@@ -195,11 +197,23 @@ impl Worker<'_> {
             (smaller_edge(job.order.width, grid_px), smaller_edge(job.order.height, grid_px));
         let mut order = job.order.clone();
         (order.width, order.height) = (width, height);
-        if (width, height) != (job.order.width, job.order.height)
-            && JobSpec::new(request(&order), self.model.checkpoint()).is_ok()
+        if (width, height) == (job.order.width, job.order.height)
+            || JobSpec::new(request(&order), self.model.checkpoint()).is_err()
         {
-            job.order = order;
-            self.give_way(seq, "smaller_size");
+            return;
+        }
+        let mut degradations = job.degradations.clone();
+        degradations.push("smaller_size".to_owned());
+        // What is made is what is written: where it cannot be, the video keeps its size.
+        let written = self.means.store.amend(&job.id, job.epoch, &order, &degradations);
+        match self.runtime.block_on(written) {
+            Ok(Fenced::No) => {
+                note(&job.id, "memory is short: smaller_size");
+                self.means.metrics.gave_way("smaller_size");
+                (job.order, job.degradations) = (order, degradations);
+            }
+            Ok(Fenced::Yes) => {}
+            Err(error) => note(&job.id, format!("keeps its size, since another cannot be noted: {error}")),
         }
     }
 }

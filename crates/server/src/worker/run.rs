@@ -4,7 +4,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use evanesce_engine::snapshot::{SnapshotDirectory, SnapshotStore};
+use evanesce_engine::snapshot::{SnapshotDirectory, SnapshotError, SnapshotStore};
 use evanesce_engine::video::{EncoderPool, VideoError, VideoSettings};
 use evanesce_engine::{
     CancelToken, EngineError, Fault, JobId, JobRun, JobSpec, Model, Outputs, Progress, Request,
@@ -32,24 +32,27 @@ pub(super) enum Unit {
 pub(super) enum Trouble {
     /// It never will be.
     Failed(Failure),
-    /// There is no space for its files: it will be when there is.
-    NoSpace,
+    /// What it lacks may be there a little later: space for its files, mostly.
+    NotNow,
 }
 
-/// Whether there was no space for a file.
-fn is_full(error: &io::Error) -> bool {
+/// Whether files lacked space, or the process may open no more of them.
+fn is_short(error: &io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        || matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }
 
 impl Trouble {
     fn new(about: impl std::fmt::Display, error: &EngineError) -> Self {
         note(about, format_args!("failed: {error}"));
-        if wants_space(error) { Self::NoSpace } else { Self::Failed(sentence(error)) }
+        if lacks_files(error) { Self::NotNow } else { Self::Failed(sentence(error)) }
     }
 }
 
-fn wants_space(error: &EngineError) -> bool {
-    matches!(error, EngineError::Video(VideoError::Io { source, .. }) if is_full(source))
+fn lacks_files(error: &EngineError) -> bool {
+    matches!(error, EngineError::Video(VideoError::Io { source, .. }) if is_short(source))
 }
 
 /// A job under way. Dropped, it gives back every byte and removes every file but its snapshot.
@@ -73,6 +76,21 @@ pub(super) struct Door<'a> {
     pub(super) videos: &'a dyn VideoStore,
     pub(super) snapshot: Option<&'a SnapshotDirectory>,
     pub(super) model_name: &'a str,
+    /// The tiers hold less than they should, for now.
+    pub(super) is_tight: bool,
+    /// It has not been put off so often that what stands in its way is likely to stay.
+    pub(super) may_wait: bool,
+}
+
+impl Door<'_> {
+    /// Whether what came in the way may be gone a little later. What is wrong with a snapshot itself stays wrong.
+    fn may_pass(&self, error: &EngineError) -> bool {
+        match error {
+            EngineError::Budget { .. } => self.is_tight,
+            EngineError::Cache(_) | EngineError::Snapshot(SnapshotError::Io { .. }) => self.may_wait,
+            other => lacks_files(other),
+        }
+    }
 }
 
 impl<'m> Run<'m> {
@@ -91,7 +109,10 @@ impl<'m> Run<'m> {
                 Ok(Some(run)) => return Ok(run),
                 Ok(None) => {}
                 // The snapshot is as good as before.
-                Err(error) if wants_space(&error) => return Err(Trouble::NoSpace),
+                Err(error) if door.may_pass(&error) => {
+                    note(&job.id, format_args!("cannot go on now: {error}"));
+                    return Err(Trouble::NotNow);
+                }
                 Err(error) => note(&job.id, format_args!("begins anew: {error}")),
             }
             // What cannot be gone on from is of no use.
@@ -102,7 +123,13 @@ impl<'m> Run<'m> {
             let run = JobRun::admit(model, request(&job.order), outputs, CancelToken::new())?;
             Ok(Self::new(run, draft, job))
         };
-        begun().map_err(|error| Trouble::new(&job.id, &error))
+        begun().map_err(|error| match error {
+            EngineError::Budget { .. } if door.is_tight => {
+                note(&job.id, format_args!("cannot begin now: {error}"));
+                Trouble::NotNow
+            }
+            error => Trouble::new(&job.id, &error),
+        })
     }
 
     fn resume(
@@ -111,7 +138,8 @@ impl<'m> Run<'m> {
         job: &Job,
         snapshot: &SnapshotDirectory,
     ) -> Result<Option<Self>, EngineError> {
-        if snapshot.manifest().ok().flatten().is_none() {
+        let manifest = snapshot.manifest();
+        if manifest.map_err(|source| SnapshotError::Io { doing: "read", source })?.is_none() {
             return Ok(None);
         }
         let (outputs, draft) = open(model, door, job)?;
@@ -166,7 +194,7 @@ impl<'m> Run<'m> {
         run.finish().map_err(|error| Trouble::new(&job.id, &error))?;
         videos.publish(&job.id, draft).map_err(|error| {
             note(&job.id, format_args!("its video cannot be published: {error}"));
-            if is_full(&error) { Trouble::NoSpace } else { Trouble::Failed(internal()) }
+            if is_short(&error) { Trouble::NotNow } else { Trouble::Failed(internal()) }
         })?;
         Ok(memory(&model.cache().owned_by(id), &held))
     }

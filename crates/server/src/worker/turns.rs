@@ -18,6 +18,10 @@ use crate::store::{Ending, Fenced, JobStore};
 /// Bytes a second that moves between tiers are taken to make before any was timed.
 const MOVE_BYTES_PER_S: f64 = 1e9;
 
+/// How often a job is put off, without getting on in between, for a snapshot that cannot be read or for memory that was promised: some
+/// two minutes. Then it begins anew.
+const PUT_OFF_MAX: u32 = 8;
+
 impl Worker<'_> {
     /// Admits a claimed job to the engine, from its snapshot if it has one.
     pub(super) fn admit(&mut self, seq: Seq) {
@@ -34,11 +38,14 @@ impl Worker<'_> {
             return self.end(job, Ending::Failed(Failure::new("invalid_request", message)));
         }
         let snapshot = self.keeper.of(&task.job.id);
+        let n_put_off = self.schedule.entry(seq).map_or(0, |entry| entry.put_off);
         let door = Door {
             videos: &*self.means.videos,
             pool: &self.means.pool,
             snapshot: snapshot.as_ref(),
             model_name: &self.terms.model_name,
+            is_tight: self.schedule.room() != self.terms.rules.room,
+            may_wait: n_put_off < PUT_OFF_MAX,
         };
         match Run::admit(self.model, &door, &task.job) {
             Ok(run) => {
@@ -46,7 +53,7 @@ impl Worker<'_> {
                 self.schedule.moved(seq, Place::Device);
                 note(&task.job.id, format_args!("started, epoch {}", task.job.epoch));
             }
-            Err(Trouble::NoSpace) => self.wait_for_space(seq),
+            Err(Trouble::NotNow) => self.put_off(seq),
             Err(Trouble::Failed(failure)) => {
                 let job = task.job.clone();
                 self.stop(seq);
@@ -63,6 +70,20 @@ impl Worker<'_> {
             Some(Task { run: None, .. }) => self.admit(seq),
             None => self.schedule.leave(seq),
         }
+        self.post_moved(seq);
+    }
+
+    /// Tells what a job holds that has just been moved.
+    fn post_moved(&self, seq: Seq) {
+        let Some(Task { job, run }) = self.tasks.get(&seq) else { return };
+        match run {
+            Some(run) => self.means.board.post(job, self.live(job, run)),
+            // It is in its snapshot, and holds nothing; one that waits again is told with the queue.
+            None if self.schedule.entry(seq).is_some_and(|entry| entry.place == Place::Snapshot) => {
+                self.means.board.let_go(&job.id);
+            }
+            None => {}
+        }
     }
 
     /// Takes a job off the device.
@@ -73,16 +94,19 @@ impl Worker<'_> {
         let to_host = place == Place::Host;
         // A snapshot that is being written goes on meanwhile: it is of copies. They take room in the host, though.
         let mut is_in_host = to_host && run.run.park() == 0;
-        let mut kept = Vec::new();
+        let (mut kept, mut is_kept) = (Vec::new(), is_in_host);
         if !is_in_host {
             kept.push(self.keeper.settle(run));
             is_in_host = to_host && run.run.park() == 0;
+            is_kept = is_in_host;
         }
         if !is_in_host {
-            // What finds no room in the host waits in its snapshot: the last one, where none can be taken now.
-            kept.push(self.keeper.keep(&id, run));
+            // What finds no room in the host waits in its snapshot: the last one, where none can be taken now. With one that
+            // cannot be written, what was done since the last would be lost.
+            let taken = self.keeper.keep(&id, run);
+            is_kept = taken.is_ok() && self.keeper.has(&id);
+            kept.push(taken);
         }
-        let is_kept = is_in_host || self.keeper.has(&id);
         kept.into_iter().for_each(|kept| self.note_kept(&id, kept));
         if !is_kept && self.schedule.keep_there(seq, UnixMs::now().0) {
             // Dropped it would begin anew.
@@ -93,6 +117,7 @@ impl Worker<'_> {
         }
         self.schedule.moved(seq, if is_in_host { Place::Host } else { Place::Snapshot });
         self.means.metrics.moved(if is_in_host { "parked_in_host" } else { "parked_in_snapshot" });
+        self.post_moved(seq);
         note(&id, format_args!("parked in {:.3} s", watch.elapsed().as_secs_f64()));
         // A budget that was cut may fall further now.
         self.limit(self.strain.allowed());

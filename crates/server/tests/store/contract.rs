@@ -82,6 +82,25 @@ pub(crate) async fn a_key_gives_its_first_job_again_and_never_serves_another_req
     assert_eq!(store.queued().await.unwrap().len(), 2);
 }
 
+pub(crate) async fn a_key_is_known_as_long_as_its_job_is_there(store: &dyn JobStore) {
+    let (same, other) = ([1; 32], [2; 32]);
+    assert_eq!(store.repeated("a", "k", &same).await.unwrap(), None);
+    let first = created(store, new("a", 1, Some("k"))).await;
+    let again = store.repeated("a", "k", &same).await.unwrap();
+    assert_eq!(again, Some(Inserted::Repeated(Box::new(first.clone()))));
+    assert_eq!(store.repeated("a", "k", &other).await.unwrap(), Some(Inserted::KeyReused));
+    for (tenant, key) in [("b", "k"), ("a", "K"), ("a", "")] {
+        assert_eq!(store.repeated(tenant, key, &same).await.unwrap(), None, "{key} of {tenant}");
+    }
+    // The job is given as it is by now.
+    let Cancelled::Now(over) = store.cancel("a", &first.id, MOMENTS).await.unwrap() else { panic!() };
+    assert_eq!(store.repeated("a", "k", &same).await.unwrap(), Some(Inserted::Repeated(over)));
+    assert_eq!(store.expire(MOMENTS.1, 10).await.unwrap().len(), 1);
+    assert_eq!(store.repeated("a", "k", &same).await.unwrap(), None);
+    created(store, new("a", 2, Some("k"))).await;
+    assert_eq!(store.repeated("a", "k", &same).await.unwrap(), Some(Inserted::KeyReused));
+}
+
 pub(crate) async fn a_full_queue_takes_nobody_until_a_job_is_over(store: &dyn JobStore) {
     let limits = QueueLimits { total: 2, per_tenant: 1 };
     let Inserted::Created(job) = store.insert(new("a", 1, None), limits).await.unwrap() else { panic!() };
@@ -230,7 +249,7 @@ pub(crate) async fn a_webhook_is_due_when_its_job_has_ended_until_it_arrives_or_
         store.webhooks_due(UnixMs(now), limit).await.unwrap().into_iter().map(|job| job.id).collect()
     };
     // Nothing is due before the end, however it comes.
-    assert_eq!((due(i64::MAX, 9).await, store.next_webhook().await.unwrap()), (vec![], None));
+    assert_eq!(due(i64::MAX, 9).await, vec![]);
     let claimed = store.claim(&first.id, &lease("w", 100), UnixMs(0)).await.unwrap().unwrap();
     let completed = Ending::Completed(JobMemory::default());
     assert_eq!(store.finish(&first.id, claimed.epoch, &completed, MOMENTS).await.unwrap(), Fenced::No);
@@ -240,12 +259,12 @@ pub(crate) async fn a_webhook_is_due_when_its_job_has_ended_until_it_arrives_or_
     let again = Attempt { said: "answered 500".to_owned(), delivered: None, due: Some(UnixMs(700)) };
     store.note_webhook(&first.id, &again).await.unwrap();
     store.note_webhook(&second.id, &Attempt { due: Some(UnixMs(600)), ..again.clone() }).await.unwrap();
-    assert_eq!((due(599, 9).await, store.next_webhook().await.unwrap()), (vec![], Some(UnixMs(600))));
+    assert_eq!(due(599, 9).await, vec![]);
     assert_eq!(due(700, 9).await, [second.id.clone(), first.id.clone()]);
     let arrived = Attempt { said: "answered 200".to_owned(), delivered: Some(UnixMs(650)), due: None };
     store.note_webhook(&second.id, &arrived).await.unwrap();
     store.note_webhook(&first.id, &Attempt { due: None, ..again }).await.unwrap();
-    assert_eq!((due(i64::MAX, 9).await, store.next_webhook().await.unwrap()), (vec![], None));
+    assert_eq!(due(i64::MAX, 9).await, vec![]);
     let shown = store.get("a", &second.id).await.unwrap().unwrap().webhook.unwrap();
     assert_eq!(
         (shown.attempts, shown.delivered, shown.said.as_deref()),
@@ -262,6 +281,7 @@ macro_rules! contract {
         $crate::contract::contract! { @each $with,
             what_is_written_is_read_back_by_its_tenant_and_by_nobody_else,
             a_key_gives_its_first_job_again_and_never_serves_another_request,
+            a_key_is_known_as_long_as_its_job_is_there,
             a_full_queue_takes_nobody_until_a_job_is_over,
             a_job_is_claimed_once_and_a_fenced_worker_writes_nothing,
             cancelling_and_deleting_fence_whoever_works_on_the_job,

@@ -13,6 +13,8 @@ use std::thread::JoinHandle;
 use evanesce_engine::Budgets;
 use evanesce_server::service::Stopper;
 use evanesce_server::{BudgetSetter, Config, ServeError, Service};
+use sqlx::SqlitePool;
+use sqlx::sqlite::SqliteConnectOptions;
 
 pub(crate) use client::{Answer, Client};
 
@@ -111,6 +113,17 @@ impl Drop for Running {
             drop(thread.join());
         }
     }
+}
+
+/// Changes the database of a service behind its back.
+pub(crate) fn change_store(data: &Path, sql: &str) {
+    let options = SqliteConnectOptions::new().filename(data.join("jobs.sqlite"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let pool = SqlitePool::connect_with(options).await.unwrap();
+        sqlx::raw_sql(sql).execute(&pool).await.unwrap();
+        pool.close().await;
+    });
 }
 
 /// A request that the golden checkpoint serves quickly.
