@@ -1,6 +1,7 @@
 //! One job from admission to its video, one unit at a time.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use evanesce_cache::{Job, JobId, Key, Uses};
@@ -78,6 +79,17 @@ pub struct Position {
     pub steps: usize,
     /// Latent frames that have been decoded, of all blocks.
     pub latent_frames: usize,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { n_blocks, block, steps, latent_frames } = self;
+        let block = block.saturating_add(1).min(*n_blocks);
+        write!(
+            f,
+            "block {block} of {n_blocks}, with {steps} of its steps and {latent_frames} latent frames done"
+        )
+    }
 }
 
 /// What a job made and used.

@@ -47,8 +47,6 @@ pub struct DiskError {
     /// The directory.
     pub path: PathBuf,
     message: String,
-    #[source]
-    source: Option<io::Error>,
 }
 
 /// Why an entry did not come back from disk. It is lost; nothing of it was shown.
@@ -81,14 +79,14 @@ impl Disk {
     pub fn open(directory: &Path, bytes: u64) -> Result<Self, DiskError> {
         let extent_bytes = extent_bytes(bytes);
         let extents = u32::try_from(bytes / extent_bytes).unwrap_or(u32::MAX);
-        let fail = |message: String, source| DiskError { path: directory.to_owned(), message, source };
+        let fail = |message: String| DiskError { path: directory.to_owned(), message };
         if extents == 0 {
             let message =
                 format!("a disk tier of {bytes} bytes holds nothing; give it {BLOCK_BYTES} at least");
-            return Err(fail(message, None));
+            return Err(fail(message));
         }
         let file = ExtentFile::create(directory, u64::from(extents) * extent_bytes)
-            .map_err(|(message, source)| fail(format!("{message}: {source}"), Some(source)))?;
+            .map_err(|(message, source)| fail(format!("{message}: {source}")))?;
         Ok(Self { file: Box::new(file), extent_bytes, extents, staging: Mutex::default() })
     }
 

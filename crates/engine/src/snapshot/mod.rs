@@ -57,8 +57,8 @@ pub enum SnapshotError {
     Io {
         /// `written` or `read`.
         doing: &'static str,
-        /// Why.
-        source: io::Error,
+        /// Why. Raw, or it would be the error's source too, and said twice.
+        r#source: io::Error,
     },
     /// What is read is not what was written.
     #[error("the snapshot is damaged: {0}")]

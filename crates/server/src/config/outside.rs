@@ -44,7 +44,9 @@ pub struct EncoderConfig {
 
 impl Default for EncoderConfig {
     fn default() -> Self {
-        let arguments = ["-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-movflags", "+faststart"];
+        // Without frames that look ahead, `evanesce compare` can read it as well.
+        let arguments =
+            ["-c:v", "libx264", "-bf", "0", "-crf", "16", "-pix_fmt", "yuv420p", "-movflags", "+faststart"];
         Self { ffmpeg: None, arguments: arguments.map(str::to_owned).to_vec(), threads: 1 }
     }
 }

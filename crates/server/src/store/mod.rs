@@ -20,9 +20,9 @@ use crate::job::{Failure, Job, JobMemory, Order, Webhook};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The database refused.
+    /// The database refused. Its reason is in the sentence, and not the error's source, or it would be said twice.
     #[error("the job store failed: {0}")]
-    Database(#[from] sqlx::Error),
+    Database(sqlx::Error),
     /// What was read is not what was written.
     #[error("the job store holds {what} that cannot be read: {reason}")]
     Unreadable {
@@ -188,6 +188,12 @@ pub struct Requeued {
     pub queued: Vec<Job>,
     /// They were started too often without an end.
     pub failed: Vec<Job>,
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
 }
 
 /// Keeps jobs. Every method is one transaction: when it has answered, its effect is on disk, and nothing in between can be seen.

@@ -480,7 +480,7 @@ impl<'m> Worker<'m> {
                 self.note_kept(&task.job.id, self.keeper.settle(&mut run));
                 let kept = self.keeper.keep(&task.job.id, &mut run);
                 if let Ok(Some(_)) = kept {
-                    from = format!("{:?}", run.run.position());
+                    from = run.run.position().to_string();
                 }
                 self.note_kept(&task.job.id, kept);
             }

@@ -146,7 +146,7 @@ impl<'m> Run<'m> {
         let run = JobRun::resume(model, request(&job.order), outputs, CancelToken::new(), snapshot)?;
         Ok(run.map(|run| {
             let position = run.position();
-            note(&job.id, format_args!("goes on from its snapshot, at {position:?}"));
+            note(&job.id, format_args!("goes on from its snapshot, at {position}"));
             let mut resumed = Self::new(run, draft, job);
             resumed.meter.go_on_at(position);
             resumed
