@@ -241,6 +241,14 @@ impl Job {
         }
     }
 
+    /// Forgets announced reads that are past. They have no effect any more but to take memory, where the entry is gone that they
+    /// were of; those of an entry that is read are forgotten without this.
+    pub fn forget_past(&self) {
+        if let Some(job) = self.shared.lock().jobs.get_mut(&self.id) {
+            job.forget_past();
+        }
+    }
+
     /// Forgets all announcements: the plan has changed.
     pub fn withdraw(&self) {
         if let Some(job) = self.shared.lock().jobs.get_mut(&self.id) {

@@ -61,6 +61,12 @@ impl JobState {
         Some(tick.0 - self.now.0)
     }
 
+    /// Forgets announced reads before the job's position, of all entries.
+    pub(crate) fn forget_past(&mut self) {
+        let now = self.now;
+        self.schedule.retain(|_, schedule| schedule.next(now).is_some());
+    }
+
     pub(crate) fn consume(&mut self, key: &EntryKey) {
         if let Some(schedule) = self.schedule.get_mut(key) {
             schedule.consume(self.now);
@@ -68,5 +74,25 @@ impl JobState {
                 self.schedule.remove(key);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::Uses;
+    use crate::{Key, Kind};
+
+    #[test]
+    fn reads_that_nobody_made_are_forgotten_and_those_to_come_are_not() {
+        let mut job = JobState::default();
+        for tick in 0..10 {
+            let key = EntryKey::from(Key::new(Kind::SelfKv).frame(tick));
+            job.schedule.entry(key).or_default().add(Uses::once(Tick(u64::from(tick))));
+        }
+        job.now = Tick(7);
+        job.forget_past();
+        assert_eq!(job.schedule.len(), 3);
+        assert_eq!(job.distance(&Key::new(Kind::SelfKv).frame(9).into()), Some(2));
     }
 }

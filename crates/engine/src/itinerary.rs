@@ -130,6 +130,8 @@ impl Itinerary {
     /// next uses are known a block ahead and the plan stays small however long the video. Periodic reads cost one
     /// announcement however many they are.
     pub(crate) fn announce_block(&self, blueprint: &Blueprint, spec: &JobSpec, job: &Job, block: usize) {
+        // A window that was halved leaves announcements of frames that nobody read.
+        job.forget_past();
         if block >= self.blocks.count() {
             return;
         }

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use evanesce_wan::checkpoint::{Checkpoint, Description, Rollout};
+use evanesce_wan::checkpoint::{Checkpoint, Context, Description, Rollout};
 use evanesce_wan::schedule::{Schedule, Solver};
 use evanesce_wan::text::PROMPT_CHARS_MAX;
+use evanesce_wan::weights::Component;
 
 use crate::error::{EngineError, Result};
 use crate::page_codecs::KvOverrides;
@@ -184,6 +185,15 @@ impl JobSpec {
         }
         let boundary = request.boundary.unwrap_or_else(|| checkpoint.boundary());
         within_real("boundary", boundary, 0.0, 1.0)?;
+        // One transformer meets no other.
+        let has_two = checkpoint.transformer(Component::LowNoise).is_some();
+        let boundary = if has_two { boundary } else { 0.0 };
+        let shares = rollout.is_some_and(|rollout| rollout.context == Context::Shared);
+        if shares && guidance_high != 1.0 && guidance_low == 1.0 {
+            return Err(refusal(
+                "the experts of this checkpoint share what the low-noise one keeps of earlier frames: guide that one as well, or neither",
+            ));
+        }
         let shift = request.shift.or(defaults.shift).unwrap_or_else(|| checkpoint.flow_shift());
         within_real("shift", shift, 0.01, 100.0)?;
         let schedule = schedule(request.solver, checkpoint, steps, (boundary, shift))?;

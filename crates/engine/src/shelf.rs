@@ -1,6 +1,7 @@
 //! Embeddings of prompts on disk: named by what they follow from, checked when they are read, and the oldest removed when there
 //! are too many. A shelf is a help and never a need: what cannot be read is computed.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -35,31 +36,28 @@ impl Shelf {
         self.directory.join(hex).with_extension(SUFFIX)
     }
 
-    /// The bytes of an embedding, if they are there as they were kept (law 11).
-    pub(crate) fn load(&self, key: &ContentKey) -> Option<Vec<u8>> {
+    /// The `len_bytes` bytes of an embedding, if they are there as they were kept for this key (law 11). Whatever else is in their
+    /// place is removed.
+    pub(crate) fn load(&self, key: &ContentKey, len_bytes: usize) -> Option<Vec<u8>> {
         let path = self.path(key);
-        let mut file = File::open(&path).ok()?;
-        let (mut digest, mut bytes) = ([0; DIGEST_BYTES], Vec::new());
-        file.read_exact(&mut digest).ok()?;
-        file.read_to_end(&mut bytes).ok()?;
-        if blake3::hash(&bytes) == digest {
-            return Some(bytes);
+        let bytes = read_kept(&path, key.hash(), len_bytes);
+        if bytes.is_none() {
+            drop(fs::remove_file(path));
         }
-        drop(fs::remove_file(path));
-        None
+        bytes
     }
 
     /// Keeps an embedding, if the disk takes it.
     pub(crate) fn keep(&self, key: &ContentKey, bytes: &[u8]) {
-        drop(self.write(&self.path(key), bytes).and_then(|()| self.trim()));
+        drop(self.write(key, bytes).and_then(|()| self.trim()));
     }
 
-    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, key: &ContentKey, bytes: &[u8]) -> io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
-        file.write_all(blake3::hash(bytes).as_bytes())?;
+        file.write_all(digest_of(key.hash(), bytes).as_bytes())?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
-        file.persist(path)?;
+        file.persist(self.path(key))?;
         Ok(())
     }
 
@@ -84,6 +82,42 @@ impl Shelf {
     }
 }
 
+/// The digest of an embedding. It says as well which prompt it is of: a file under another one's name is not whole.
+fn digest_of(hash: &[u8; DIGEST_BYTES], bytes: &[u8]) -> blake3::Hash {
+    blake3::Hasher::new().update(hash).update(bytes).finalize()
+}
+
+/// The bytes in a file, if it is a plain one of this length that was kept for the key of this hash.
+fn read_kept(path: &Path, hash: &[u8; DIGEST_BYTES], len_bytes: usize) -> Option<Vec<u8>> {
+    // Looked at before it is opened, which of a pipe takes until somebody writes to it.
+    let found = fs::symlink_metadata(path).ok()?;
+    if !found.is_file() || found.len() != (DIGEST_BYTES + len_bytes) as u64 {
+        return None;
+    }
+    let (mut digest, mut bytes) = ([0_u8; DIGEST_BYTES], vec![0_u8; len_bytes]);
+    let mut file = File::open(path).ok()?;
+    file.read_exact(&mut digest).ok()?;
+    file.read_exact(&mut bytes).ok()?;
+    (digest_of(hash, &bytes) == digest).then_some(bytes)
+}
+
+/// Bytes of the embedding in a file, if it is a plain one that was kept for the key in its name.
+fn verified_bytes(path: &Path) -> io::Result<Option<u64>> {
+    let found = fs::symlink_metadata(path)?;
+    let name = path.file_stem().and_then(OsStr::to_str);
+    let Some(hash) = name.and_then(|name| blake3::Hash::from_hex(name).ok()) else { return Ok(None) };
+    if !found.is_file() || found.len() < DIGEST_BYTES as u64 {
+        return Ok(None);
+    }
+    let mut digest = [0_u8; DIGEST_BYTES];
+    let mut file = File::open(path)?;
+    file.read_exact(&mut digest)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(hash.as_bytes());
+    let bytes = io::copy(&mut file, &mut hasher)?;
+    Ok((hasher.finalize() == digest).then_some(bytes))
+}
+
 /// Embeddings in a directory, read through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Embeddings {
@@ -105,12 +139,12 @@ impl Embeddings {
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
             if path.extension().is_some_and(|suffix| suffix == SUFFIX) {
-                match fs::read(path)?.split_first_chunk::<DIGEST_BYTES>() {
-                    Some((digest, bytes)) if blake3::hash(bytes) == *digest => {
+                match verified_bytes(&path)? {
+                    Some(bytes) => {
                         found.whole += 1;
-                        found.bytes += bytes.len() as u64;
+                        found.bytes += bytes;
                     }
-                    _ => found.damaged += 1,
+                    None => found.damaged += 1,
                 }
             }
         }
@@ -135,14 +169,43 @@ mod tests {
         assert_eq!(Embeddings::read(dir.path()).unwrap(), Embeddings { whole: 1, bytes: 100, damaged: 0 });
         fs::write(dir.path().join("half.tmp"), b"half").unwrap();
         let shelf = Shelf::open(dir.path(), 1000).unwrap();
-        assert_eq!((shelf.load(&key(1)), shelf.load(&key(2))), (Some(vec![7; 100]), None));
+        assert_eq!((shelf.load(&key(1), 100), shelf.load(&key(2), 100)), (Some(vec![7; 100]), None));
         let path = shelf.path(&key(1));
         let mut bytes = fs::read(&path).unwrap();
         bytes[DIGEST_BYTES + 5] ^= 1;
         fs::write(&path, bytes).unwrap();
         assert_eq!(Embeddings::read(dir.path()).unwrap(), Embeddings { whole: 0, bytes: 0, damaged: 1 });
-        assert_eq!(shelf.load(&key(1)), None);
+        assert_eq!(shelf.load(&key(1), 100), None);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_of_another_prompt_of_another_length_or_no_plain_file_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = Shelf::open(dir.path(), 1000).unwrap();
+        let [one, other] = [key(1), key(2)].map(|key| shelf.path(&key));
+        shelf.keep(&key(1), &[7; 100]);
+        let is_gone = || {
+            let found = Embeddings::read(dir.path()).unwrap();
+            let loaded = shelf.load(&key(2), 100);
+            assert_eq!((found.whole, loaded), (1, None));
+            fs::symlink_metadata(&other).is_err().then_some(found.damaged)
+        };
+        fs::copy(&one, &other).unwrap();
+        assert_eq!(is_gone(), Some(1));
+        std::os::unix::fs::symlink(&one, &other).unwrap();
+        assert_eq!(is_gone(), Some(1));
+        // Whoever opened it would wait for ever.
+        assert!(std::process::Command::new("mkfifo").arg(&other).status().unwrap().success());
+        assert_eq!(is_gone(), Some(1));
+        fs::write(&other, [0_u8; DIGEST_BYTES - 1]).unwrap();
+        assert_eq!(is_gone(), Some(1));
+        fs::write(shelf.directory.join("name").with_extension(SUFFIX), [0_u8; 100]).unwrap();
+        assert_eq!(Embeddings::read(dir.path()).unwrap().damaged, 1);
+        shelf.keep(&key(2), &[7; 99]);
+        assert_eq!(shelf.load(&key(2), 100), None);
+        assert!(!other.exists());
+        assert_eq!(shelf.load(&key(1), 100), Some(vec![7; 100]));
     }
 
     #[test]
@@ -151,6 +214,6 @@ mod tests {
         let shelf = Shelf::open(dir.path(), 300).unwrap();
         (0..5).for_each(|n| shelf.keep(&key(n), &[n; 100]));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
-        assert!(shelf.load(&key(4)).is_some());
+        assert!(shelf.load(&key(4), 100).is_some());
     }
 }

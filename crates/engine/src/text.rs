@@ -39,7 +39,8 @@ pub(crate) fn encode(model: &Model, job: &Job, position: Position, text: &str) -
     if let Some(lease) = job.shared_get(&key) {
         return Ok(Prompt { lease, n_tokens: ids.len() });
     }
-    let kept = model.shelf.as_ref().and_then(|shelf| shelf.load(&key));
+    let len_bytes = ids.len() * model.blueprint.description.text().d_model * size_of::<f32>();
+    let kept = model.shelf.as_ref().and_then(|shelf| shelf.load(&key, len_bytes));
     let rows = match kept {
         Some(bytes) => bytes,
         None => {

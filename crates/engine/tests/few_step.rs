@@ -132,6 +132,18 @@ fn later_noise_is_a_function_of_its_place() {
 }
 
 #[test]
+fn with_shared_context_the_expert_that_keeps_it_is_guided_if_the_other_is() {
+    let dir = with_section(&json!({ "context": "shared" }));
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let guided = |high, low| {
+        let request = Request { guidance_high: Some(high), guidance_low: Some(low), ..request() };
+        JobSpec::new(request, &checkpoint).map(drop)
+    };
+    assert!(guided(4.0, 1.0).unwrap_err().to_string().contains("guide that one as well"));
+    assert!(guided(1.0, 1.0).is_ok() && guided(1.0, 3.0).is_ok() && guided(4.0, 3.0).is_ok());
+}
+
+#[test]
 fn shared_context_takes_half_the_pages_and_one_commit_less() {
     let pages = |causal: &serde_json::Value| {
         let checkpoint = with_section(causal);

@@ -452,6 +452,71 @@ fn a_manifest_that_is_in_place_although_publishing_it_failed_can_be_gone_on_from
     assert!(std::fs::read(&path).unwrap() == expected);
 }
 
+/// A disk so slow that, before it takes a part, another thread has dropped whatever may leave the device.
+struct Slow<'a> {
+    inner: &'a SnapshotDirectory,
+    model: &'a Model,
+}
+
+impl SnapshotStore for Slow<'_> {
+    fn put_part(&self, name: &str, fill: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+        self.model.cache().set_budget(Tier::Device, 0);
+        self.model.cache().set_budget(Tier::Device, AMPLE.device_bytes);
+        self.inner.put_part(name, fill)
+    }
+
+    fn part_bytes(&self, name: &str) -> io::Result<u64> {
+        self.inner.part_bytes(name)
+    }
+
+    fn read_part(&self, name: &str, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.inner.read_part(name, offset, into)
+    }
+
+    fn publish(&self, manifest: &[u8]) -> io::Result<()> {
+        self.inner.publish(manifest)
+    }
+
+    fn manifest(&self) -> io::Result<Option<Vec<u8>>> {
+        self.inner.manifest()
+    }
+
+    fn retain(&self, names: &BTreeSet<String>) -> io::Result<()> {
+        self.inner.retain(names)
+    }
+}
+
+#[test]
+fn what_is_dropped_while_a_snapshot_is_written_is_left_out_and_computed_again() {
+    let scene = Scene::causal();
+    // Nothing below the device: what can be computed again is dropped.
+    let model = scene.open(Budgets { host_bytes: 0, ..AMPLE });
+    let kept = Kept::default();
+    run(&model, scene.request.clone(), kept.outputs(), &mut Silent).unwrap();
+    let expected = kept.take();
+    let dir = tempfile::tempdir().unwrap();
+    let inner = SnapshotDirectory::new(dir.path());
+    let mut job = scene.admit(&model, kept.outputs());
+    while job.position().block < 1 || job.position().steps < 1 {
+        assert!(job.advance(&mut Silent).unwrap().is_more());
+    }
+    let text_bytes = || model.counters().kind(Kind::CrossKv).bytes.total();
+    assert!(text_bytes() > 0);
+    let taken = job.snapshot(&Slow { inner: &inner, model: &model }, SnapshotMode::Full).unwrap();
+    assert!(taken.is_some() && text_bytes() == 0, "{} bytes of text stayed", text_bytes());
+    let kinds = inspect(&inner).unwrap().unwrap().kinds;
+    assert!(kinds.contains_key("self_kv") && kinds.contains_key("latent") && !kinds.contains_key("cross_kv"));
+    let position = job.position();
+    while job.advance(&mut Silent).unwrap().is_more() {}
+    job.finish().unwrap();
+    assert!(kept.take() == expected);
+    let mut job = scene.resume(&model, kept.outputs(), &inner).unwrap().unwrap();
+    assert_eq!(job.position(), position);
+    while job.advance(&mut Silent).unwrap().is_more() {}
+    job.finish().unwrap();
+    assert!(kept.take() == expected);
+}
+
 #[test]
 fn embeddings_outlive_the_process_and_are_computed_once() {
     let scene = Scene::whole();
@@ -469,6 +534,52 @@ fn embeddings_outlive_the_process_and_are_computed_once() {
     // The text encoder's weights were not even read.
     let reads = |model: &Model| model.counters().kind(Kind::Weights).puts;
     assert!(reads(&again) < reads(&first));
+}
+
+#[test]
+fn an_embedding_of_another_prompt_or_of_a_wrong_length_is_made_anew() {
+    let scene = Scene::whole();
+    let dir = tempfile::tempdir().unwrap();
+    // The same words, so that one embedding is as long as the other.
+    let asked = Request { prompt: "red ball".to_owned(), negative: Some("ball red".to_owned()), ..request() };
+    let made = || {
+        let model = scene.open(AMPLE).keep_embeddings(dir.path(), 1 << 20).unwrap();
+        let kept = Kept::default();
+        run(&model, asked.clone(), kept.outputs(), &mut Silent).unwrap();
+        kept.take()
+    };
+    let expected = made();
+    let mut files: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let [one, other] = &files[..] else { panic!("two prompts: {files:?}") };
+    let [whole_one, whole] = [one, other].map(|file| std::fs::read(file).unwrap());
+    assert!(whole_one.len() == whole.len() && whole_one != whole);
+    // A digest that is right does not make the length right.
+    let forge = |n_bytes: usize| {
+        let key = blake3::Hash::from_hex(other.file_stem().unwrap().to_str().unwrap()).unwrap();
+        let bytes: Vec<u8> = whole[32..].iter().copied().cycle().take(n_bytes).collect();
+        let digest = blake3::Hasher::new().update(key.as_bytes()).update(&bytes).finalize();
+        std::fs::write(other, [&digest.as_bytes()[..], &bytes[..]].concat()).unwrap();
+    };
+    let len_bytes = whole.len() - 32;
+    let spoil: [(&str, &dyn Fn()); 5] = [
+        ("another prompt's", &|| assert!(std::fs::copy(one, other).unwrap() > 0)),
+        ("no whole number of values", &|| forge(len_bytes - 3)),
+        ("too long", &|| forge(2 * len_bytes)),
+        ("empty", &|| std::fs::write(other, "").unwrap()),
+        ("a pipe", &|| {
+            std::fs::remove_file(other).unwrap();
+            assert!(std::process::Command::new("mkfifo").arg(other).status().unwrap().success());
+        }),
+    ];
+    for (what, spoil) in spoil {
+        spoil();
+        assert!(made() == expected, "{what}");
+        assert!(std::fs::read(other).unwrap() == whole, "{what}");
+    }
+    forge(len_bytes);
+    assert!(std::fs::read(other).unwrap() == whole, "else the rest is for nothing");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use evanesce_cache::policy::EntryId;
-use evanesce_cache::{Job, Kind, Owned, Reservation};
+use evanesce_cache::{GetError, Job, Kind, Lease, Owned, Recover, Reservation};
 
 use super::manifest::{Extent, Manifest, Saved, Video};
 use super::take::Kept;
@@ -50,21 +50,37 @@ pub struct Written {
     pub(super) taken: Taken,
 }
 
+/// An entry, to be copied; `None` when it has been dropped since it was listed. Another thread that makes room may do that with
+/// what can be computed again, and a snapshot is whole without it.
+pub(super) fn lease_of(job: &Job, owned: &Owned) -> Result<Option<Lease>, GetError> {
+    match job.peek(&owned.key) {
+        Err(GetError::Absent { .. }) if owned.recover != Recover::Never => Ok(None),
+        found => found.map(Some),
+    }
+}
+
 /// Where the bytes of an entry are read.
 pub(super) trait Source {
+    /// Gives the bytes, or nothing where there are none and they can be computed again.
     fn give(&self, owned: &Owned, to: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>;
 }
 
 impl Source for Copies {
     fn give(&self, owned: &Owned, to: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-        let place = self.places.get(&owned.id).and_then(|place| self.bytes.get(place.clone()));
-        to(place.ok_or_else(|| io::Error::other("an entry was not copied"))?)
+        match self.places.get(&owned.id).and_then(|place| self.bytes.get(place.clone())) {
+            Some(bytes) => to(bytes),
+            None if owned.recover != Recover::Never => Ok(()),
+            None => Err(io::Error::other("an entry was not copied")),
+        }
     }
 }
 
 impl Source for Job {
     fn give(&self, owned: &Owned, to: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-        to(self.peek(&owned.key).map_err(io::Error::other)?.bytes())
+        match lease_of(self, owned).map_err(io::Error::other)? {
+            Some(lease) => to(lease.bytes()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -219,7 +235,7 @@ impl Writing<'_> {
         Ok(Extent { part, offset: 0, len_bytes, blake3: digest.finalize().to_hex().to_string() })
     }
 
-    /// One part with an extent for each entry.
+    /// One part with an extent for each entry that is there.
     fn fresh(
         &mut self,
         kind: Kind,

@@ -6,7 +6,7 @@ use std::ops::Range;
 use evanesce_cache::policy::EntryId;
 use evanesce_cache::{Kind, Owned, Reservation};
 
-use super::capture::{Capture, Copies, Written};
+use super::capture::{Capture, Copies, Written, lease_of};
 use super::manifest::{Extent, Manifest, fingerprint, sum_bytes};
 use super::{SnapshotError, SnapshotMode, SnapshotStore, Taken};
 use crate::adapt::Adapt;
@@ -162,7 +162,7 @@ impl JobRun<'_> {
         let mut bytes = Vec::with_capacity(len_bytes);
         let mut places: BTreeMap<EntryId, Range<usize>> = BTreeMap::new();
         for owned in fresh {
-            let lease = self.job.peek(&owned.key).map_err(EngineError::cache)?;
+            let Some(lease) = lease_of(&self.job, owned).map_err(EngineError::cache)? else { continue };
             let begin = bytes.len();
             bytes.extend_from_slice(lease.bytes());
             places.insert(owned.id, begin..bytes.len());
