@@ -4,7 +4,12 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::thread;
+use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
@@ -14,6 +19,25 @@ use evanesce_engine::video::{
 
 /// How much of a program's words is read when it has ended: the last line of them is told.
 const WORDS_BYTES_MAX: u64 = 4096;
+
+/// How long a program may take nothing of a frame.
+const TAKES_NOTHING_MAX: Duration = Duration::from_secs(60);
+
+/// How long a program may take to end after its last frame: some write the whole file once more.
+const ENDS_MAX: Duration = Duration::from_secs(600);
+
+/// How long a program that was killed is waited for.
+const KILLED_MAX: Duration = Duration::from_secs(5);
+
+/// A frame is written in pieces of this size, each of which is progress: what a pipe holds.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// How often a program is looked at before it is said to take nothing. Looks are counted, not time: a machine that was halted for an
+/// hour misses one of them.
+const LOOKS: u32 = 10;
+
+/// The pauses between looks at a program that is to end: they grow from the first to the second.
+const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(50)];
 
 /// What makes the files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,9 +82,98 @@ impl Encoder {
         match self {
             Self::BuiltIn => Ok((Box::new(Mp4Writer::create_growing(path, settings)?), true)),
             Self::Ffmpeg { program, arguments } => {
-                Ok((Box::new(Piped::start(program, arguments, path, settings)?), false))
+                Ok((Box::new(Piped::start(program, arguments, path, settings, PATIENCE)?), false))
             }
         }
+    }
+}
+
+/// How long a program is waited for.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// While it takes nothing of a frame.
+    takes_nothing: Duration,
+    /// After its last frame.
+    ends: Duration,
+}
+
+const PATIENCE: Patience = Patience { takes_nothing: TAKES_NOTHING_MAX, ends: ENDS_MAX };
+
+/// Why a frame was not taken.
+#[derive(Clone, Copy, Debug)]
+enum Refused {
+    /// The program reads no more: it has ended, or is about to.
+    Ended,
+    /// It has taken nothing for too long.
+    Stalled,
+}
+
+/// Writes frames to a program, on a thread that it alone can hold up. The thread ends when this is dropped: at once when it waits for
+/// a frame, and otherwise as soon as nobody holds the other end of the pipe.
+#[derive(Debug)]
+struct Feeder {
+    frames: SyncSender<Vec<u8>>,
+    /// Every frame comes back when it is written.
+    written: Receiver<Vec<u8>>,
+    pieces: Arc<AtomicU64>,
+}
+
+impl Feeder {
+    fn start(mut input: ChildStdin) -> io::Result<Self> {
+        let (frames, to_write) = mpsc::sync_channel::<Vec<u8>>(1);
+        let (give_back, written) = mpsc::sync_channel(1);
+        let pieces = Arc::new(AtomicU64::new(0));
+        let done = Arc::clone(&pieces);
+        thread::Builder::new().name("encoder-input".to_owned()).spawn(move || {
+            for frame in to_write {
+                for piece in frame.chunks(PIECE_BYTES) {
+                    if input.write_all(piece).is_err() {
+                        return;
+                    }
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+                if give_back.send(frame).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { frames, written, pieces })
+    }
+
+    /// Has the program take a frame, and gives it back.
+    fn give(&self, frame: Vec<u8>, patience: Duration) -> std::result::Result<Vec<u8>, Refused> {
+        // There is always room: the frame before has come back.
+        self.frames.send(frame).map_err(|_| Refused::Ended)?;
+        let (mut idle, mut seen) = (0, self.pieces.load(Ordering::Relaxed));
+        while idle < LOOKS {
+            match self.written.recv_timeout(patience / LOOKS) {
+                Ok(frame) => return Ok(frame),
+                Err(RecvTimeoutError::Disconnected) => return Err(Refused::Ended),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let pieces = self.pieces.load(Ordering::Relaxed);
+            idle = if pieces == seen { idle + 1 } else { 0 };
+            seen = pieces;
+        }
+        Err(Refused::Stalled)
+    }
+}
+
+/// How a program has ended, or `None` if it has not after `patience`. The standard library waits for ever or not at all.
+fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    // Nothing is ever sent here: it is what the pauses wait for.
+    let (_sender, never) = mpsc::sync_channel::<()>(0);
+    let [mut pause, longest] = PAUSES;
+    let mut waited = Duration::ZERO;
+    loop {
+        let ended = child.try_wait()?;
+        if ended.is_some() || waited >= patience {
+            return Ok(ended);
+        }
+        if never.recv_timeout(pause).is_err() {
+            waited += pause;
+        }
+        pause = (pause * 2).min(longest);
     }
 }
 
@@ -68,8 +181,15 @@ impl Encoder {
 /// video until it is done: one that goes on after a restart is given them all again.
 #[derive(Debug)]
 struct Piped {
-    child: Child,
-    input: Option<ChildStdin>,
+    /// What the program is called in sentences.
+    name: String,
+    /// The process, until it is stopped.
+    child: Option<Child>,
+    /// Its input, until it is closed.
+    feeder: Option<Feeder>,
+    patience: Patience,
+    /// Why the program took a frame no more: the video is then lost.
+    lost: Option<String>,
     path: PathBuf,
     settings: VideoSettings,
     /// One frame `[height, width, 3]` of bytes.
@@ -82,7 +202,13 @@ struct Piped {
 }
 
 impl Piped {
-    fn start(program: &Path, arguments: &[String], path: &Path, settings: VideoSettings) -> Result<Self> {
+    fn start(
+        program: &Path,
+        arguments: &[String],
+        path: &Path,
+        settings: VideoSettings,
+        patience: Patience,
+    ) -> Result<Self> {
         let size = format!("{}x{}", settings.width, settings.height);
         let rate = settings.fps.to_string();
         let mut command = Command::new(program);
@@ -106,23 +232,68 @@ impl Piped {
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(words).spawn();
         let mut child = spawned.map_err(|error| failed(0, &format!("it cannot be run: {error}")))?;
         let input = child.stdin.take();
-        let (path, rgb) = (path.to_path_buf(), vec![0; settings.frame_len()]);
-        Ok(Self { child, input, path, settings, rgb, frames: 0, spool, said })
+        let mut piped = Self {
+            name: program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned(),
+            child: Some(child),
+            feeder: None,
+            patience,
+            lost: None,
+            path: path.to_path_buf(),
+            settings,
+            rgb: vec![0; settings.frame_len()],
+            frames: 0,
+            spool,
+            said,
+        };
+        // From here on the program is stopped when something fails.
+        let feeder = input.map(Feeder::start).transpose();
+        piped.feeder = feeder.map_err(|error| failed(0, &format!("it cannot be given frames: {error}")))?;
+        Ok(piped)
     }
 
     /// Gives the frame in `rgb` to the program, and keeps it.
     fn give(&mut self) -> Result<()> {
+        if let Some(reason) = &self.lost {
+            return Err(failed(self.frames, reason));
+        }
         let kept = self.spool.write_all(&self.rgb);
         kept.map_err(|source| VideoError::Io { path: self.path.clone(), source })?;
-        let written = self.input.as_mut().map(|input| input.write_all(&self.rgb));
-        match written {
-            Some(Ok(())) => {
+        match self.feed() {
+            Ok(()) => {
                 self.frames += 1;
                 Ok(())
             }
-            Some(Err(_)) | None => {
-                let reason = self.last_words();
-                Err(failed(self.frames, &reason))
+            Err(reason) => {
+                let error = failed(self.frames, &reason);
+                self.lost = Some(reason);
+                Err(error)
+            }
+        }
+    }
+
+    /// Has the program take the frame in `rgb`, which is gone if it does not.
+    ///
+    /// # Errors
+    /// Why it did not.
+    fn feed(&mut self) -> std::result::Result<(), String> {
+        let frame = std::mem::take(&mut self.rgb);
+        let patience = self.patience.takes_nothing;
+        let given = match &self.feeder {
+            Some(feeder) => feeder.give(frame, patience),
+            None => Err(Refused::Ended),
+        };
+        match given {
+            Ok(frame) => {
+                self.rgb = frame;
+                Ok(())
+            }
+            Err(Refused::Ended) => match self.end(patience) {
+                Ok(_) => Err(self.last_words()),
+                Err(reason) => Err(reason),
+            },
+            Err(Refused::Stalled) => {
+                self.stop();
+                Err(format!("{} took nothing for {} s", self.name, patience.as_secs_f64()))
             }
         }
     }
@@ -134,11 +305,38 @@ impl Piped {
         Ok(file.take(stream_bytes.saturating_sub(from_bytes)))
     }
 
+    /// Lets the program end: without its input it does, and has said everything. One that does not is stopped.
+    ///
+    /// # Errors
+    /// Why nothing is known of its end.
+    fn end(&mut self, patience: Duration) -> std::result::Result<ExitStatus, String> {
+        self.feeder = None;
+        let Some(child) = &mut self.child else { return Err("it has been stopped".to_owned()) };
+        match wait(child, patience) {
+            Ok(Some(ended)) => Ok(ended),
+            Ok(None) => {
+                self.stop();
+                let seconds = patience.as_secs_f64();
+                Err(format!("{} did not end within {seconds} s of its last frame", self.name))
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Stops the program wherever it is. One that has ended is only reaped.
+    fn stop(&mut self) {
+        self.feeder = None;
+        let Some(mut child) = self.child.take() else { return };
+        drop(child.kill());
+        if matches!(wait(&mut child, KILLED_MAX), Ok(None)) {
+            // It waits for a disk that does not answer. Nobody but the thread that reaps it is to wait with it.
+            let reaper = thread::Builder::new().name("encoder-reaper".to_owned());
+            drop(reaper.spawn(move || child.wait()));
+        }
+    }
+
     /// What it said before it ended.
     fn last_words(&mut self) -> String {
-        // Without its input it ends, and has said everything.
-        drop(self.input.take());
-        drop(self.child.wait());
         let line = last_line(&mut self.said).ok().flatten();
         line.unwrap_or_else(|| "it says nothing".to_owned())
     }
@@ -160,7 +358,7 @@ fn failed(frame: usize, reason: &str) -> VideoError {
 
 impl FrameSink for Piped {
     fn push(&mut self, rgb: &[f32]) -> Result<()> {
-        let (got, expected) = (rgb.len(), self.rgb.len());
+        let (got, expected) = (rgb.len(), self.settings.frame_len());
         if got != expected {
             return Err(VideoError::Frame { frame: self.frames, got, expected });
         }
@@ -174,7 +372,7 @@ impl FrameSink for Piped {
     }
 
     fn save(&mut self, from_bytes: u64) -> Result<Option<SinkState>> {
-        let stream_bytes = (self.frames * self.rgb.len()) as u64;
+        let stream_bytes = (self.frames * self.settings.frame_len()) as u64;
         let tail = self.tail(from_bytes, stream_bytes);
         let tail = tail.map_err(|source| VideoError::Io { path: self.path.clone(), source })?;
         let facts = self.frames.to_string().into_bytes();
@@ -193,12 +391,16 @@ impl FrameSink for Piped {
     }
 
     fn finish(mut self: Box<Self>) -> Result<VideoSummary> {
+        if let Some(reason) = &self.lost {
+            return Err(failed(self.frames, reason));
+        }
         if self.frames == 0 {
             return Err(VideoError::Empty);
         }
-        let said = self.last_words();
-        let ended = self.child.wait().map_err(|error| failed(self.frames, &error.to_string()))?;
+        let patience = self.patience.ends;
+        let ended = self.end(patience).map_err(|reason| failed(self.frames, &reason))?;
         if !ended.success() {
+            let said = self.last_words();
             return Err(failed(self.frames, &format!("{said} ({ended})")));
         }
         let file = std::fs::metadata(&self.path).map_err(|error| failed(self.frames, &error.to_string()))?;
@@ -209,10 +411,7 @@ impl FrameSink for Piped {
 
 impl Drop for Piped {
     fn drop(&mut self) {
-        // One that has ended is only reaped; one that is in the middle of a video is stopped.
-        drop(self.input.take());
-        drop(self.child.kill());
-        drop(self.child.wait());
+        self.stop();
     }
 }
 
@@ -334,6 +533,50 @@ exit $status
             }
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "frames and words are gone");
         }
+    }
+
+    #[test]
+    fn a_program_that_takes_nothing_fails_its_video_alone() {
+        let (dir, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (deaf, talkative) = (programs.path().join("deaf"), programs.path().join("talkative"));
+        program(&deaf, "#!/bin/sh\nexec sleep 1000\n");
+        program(&talkative, TALKATIVE);
+        let settings = VideoSettings::new(64, 32, 16);
+        let soon = Patience { takes_nothing: Duration::from_millis(500), ..PATIENCE };
+        let mut video = Piped::start(&deaf, &[], &dir.path().join("deaf.mp4"), settings, soon).unwrap();
+        let mut other = Piped::start(&talkative, &[], &dir.path().join("0.mp4"), settings, PATIENCE).unwrap();
+        let process = PathBuf::from(format!("/proc/{}", video.child.as_ref().unwrap().id()));
+        let frame = vec![0.5; settings.frame_len()];
+        // The pipe holds some frames.
+        let refused = (0..100).find_map(|_| {
+            other.push(&frame).unwrap();
+            video.push(&frame).err()
+        });
+        let error = refused.unwrap().to_string();
+        assert!(error.ends_with("the external encoder: deaf took nothing for 0.5 s"), "{error}");
+        assert!(!process.exists(), "it is stopped and reaped");
+        assert_eq!(video.push(&frame).unwrap_err().to_string(), error);
+        assert_eq!(Box::new(video).finish().unwrap_err().to_string(), error);
+        other.push(&frame).unwrap();
+        let summary = Box::new(other).finish().unwrap();
+        assert_eq!(summary.bytes, 6144 * summary.frames as u64);
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_fails_its_video() {
+        let (dir, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let endless = programs.path().join("endless");
+        program(&endless, "#!/bin/sh\ncat >/dev/null\nexec sleep 1000\n");
+        let settings = VideoSettings::new(64, 32, 16);
+        let soon = Patience { ends: Duration::from_millis(500), ..PATIENCE };
+        let mut video = Piped::start(&endless, &[], &dir.path().join("video.mp4"), settings, soon).unwrap();
+        let process = PathBuf::from(format!("/proc/{}", video.child.as_ref().unwrap().id()));
+        for _ in 0..20 {
+            video.push(&vec![0.5; settings.frame_len()]).unwrap();
+        }
+        let error = Box::new(video).finish().unwrap_err().to_string();
+        assert!(error.ends_with("endless did not end within 0.5 s of its last frame"), "{error}");
+        assert!(!process.exists(), "it is stopped and reaped");
     }
 
     #[test]

@@ -220,6 +220,8 @@ pub struct Schedule {
     /// A class that stands back while others have jobs: memory is critically short.
     held_back: Option<Class>,
     disk: DiskShares,
+    /// While nothing is started.
+    starts_pause: Option<Pause>,
 }
 
 impl Schedule {
@@ -227,7 +229,7 @@ impl Schedule {
     #[must_use]
     pub fn new(rules: Rules) -> Self {
         let (jobs, without, disk) = (BTreeMap::new(), Default::default(), DiskShares::default());
-        Self { rules, room: rules.room, jobs, without, held_back: None, disk }
+        Self { rules, room: rules.room, jobs, without, held_back: None, disk, starts_pause: None }
     }
 
     /// Adds a job.
@@ -305,19 +307,20 @@ impl Schedule {
         }
     }
 
+    /// Starts nothing for so long; what has begun goes on.
+    pub fn pause_starts(&mut self, now: i64, span: i64) {
+        self.starts_pause = Some(Pause { from: now, until: now.saturating_add(span) });
+    }
+
     /// The next moment from which a job may be tried that has been put off.
     #[must_use]
     pub fn next_try(&self, now: i64) -> Option<i64> {
-        self.jobs
-            .values()
-            .filter(|entry| is_put_off(entry, now))
-            .filter_map(|entry| Some(entry.pause?.until))
-            .min()
+        self.jobs.values().filter_map(|entry| self.pause_of(entry, now)).map(|pause| pause.until).min()
     }
 
     /// Lets a job that could not be parked do another unit before that is tried again; whether it can do one.
-    pub fn keep_there(&mut self, seq: Seq, now: i64) -> bool {
-        let can_go_on = self.jobs.get(&seq).is_some_and(|entry| self.can_run(entry, now));
+    pub fn keep_there(&mut self, seq: Seq) -> bool {
+        let can_go_on = self.jobs.get(&seq).is_some_and(|entry| self.fits_at_all(entry));
         if let Some(entry) = self.jobs.get_mut(&seq) {
             entry.stays = can_go_on;
         }
@@ -419,7 +422,12 @@ impl Schedule {
     /// The best job of a class that the device can hold now.
     fn best_of(&self, class: Class, now: i64) -> Option<(Seq, &Entry)> {
         let of_class = self.jobs.iter().filter(|(_, entry)| entry.class == class && self.can_run(entry, now));
-        of_class.map(|(seq, entry)| (*seq, entry)).min_by_key(|(seq, entry)| rank(*seq, entry))
+        // One that could not go on, and may park nobody on a disk for another try, hides none that may.
+        let waits_for_room = |entry: &Entry| {
+            entry.put_off > 0 && entry.place != Place::Device && !self.has_room_for(entry, &[])
+        };
+        let best = of_class.min_by_key(|(seq, entry)| (waits_for_room(entry), rank(**seq, entry)));
+        best.map(|(seq, entry)| (*seq, entry))
     }
 
     /// The class that has gone without for longest, if for too long.
@@ -441,16 +449,23 @@ impl Schedule {
             other.class != entry.class
                 && self.fits_at_all(other)
                 && self.has_share_for(other)
-                && !is_put_off(other, now)
+                && self.pause_of(other, now).is_none()
         };
         self.held_back == Some(entry.class) && self.jobs.values().any(goes_first)
     }
 
     fn can_run(&self, entry: &Entry, now: i64) -> bool {
-        !is_put_off(entry, now)
+        self.pause_of(entry, now).is_none()
             && self.fits_at_all(entry)
             && !self.stands_back(entry, now)
             && self.has_share_for(entry)
+    }
+
+    /// The pause that a job is in, the longest.
+    fn pause_of(&self, entry: &Entry, now: i64) -> Option<Pause> {
+        let starts = self.starts_pause.filter(|_| entry.place == Place::Queue);
+        let holds = |pause: &Pause| (pause.from..pause.until).contains(&now);
+        [entry.pause, starts].into_iter().flatten().filter(holds).max_by_key(|pause| pause.until)
     }
 
     /// Whether whoever it belongs to may have one more job begun, or it has begun already.
@@ -569,11 +584,6 @@ impl Schedule {
         let on_disk = entry.can_be_saved && self.has_disk_for(seq, entry);
         if in_host { Some(Place::Host) } else { on_disk.then_some(Place::Snapshot) }
     }
-}
-
-/// Whether the moment has yet to come from which a job may be tried again.
-fn is_put_off(entry: &Entry, now: i64) -> bool {
-    entry.pause.is_some_and(|pause| (pause.from..pause.until).contains(&now))
 }
 
 /// Smaller goes first within a class.

@@ -427,21 +427,21 @@ fn a_job_that_could_not_be_parked_is_let_be_until_it_has_done_another_unit() {
     }
     schedule.arrive(2, Entry::new(Class::Interactive, 50));
     assert_eq!(schedule.choose(0), Choice::Park(0, Place::Host));
-    assert!(schedule.keep_there(0, 0));
+    assert!(schedule.keep_there(0));
     // The next in line is, and where that does not work out either, somebody goes on.
     assert_eq!(schedule.choose(0), Choice::Park(1, Place::Host));
-    assert!(schedule.keep_there(1, 0));
+    assert!(schedule.keep_there(1));
     assert_eq!(schedule.choose(0), Choice::Advance(1));
     // A unit of another job is none of its own.
     schedule.served(1, 1);
     assert_eq!(schedule.choose(1), Choice::Park(1, Place::Host));
-    assert!(schedule.keep_there(1, 1));
+    assert!(schedule.keep_there(1));
     assert_eq!(schedule.choose(1), Choice::Advance(1));
     schedule.served(0, 1);
     assert_eq!(schedule.choose(2), Choice::Park(0, Place::Host));
     // One that cannot do a unit where it is has to leave.
     schedule.set_room(Room { device_bytes: 40, ..room });
-    assert!(!schedule.keep_there(0, 2));
+    assert!(!schedule.keep_there(0));
     assert_eq!(schedule.choose(2), Choice::Park(0, Place::Host));
 }
 
@@ -494,8 +494,26 @@ fn a_job_that_could_not_go_on_takes_nobodys_place_but_for_the_host() {
     assert_eq!(schedule.choose(0), Choice::Park(0, Place::Snapshot));
     schedule.put_off(1, Place::Queue, 0, (10, 10));
     assert_eq!((schedule.choose(5), schedule.choose(10)), (Choice::Advance(0), Choice::Advance(0)));
+    // Nor does it hide others, which may.
+    schedule.arrive(2, Entry::new(Class::Interactive, 100));
+    assert_eq!(schedule.choose(10), Choice::Park(0, Place::Snapshot));
+    schedule.leave(2);
     schedule.set_room(Room { host_bytes: 50, ..room });
     assert_eq!(schedule.choose(10), Choice::Park(0, Place::Host));
+}
+
+#[test]
+fn nothing_starts_while_starts_are_paused_and_the_rest_goes_on() {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 4, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    schedule.arrive(0, Entry { place: Place::Device, ..Entry::new(Class::Background, 50) });
+    for seq in 1..=3 {
+        schedule.arrive(seq, Entry::new(Class::Interactive, 10));
+    }
+    schedule.pause_starts(0, 10);
+    assert_eq!((schedule.choose(9), schedule.next_try(9)), (Choice::Advance(0), Some(10)));
+    assert_eq!(schedule.choose(10), Choice::Start(1));
 }
 
 #[test]

@@ -271,8 +271,9 @@ pub trait JobStore: Send + Sync {
     /// Removes jobs that have expired, at most `limit`; gives them.
     fn expire(&self, now: UnixMs, limit: u32) -> Answer<'_, Vec<Job>>;
 
-    /// Jobs that have ended and whose webhook is due by `now`, longest due first, at most `limit`.
-    fn webhooks_due(&self, now: UnixMs, limit: u32) -> Answer<'_, Vec<Job>>;
+    /// Jobs that have ended and whose webhook is due by `now`, longest due first, at most `limit`; those behind `after`, if it is
+    /// given: when the last one that was seen is due, and its number.
+    fn webhooks_due(&self, now: UnixMs, after: Option<(UnixMs, i64)>, limit: u32) -> Answer<'_, Vec<Job>>;
 
     /// Writes what came of an attempt; nothing, if the job is gone.
     fn note_webhook<'a>(&'a self, id: &'a VideoId, attempt: &'a Attempt) -> Answer<'a, ()>;

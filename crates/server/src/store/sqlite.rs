@@ -402,13 +402,22 @@ impl JobStore for SqliteStore {
         })
     }
 
-    fn webhooks_due(&self, now: UnixMs, limit: u32) -> Answer<'_, Vec<Job>> {
+    fn webhooks_due(&self, now: UnixMs, after: Option<(UnixMs, i64)>, limit: u32) -> Answer<'_, Vec<Job>> {
         Box::pin(async move {
             let sql = format!(
-                "SELECT {COLUMNS} FROM jobs WHERE webhook_due_ms <= ? AND status IN ('completed', 'failed')
-                 ORDER BY webhook_due_ms LIMIT ?"
+                "SELECT {COLUMNS} FROM jobs WHERE webhook_due_ms <= ? AND (webhook_due_ms, seq) > (?, ?) AND status IN ('completed', 'failed')
+                 ORDER BY webhook_due_ms, seq LIMIT ?"
             );
-            jobs(&sqlx::query(&sql).bind(now.0).bind(limit).fetch_all(&self.readers).await?)
+            let (due, seq) = after.map_or((i64::MIN, i64::MIN), |(due, seq)| (due.0, seq));
+            jobs(
+                &sqlx::query(&sql)
+                    .bind(now.0)
+                    .bind(due)
+                    .bind(seq)
+                    .bind(limit)
+                    .fetch_all(&self.readers)
+                    .await?,
+            )
         })
     }
 

@@ -21,8 +21,12 @@ use crate::store::{Attempt, JobStore, StoreError};
 const AT_ONCE: usize = 8;
 /// How many of them may go to one host: one that answers late leaves places to the others.
 const AT_ONCE_TO_A_HOST: usize = 4;
-/// How many that are due are looked through, at most, for some whose host has a place.
-const LOOKED_AT_MAX: usize = 4096;
+/// How many that are due are read at once, in search of some whose host has a place.
+const PAGE: u32 = 64;
+/// How many times that, at most, before somebody else gets a turn; what is behind them is looked at next.
+const PAGES_MAX: usize = 16;
+/// How long until then.
+const NEXT_LOOK: Duration = Duration::from_millis(500);
 /// How long to wait when nothing is due and nobody says that a job has ended.
 const IDLE: Duration = Duration::from_secs(60);
 /// How long to wait before the store is asked again after it failed.
@@ -66,6 +70,8 @@ struct Taken {
     /// What came of attempts that the store could not take. Their jobs are not tried again before it has them, so there is one for
     /// each such job at most.
     unwritten: BTreeMap<VideoId, Attempt>,
+    /// Behind which job to go on looking, where not all that is due was looked at.
+    after: Option<(UnixMs, i64)>,
 }
 
 impl Taken {
@@ -86,29 +92,31 @@ impl Taken {
             return Ok((Vec::new(), IDLE));
         }
         // Those that are taken, or whose host has no place, are due as well, and hide no others.
-        let mut limit = 2 * AT_ONCE + self.unwritten.len();
-        loop {
-            let now = UnixMs::now();
-            let asked = u32::try_from(limit).unwrap_or(u32::MAX);
-            let due = store.webhooks_due(now.after(IDLE), asked).await?;
-            let is_all = due.len() < limit || limit >= LOOKED_AT_MAX;
+        let (now, mut chosen) = (UnixMs::now(), Vec::new());
+        let mut after = self.after.take();
+        let is_all = after.is_none();
+        for _ in 0..PAGES_MAX {
+            let due = store.webhooks_due(now.after(IDLE), after, PAGE).await?;
+            let is_last = due.len() < PAGE as usize;
             let later = due.iter().filter_map(|job| job.webhook.as_ref()?.due).find(|due| *due > now);
-            let chosen = self.choose(due, now);
-            if is_all || chosen.len() == n_free {
+            after = due.last().and_then(|job| Some((job.webhook.as_ref()?.due?, job.seq)));
+            self.choose(due, now, &mut chosen);
+            if chosen.len() == n_free || is_last || later.is_some() {
                 let pause = later.map_or(IDLE, |at| Duration::from_millis(at.ms_since(now).unsigned_abs()));
-                return Ok((self.take(chosen), pause.min(IDLE)));
+                let pause = if is_all { pause.min(IDLE) } else { NEXT_LOOK };
+                return Ok((self.take(chosen), pause));
             }
-            limit *= 4;
         }
+        self.after = after;
+        Ok((self.take(chosen), NEXT_LOOK))
     }
 
-    /// Those that can be tried now, with their hosts.
-    fn choose(&self, due: Vec<Job>, now: UnixMs) -> Vec<(Job, String)> {
+    /// Adds those that can be tried now, with their hosts.
+    fn choose(&self, due: Vec<Job>, now: UnixMs, chosen: &mut Vec<(Job, String)>) {
         let mut to_host = BTreeMap::<String, usize>::new();
-        for host in self.under_way.values() {
+        for host in self.under_way.values().chain(chosen.iter().map(|(_, host)| host)) {
             *to_host.entry(host.clone()).or_default() += 1;
         }
-        let mut chosen = Vec::new();
         for job in due {
             let is_taken = self.under_way.contains_key(&job.id) || self.unwritten.contains_key(&job.id);
             let webhook = job.webhook.as_ref().filter(|webhook| webhook.due.is_some_and(|due| due <= now));
@@ -123,7 +131,6 @@ impl Taken {
                 chosen.push((job, host));
             }
         }
-        chosen
     }
 
     fn take(&mut self, chosen: Vec<(Job, String)>) -> Vec<Job> {
@@ -178,7 +185,13 @@ mod tests {
         let slow = (0..20).map(|_| due("slow.example"));
         let jobs: Vec<Job> = slow.chain([due("A.example"), due("b.example:81")]).collect();
         let mut taken = Taken::default();
-        let choose = |taken: &Taken| taken.choose(jobs.clone(), UnixMs(0));
+        let choose_of = |taken: &Taken, jobs: Vec<Job>, now: i64| {
+            let mut chosen = Vec::new();
+            // In pages, as the store gives them.
+            jobs.chunks(3).for_each(|page| taken.choose(page.to_vec(), UnixMs(now), &mut chosen));
+            chosen
+        };
+        let choose = |taken: &Taken| choose_of(taken, jobs.clone(), 0);
         let chosen = choose(&taken);
         let hosts: Vec<_> = chosen.iter().map(|(_, host)| host.as_str()).collect();
         assert_eq!(hosts, [vec!["slow.example"; 4], vec!["a.example", "b.example"]].concat());
@@ -187,14 +200,14 @@ mod tests {
         // One whose end the store could not take leaves its place to the next.
         let attempt = Attempt { said: "answered 200".to_owned(), delivered: Some(UnixMs(1)), due: None };
         taken.end(started[0].id.clone(), Some(attempt));
-        let next = taken.choose(jobs.clone(), UnixMs(0));
+        let next = choose(&taken);
         assert_eq!((next.len(), &next[0].0.id), (1, &jobs[4].id));
         let many: Vec<Job> = (0..20).map(|n| due(&format!("{n}.example"))).collect();
-        assert_eq!(taken.choose(many, UnixMs(0)).len(), AT_ONCE - 5);
+        assert_eq!(choose_of(&taken, many, 0).len(), AT_ONCE - 5);
         let later = Job {
             webhook: Some(Webhook { due: Some(UnixMs(5)), ..jobs[4].webhook.clone().unwrap() }),
             ..waiting()
         };
-        assert!(taken.choose(vec![later], UnixMs(4)).is_empty(), "it is not due yet");
+        assert!(choose_of(&taken, vec![later], 4).is_empty(), "it is not due yet");
     }
 }

@@ -139,6 +139,8 @@ enum Going {
 struct Task<'m> {
     job: Job,
     run: Option<Run<'m>>,
+    /// How often it could not be admitted since it got on, though there was space for its files.
+    refused: u32,
 }
 
 struct Worker<'m> {
@@ -156,6 +158,8 @@ struct Worker<'m> {
     unwritten: Vec<(Job, Ending)>,
     /// Since the last of them could not be written.
     since_unwritten: Stopwatch,
+    /// How many claims in a row the store could not take.
+    unclaimed: u32,
 }
 
 impl<'m> Worker<'m> {
@@ -180,6 +184,7 @@ impl<'m> Worker<'m> {
             strain,
             unwritten,
             since_unwritten,
+            unclaimed: 0,
         }
     }
 
@@ -268,7 +273,7 @@ impl<'m> Worker<'m> {
         entry.can_be_saved = snapshot.is_some();
         entry.saved_bytes = snapshot.map_or(0, |snapshot| snapshot.held_bytes());
         entry.share = self.terms.shares.get(&job.tenant).copied();
-        self.tasks.insert(seq, Task { job, run: None });
+        self.tasks.insert(seq, Task { job, run: None, refused: 0 });
         entry.least_bytes = self.least_bytes(seq).unwrap_or(entry.needed_bytes).min(entry.needed_bytes);
         self.schedule.arrive(seq, entry);
     }
@@ -276,7 +281,7 @@ impl<'m> Worker<'m> {
     /// Drops what a job has under way: every byte and file that it owned is back before the next unit.
     fn stop(&mut self, seq: Seq) {
         self.schedule.leave(seq);
-        if let Some(Task { job, run }) = self.tasks.remove(&seq) {
+        if let Some(Task { job, run, .. }) = self.tasks.remove(&seq) {
             drop(run);
             self.keeper.forget(&job.id);
         }
@@ -296,9 +301,14 @@ impl<'m> Worker<'m> {
             }
             Err(error) => {
                 note(&task.job.id, format!("cannot be claimed, will be tried again: {error}"));
-                return self.schedule.put_off(seq, Place::Queue, UnixMs::now().0, AGAIN_AFTER_MS);
+                // No other could be either, and asking may take long.
+                let (first, most) = AGAIN_AFTER_MS;
+                let span = first.saturating_mul(1_i64 << self.unclaimed.min(32)).min(most);
+                self.unclaimed += 1;
+                return self.schedule.pause_starts(UnixMs::now().0, span);
             }
         };
+        self.unclaimed = 0;
         let is_first = task.job.started.is_none();
         task.job = claimed;
         if is_first {
@@ -307,7 +317,7 @@ impl<'m> Worker<'m> {
         }
         self.begin_smaller(seq);
         self.admit(seq);
-        if let Some(Task { job, run: Some(run) }) = self.tasks.get(&seq) {
+        if let Some(Task { job, run: Some(run), .. }) = self.tasks.get(&seq) {
             self.means.board.post(job, self.live(job, run));
         }
         self.post_queue();
@@ -328,7 +338,7 @@ impl<'m> Worker<'m> {
 
     /// Does a job's next unit.
     fn advance(&mut self, seq: Seq) {
-        let Some(Task { job, run: Some(run) }) = self.tasks.get_mut(&seq) else { return self.stop(seq) };
+        let Some(Task { job, run: Some(run), .. }) = self.tasks.get_mut(&seq) else { return self.stop(seq) };
         let watch = Stopwatch::start();
         let unit = run.advance();
         let (stage, took) = (run.meter.take_unit(), watch.elapsed());
@@ -339,12 +349,12 @@ impl<'m> Worker<'m> {
         let ending = match unit {
             Unit::More => {
                 self.tend(seq);
-                let Some(Task { job, run: Some(run) }) = self.tasks.get(&seq) else { return };
+                let Some(Task { job, run: Some(run), .. }) = self.tasks.get(&seq) else { return };
                 let live = self.live(job, run);
                 self.means.board.post(job, live);
                 return self.tell_memory(false);
             }
-            Unit::Ended(Trouble::NotNow) => return self.put_off(seq),
+            Unit::Ended(Trouble::NoSpace | Trouble::NotNow) => return self.put_off(seq),
             Unit::Ended(Trouble::Failed(failure)) => Ending::Failed(failure),
             Unit::Done => {
                 let (job, Some(run)) =
@@ -355,7 +365,7 @@ impl<'m> Worker<'m> {
                 let ending = match run.publish(self.model, &*self.means.videos, &job) {
                     Ok(memory) => Ending::Completed(memory),
                     Err(Trouble::Failed(failure)) => Ending::Failed(failure),
-                    Err(Trouble::NotNow) => return self.put_off(seq),
+                    Err(Trouble::NoSpace | Trouble::NotNow) => return self.put_off(seq),
                 };
                 self.schedule.leave(seq);
                 self.tasks.remove(&seq);

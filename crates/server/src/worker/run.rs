@@ -32,7 +32,9 @@ pub(super) enum Unit {
 pub(super) enum Trouble {
     /// It never will be.
     Failed(Failure),
-    /// What it lacks may be there a little later: space for its files, mostly.
+    /// There is no space for its files, or no more of them may be open: it will be made when there is.
+    NoSpace,
+    /// Something else that may pass.
     NotNow,
 }
 
@@ -40,19 +42,27 @@ pub(super) enum Trouble {
 fn is_short(error: &io::Error) -> bool {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
+    // Who adds a path to an error keeps the system's as its source.
+    let inner = error.get_ref().and_then(|inner| inner.source()?.downcast_ref::<io::Error>());
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         || matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
+        || inner.is_some_and(is_short)
 }
 
 impl Trouble {
     fn new(about: impl std::fmt::Display, error: &EngineError) -> Self {
         note(about, format_args!("failed: {error}"));
-        if lacks_files(error) { Self::NotNow } else { Self::Failed(sentence(error)) }
+        if lacks_files(error) { Self::NoSpace } else { Self::Failed(sentence(error)) }
     }
 }
 
 fn lacks_files(error: &EngineError) -> bool {
-    matches!(error, EngineError::Video(VideoError::Io { source, .. }) if is_short(source))
+    let (EngineError::Video(VideoError::Io { source, .. })
+    | EngineError::Snapshot(SnapshotError::Io { source, .. })) = error
+    else {
+        return false;
+    };
+    is_short(source)
 }
 
 /// A job under way. Dropped, it gives back every byte and removes every file but its snapshot.
@@ -83,13 +93,14 @@ pub(super) struct Door<'a> {
 }
 
 impl Door<'_> {
-    /// Whether what came in the way may be gone a little later. What is wrong with a snapshot itself stays wrong.
-    fn may_pass(&self, error: &EngineError) -> bool {
-        match error {
-            EngineError::Budget { .. } => self.is_tight,
+    /// What came in the way and may be gone a little later; `None` where it stays, as what is wrong with a snapshot itself does.
+    fn may_pass(&self, error: &EngineError) -> Option<Trouble> {
+        let may_pass = match error {
+            EngineError::Budget { .. } => self.is_tight && self.may_wait,
             EngineError::Cache(_) | EngineError::Snapshot(SnapshotError::Io { .. }) => self.may_wait,
-            other => lacks_files(other),
-        }
+            _ => false,
+        };
+        if lacks_files(error) { Some(Trouble::NoSpace) } else { may_pass.then_some(Trouble::NotNow) }
     }
 }
 
@@ -109,11 +120,13 @@ impl<'m> Run<'m> {
                 Ok(Some(run)) => return Ok(run),
                 Ok(None) => {}
                 // The snapshot is as good as before.
-                Err(error) if door.may_pass(&error) => {
-                    note(&job.id, format_args!("cannot go on now: {error}"));
-                    return Err(Trouble::NotNow);
+                Err(error) => {
+                    if let Some(trouble) = door.may_pass(&error) {
+                        note(&job.id, format_args!("cannot go on now: {error}"));
+                        return Err(trouble);
+                    }
+                    note(&job.id, format_args!("begins anew: {error}"));
                 }
-                Err(error) => note(&job.id, format_args!("begins anew: {error}")),
             }
             // What cannot be gone on from is of no use.
             drop(snapshot.remove());
@@ -123,12 +136,12 @@ impl<'m> Run<'m> {
             let run = JobRun::admit(model, request(&job.order), outputs, CancelToken::new())?;
             Ok(Self::new(run, draft, job))
         };
-        begun().map_err(|error| match error {
-            EngineError::Budget { .. } if door.is_tight => {
+        begun().map_err(|error| match door.may_pass(&error) {
+            Some(trouble) => {
                 note(&job.id, format_args!("cannot begin now: {error}"));
-                Trouble::NotNow
+                trouble
             }
-            error => Trouble::new(&job.id, &error),
+            None => Trouble::new(&job.id, &error),
         })
     }
 
@@ -194,7 +207,7 @@ impl<'m> Run<'m> {
         run.finish().map_err(|error| Trouble::new(&job.id, &error))?;
         videos.publish(&job.id, draft).map_err(|error| {
             note(&job.id, format_args!("its video cannot be published: {error}"));
-            if is_short(&error) { Trouble::NotNow } else { Trouble::Failed(internal()) }
+            if is_short(&error) { Trouble::NoSpace } else { Trouble::Failed(internal()) }
         })?;
         Ok(memory(&model.cache().owned_by(id), &held))
     }
@@ -259,5 +272,22 @@ fn sentence(error: &EngineError) -> Failure {
         }
         other if other.fault() == Fault::Cancelled => Failure::cancelled(),
         _ => internal(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_the_process_may_not_open_is_waited_for_whoever_added_its_path() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("at path x")]
+        struct AtPath(#[source] io::Error);
+        let raw = io::Error::from_raw_os_error(24);
+        let with_path = io::Error::new(raw.kind(), AtPath(io::Error::from_raw_os_error(24)));
+        let lacks = |source| lacks_files(&VideoError::Io { path: "x".into(), source }.into());
+        assert!(lacks(raw) && lacks(with_path) && lacks(io::ErrorKind::StorageFull.into()));
+        assert!(!lacks(io::ErrorKind::PermissionDenied.into()));
     }
 }

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use super::keep::{Kept, NoteProgress};
 use super::run::{Door, Run, Trouble};
 use super::{Task, Worker};
-use crate::clock::{Stopwatch, UnixMs};
+use crate::clock::Stopwatch;
 use crate::id::VideoId;
 use crate::job::{Failure, Job};
 use crate::journal::note;
@@ -18,9 +18,9 @@ use crate::store::{Ending, Fenced, JobStore};
 /// Bytes a second that moves between tiers are taken to make before any was timed.
 const MOVE_BYTES_PER_S: f64 = 1e9;
 
-/// How often a job is put off, without getting on in between, for a snapshot that cannot be read or for memory that was promised: some
+/// How often a job is tried again, without getting on in between, for a snapshot that cannot be read or for memory that was promised: some
 /// two minutes. Then it begins anew.
-const PUT_OFF_MAX: u32 = 8;
+const REFUSED_MAX: u32 = 8;
 
 impl Worker<'_> {
     /// Admits a claimed job to the engine, from its snapshot if it has one.
@@ -38,14 +38,15 @@ impl Worker<'_> {
             return self.end(job, Ending::Failed(Failure::new("invalid_request", message)));
         }
         let snapshot = self.keeper.of(&task.job.id);
-        let n_put_off = self.schedule.entry(seq).map_or(0, |entry| entry.put_off);
+        let is_tight = self.is_tight();
+        let Some(task) = self.tasks.get_mut(&seq) else { return };
         let door = Door {
             videos: &*self.means.videos,
             pool: &self.means.pool,
             snapshot: snapshot.as_ref(),
             model_name: &self.terms.model_name,
-            is_tight: self.schedule.room() != self.terms.rules.room,
-            may_wait: n_put_off < PUT_OFF_MAX,
+            is_tight,
+            may_wait: task.refused < REFUSED_MAX,
         };
         match Run::admit(self.model, &door, &task.job) {
             Ok(run) => {
@@ -53,7 +54,11 @@ impl Worker<'_> {
                 self.schedule.moved(seq, Place::Device);
                 note(&task.job.id, format_args!("started, epoch {}", task.job.epoch));
             }
-            Err(Trouble::NotNow) => self.put_off(seq),
+            Err(Trouble::NoSpace) => self.put_off(seq),
+            Err(Trouble::NotNow) => {
+                task.refused += 1;
+                self.put_off(seq);
+            }
             Err(Trouble::Failed(failure)) => {
                 let job = task.job.clone();
                 self.stop(seq);
@@ -73,9 +78,15 @@ impl Worker<'_> {
         self.post_moved(seq);
     }
 
+    /// Whether the tiers hold less than they should, for now.
+    fn is_tight(&self) -> bool {
+        let (now, wanted) = (self.schedule.room(), self.terms.rules.room);
+        now.device_bytes < wanted.device_bytes || now.host_bytes < wanted.host_bytes
+    }
+
     /// Tells what a job holds that has just been moved.
     fn post_moved(&self, seq: Seq) {
-        let Some(Task { job, run }) = self.tasks.get(&seq) else { return };
+        let Some(Task { job, run, .. }) = self.tasks.get(&seq) else { return };
         match run {
             Some(run) => self.means.board.post(job, self.live(job, run)),
             // It is in its snapshot, and holds nothing; one that waits again is told with the queue.
@@ -88,7 +99,7 @@ impl Worker<'_> {
 
     /// Takes a job off the device.
     pub(super) fn park(&mut self, seq: Seq, place: Place) {
-        let Some(Task { job, run: Some(run) }) = self.tasks.get_mut(&seq) else { return self.stop(seq) };
+        let Some(Task { job, run: Some(run), .. }) = self.tasks.get_mut(&seq) else { return self.stop(seq) };
         let id = job.id.clone();
         let watch = Stopwatch::start();
         let to_host = place == Place::Host;
@@ -108,7 +119,7 @@ impl Worker<'_> {
             kept.push(taken);
         }
         kept.into_iter().for_each(|kept| self.note_kept(&id, kept));
-        if !is_kept && self.schedule.keep_there(seq, UnixMs::now().0) {
+        if !is_kept && self.schedule.keep_there(seq) {
             // Dropped it would begin anew.
             return note(&id, "found no room to be parked in, and goes on");
         }
@@ -129,7 +140,7 @@ impl Worker<'_> {
 
     /// After a unit: what the schedule goes by, a snapshot if one is due, and memory.
     pub(super) fn tend(&mut self, seq: Seq) {
-        let Some(Task { job, run: Some(run) }) = self.tasks.get_mut(&seq) else { return };
+        let Some(Task { job, run: Some(run), .. }) = self.tasks.get_mut(&seq) else { return };
         let id = job.id.clone();
         if let Some(entry) = self.schedule.entry_mut(seq) {
             entry.held_bytes = run.run.held_bytes().iter().sum();
@@ -163,6 +174,9 @@ impl Worker<'_> {
         {
             // It has got on: units alone would say that of one that fails at the same place each time.
             entry.put_off = 0;
+            if let Some(task) = self.tasks.get_mut(&seq) {
+                task.refused = 0;
+            }
         }
         self.note_kept(&id, kept);
         self.relieve(Some(seq));

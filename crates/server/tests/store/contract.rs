@@ -246,7 +246,7 @@ pub(crate) async fn a_webhook_is_due_when_its_job_has_ended_until_it_arrives_or_
     created(store, new("a", 3, None)).await;
     assert_eq!(first.webhook, Some(Webhook::new("http://example.org/1".to_owned(), "evt_1".to_owned())));
     let due = async |now: i64, limit| -> Vec<VideoId> {
-        store.webhooks_due(UnixMs(now), limit).await.unwrap().into_iter().map(|job| job.id).collect()
+        store.webhooks_due(UnixMs(now), None, limit).await.unwrap().into_iter().map(|job| job.id).collect()
     };
     // Nothing is due before the end, however it comes.
     assert_eq!(due(i64::MAX, 9).await, vec![]);
@@ -261,6 +261,12 @@ pub(crate) async fn a_webhook_is_due_when_its_job_has_ended_until_it_arrives_or_
     store.note_webhook(&second.id, &Attempt { due: Some(UnixMs(600)), ..again.clone() }).await.unwrap();
     assert_eq!(due(599, 9).await, vec![]);
     assert_eq!(due(700, 9).await, [second.id.clone(), first.id.clone()]);
+    // Page by page.
+    let behind = Some((UnixMs(600), second.seq));
+    let page = store.webhooks_due(UnixMs(700), behind, 9).await.unwrap();
+    assert_eq!(page.iter().map(|job| &job.id).collect::<Vec<_>>(), [&first.id]);
+    let behind = Some((UnixMs(700), first.seq));
+    assert!(store.webhooks_due(UnixMs(700), behind, 9).await.unwrap().is_empty());
     let arrived = Attempt { said: "answered 200".to_owned(), delivered: Some(UnixMs(650)), due: None };
     store.note_webhook(&second.id, &arrived).await.unwrap();
     store.note_webhook(&first.id, &Attempt { due: None, ..again }).await.unwrap();
