@@ -17,9 +17,13 @@
 //! 8. A job that could not go on, for want of disk space mostly, is not looked at before the moment from which it may be tried
 //!    again; and no job that is on the device loses its place to it but to the host, where nothing of it is lost.
 
+mod quota;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use self::quota::share;
+pub use self::quota::{DiskShares, Quota, Quotas};
 use crate::job::Class;
 
 /// A job's place in the order of arrival.
@@ -27,45 +31,6 @@ pub type Seq = i64;
 
 /// Ageing parks others only after so many times the time that the moves take.
 const SWAPS_PER_TURN: i64 = 20;
-
-/// What a class may count on, and what it may not pass, in one tier: shares of the tier's budget.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Quota {
-    /// Never taken away for other classes.
-    pub guarantee: f64,
-    /// Never passed.
-    pub limit: f64,
-}
-
-impl Default for Quota {
-    fn default() -> Self {
-        Self { guarantee: 0.0, limit: 1.0 }
-    }
-}
-
-/// One class's quotas.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Quotas {
-    /// Of the device.
-    pub device: Quota,
-    /// Of the host, where jobs are parked.
-    pub host: Quota,
-}
-
-/// Bytes of the disk that snapshots may have together, and each class's quota of them.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DiskShares {
-    /// For all snapshots.
-    pub bytes: u64,
-    /// By class, in the order of [`Class::ALL`].
-    pub quotas: [Quota; Class::ALL.len()],
-}
-
-impl Default for DiskShares {
-    fn default() -> Self {
-        Self { bytes: u64::MAX, quotas: [Quota::default(); Class::ALL.len()] }
-    }
-}
 
 /// Bytes of the tiers that are shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -594,13 +559,4 @@ fn rank(seq: Seq, entry: &Entry) -> (i64, Seq) {
 /// Smaller goes first among all.
 fn order(seq: Seq, entry: &Entry) -> (Class, (i64, Seq)) {
     (entry.class, rank(seq, entry))
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a share between 0 and 1 of some bytes; nobody misses the last bits"
-)]
-fn share(share: f64, bytes: u64) -> u64 {
-    (share * bytes as f64) as u64
 }
