@@ -62,6 +62,20 @@ impl Rules {
         let limit = self.quotas[class as usize].device.limit;
         if limit < 1.0 { share(limit, self.room.device_bytes) } else { u64::MAX }
     }
+
+    /// Refuses a job that needs more than all jobs of its class may have.
+    ///
+    /// # Errors
+    /// One sentence that says so.
+    pub fn check(&self, class: Class, needed_bytes: u64) -> Result<(), String> {
+        let most_bytes = self.most_device_bytes(class);
+        let class = class.as_str();
+        (needed_bytes <= most_bytes).then_some(()).ok_or_else(|| {
+            format!(
+                "this job needs {needed_bytes} bytes of the device, and {class} jobs may have {most_bytes} together; ask for a smaller size, fewer frames or another class"
+            )
+        })
+    }
 }
 
 /// Where a job is.

@@ -209,15 +209,8 @@ fn check_encoder(spec: &JobSpec, encoder: &Encoder) -> Result<(), ApiError> {
 
 /// Refuses what the engine would not begin: a job that needs more than all jobs of its class may have.
 fn check_class(app: &App, class: Class, needed_bytes: u64) -> Result<(), ApiError> {
-    let most_bytes = app.terms.rules.most_device_bytes(class);
-    if needed_bytes <= most_bytes {
-        return Ok(());
-    }
-    let class = class.as_str();
-    let sentence = format!(
-        "this job needs {needed_bytes} bytes of the device, and {class} jobs may have {most_bytes} together; ask for a smaller size, fewer frames or another class"
-    );
-    Err(ApiError::body(sentence).with_code("does_not_fit"))
+    let checked = app.terms.rules.check(class, needed_bytes);
+    checked.map_err(|sentence| ApiError::body(sentence).with_code("does_not_fit"))
 }
 
 /// The bytes to plan for a job; one that can never fit is refused with what would. What fits only when memory is not short waits.

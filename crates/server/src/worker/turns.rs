@@ -27,12 +27,7 @@ impl Worker<'_> {
     pub(super) fn admit(&mut self, seq: Seq) {
         let Some(task) = self.tasks.get_mut(&seq) else { return self.schedule.leave(seq) };
         let (class, needed_bytes) = (task.job.order.class, task.job.order.device_bytes);
-        let most_bytes = self.terms.rules.most_device_bytes(class);
-        if needed_bytes > most_bytes {
-            let class = class.as_str();
-            let message = format!(
-                "this job needs {needed_bytes} bytes of the device, and {class} jobs may have {most_bytes} together; ask for a smaller size, fewer frames or another class"
-            );
+        if let Err(message) = self.terms.rules.check(class, needed_bytes) {
             let job = task.job.clone();
             self.stop(seq);
             return self.end(job, Ending::Failed(Failure::new("invalid_request", message)));
