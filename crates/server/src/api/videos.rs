@@ -82,6 +82,7 @@ pub(super) async fn create(
     // In a task of its own: once the job is written the engine is told, even if the client has gone.
     let for_task = Arc::clone(&app);
     let inserted = tokio::spawn(async move {
+        let _arriving = for_task.board.arriving().await;
         let inserted = for_task.store.insert(new, limits).await?;
         if let Inserted::Created(job) = &inserted {
             for_task.report(Report::Arrived(job.clone())).await;
@@ -215,7 +216,7 @@ pub(super) async fn delete(
     let deleted = tokio::spawn(async move {
         let deleted = for_task.store.delete(&tenant.name, &wanted).await?;
         if let Some(job) = &deleted {
-            for_task.board.close(&job.id);
+            for_task.board.close(&job.id).await;
             for_task.remove_files(wanted).await;
             for_task.report(Report::Deleted(Box::new(job.clone()))).await;
         }
@@ -240,7 +241,7 @@ pub(super) async fn cancel(
         let moments = for_task.terms.moments();
         let cancelled = for_task.store.cancel(&tenant.name, &id, moments).await?;
         if let Cancelled::Now(job) = &cancelled {
-            for_task.board.close(&job.id);
+            for_task.board.close(&job.id).await;
             for_task.report(Report::Cancelled(job.clone())).await;
         }
         Ok::<_, StoreError>(cancelled)
