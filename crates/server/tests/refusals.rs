@@ -325,6 +325,36 @@ fn tenants_see_their_own_videos_and_nothing_of_others() {
 }
 
 #[test]
+fn whom_a_path_refuses_is_described_with_it() {
+    let description: Value = serde_json::from_str(&evanesce_server::openapi_json()).unwrap();
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let local = start(config(dirs[0].path()));
+    let key = KeyConfig { requests_per_minute: Some(1), ..KeyConfig::new("often", "often", Class::Standard) };
+    let keyed = start(Config { keys: vec![key], ..config(dirs[1].path()) });
+    let (nobody, often, local) = (keyed.client(), keyed.client().with_key("often"), local.client());
+    assert_eq!(often.get("/v1/models").status, 200, "the only request of this minute");
+    let mut n_guarded = 0;
+    for (path, operations) in description["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let method = method.to_uppercase();
+            let path = path.replace("{id}", "video_00000000000000000000000000000000");
+            let answers = [
+                nobody.send(&method, &path, &[], b""),
+                often.send(&method, &path, &[], b""),
+                local.send(&method, &path, &[("host", "example.org")], b""),
+            ];
+            let statuses = answers.map(|answer| answer.status);
+            n_guarded += usize::from(statuses == [401, 429, 403]);
+            for status in statuses {
+                let described = operation["responses"].get(status.to_string());
+                assert!(described.is_some(), "{method} {path} may answer {status}");
+            }
+        }
+    }
+    assert_eq!(n_guarded, 10);
+}
+
+#[test]
 fn a_service_that_cannot_start_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let running = start(config(dir.path()));

@@ -43,7 +43,8 @@ type Answer<T> = Result<T, ApiError>;
         (status = 403, body = ErrorBody), (status = 408, body = ErrorBody), (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
         (status = 422, description = "The idempotency key came with another request before.", body = ErrorBody),
-        (status = 429, description = "The queue is full; `Retry-After` says when to try again.", body = ErrorBody)))]
+        (status = 429, description = "The queue is full, or the key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
@@ -142,7 +143,9 @@ fn idempotency_key(headers: &HeaderMap) -> Answer<Option<String>> {
         ("limit" = Option<u32>, Query, minimum = 0, maximum = 100, description = "How many; 20 if left out."),
         ("order" = Option<Direction>, Query, description = "By time of creation; newest first if left out.")),
     responses((status = 200, body = VideoList), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
-        (status = 403, body = ErrorBody), (status = 404, description = "There is no video `after`.", body = ErrorBody)))]
+        (status = 403, body = ErrorBody), (status = 404, description = "There is no video `after`.", body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
@@ -189,7 +192,9 @@ fn page(query: Option<&str>) -> Answer<Page> {
 /// Shows a video.
 #[utoipa::path(get, path = "/v1/videos/{id}", tag = "videos", params(("id" = String, Path)),
     responses((status = 200, body = Video), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
-        (status = 404, body = ErrorBody)))]
+        (status = 404, body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn retrieve(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
@@ -205,7 +210,9 @@ pub(super) async fn retrieve(
 /// Deletes a video and its files; a job under way stops within one step.
 #[utoipa::path(delete, path = "/v1/videos/{id}", tag = "videos", params(("id" = String, Path)),
     responses((status = 200, body = DeletedVideo), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
-        (status = 404, body = ErrorBody)))]
+        (status = 404, body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
@@ -229,7 +236,9 @@ pub(super) async fn delete(
 /// Stops a job within one step. It has failed then, with the code `cancelled`.
 #[utoipa::path(post, path = "/v1/videos/{id}/cancel", tag = "videos", params(("id" = String, Path)),
     responses((status = 200, body = Video), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
-        (status = 404, body = ErrorBody), (status = 409, description = "Its video is there.", body = ErrorBody)))]
+        (status = 404, body = ErrorBody), (status = 409, description = "Its video is there.", body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn cancel(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
