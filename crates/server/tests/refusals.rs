@@ -170,6 +170,16 @@ fn bad_bodies_paths_and_methods_are_refused() {
     };
     let head = "POST /v1/videos HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\nconnection: close\r\n\r\n{";
     assert!(slow(head).starts_with("HTTP/1.1 408"));
+    // One that says itself that it is too long is not waited for, and nobody is told to send it.
+    let head = "POST /v1/videos HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n";
+    for more in ["", "expect: 100-continue\r\n"] {
+        let answer = slow(&format!("{head}content-length: 20001\r\n{more}\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("body_too_large"), "{answer}");
+    }
+    // Of one that does not, it shows.
+    let chunk = "x".repeat(20_001);
+    let answer = slow(&format!("{head}transfer-encoding: chunked\r\n\r\n4e21\r\n{chunk}\r\n0\r\n\r\n"));
+    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("body_too_large"), "{answer}");
     let answer = slow("GET / HTTP/1.1\r\nhost: lo");
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
     let long_header = format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "x".repeat(64 << 10));

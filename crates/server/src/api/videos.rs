@@ -54,7 +54,7 @@ pub(super) async fn create(
 ) -> Answer<Response> {
     parameters(query.as_deref(), "a request for a video", &[])?;
     let key = idempotency_key(&headers)?;
-    let body = read_body(body, app.limits.body_bytes_max, app.patience()).await?;
+    let body = read_body(&headers, body, app.limits.body_bytes_max, app.patience()).await?;
     let is_form = !headers
         .get(axum::http::header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"application/json"));
