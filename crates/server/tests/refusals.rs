@@ -124,6 +124,13 @@ fn bad_bodies_paths_and_methods_are_refused() {
         "unsupported_media_type",
         "application/json",
     );
+    let packed = |coding: &str, body: &[u8]| {
+        client.send("POST", "/v1/videos", &[json_type, ("content-encoding", coding)], body)
+    };
+    for coding in ["gzip", "identity, br", "X-Gzip"] {
+        assert_refused(&packed(coding, b"\x1f\x8b"), 415, "unsupported_media_type", "send it as it is");
+    }
+    assert_refused(&packed("Identity", b"[1]"), 400, "invalid_body", "not an object");
     assert_refused(&post(("content-type", "multipart/form-data"), b"x"), 400, "invalid_body", "form");
     let cut_off = b"--b\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\nx";
     assert_refused(

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Multipart, Request};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use futures_util::StreamExt;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
@@ -76,8 +76,20 @@ async fn drain(body: Body, bytes_max: usize) {
     }
 }
 
+/// Refuses a body that was packed on its way (RFC 9110, 8.4): nothing unpacks it here, so it would be called broken.
+fn refuse_packed(headers: &HeaderMap) -> Result<(), ApiError> {
+    let values = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
+    let mut codings = values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let packed = codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"));
+    let Some(coding) = packed else { return Ok(()) };
+    let shown: String = String::from_utf8_lossy(coding).chars().take(64).collect();
+    let sentence = format!("the body has the Content-Encoding {shown:?}; send it as it is, without one");
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", sentence))
+}
+
 /// The fields of a body, by name. Fields of a form are all text.
 pub(super) async fn fields(headers: &HeaderMap, body: Vec<u8>) -> Result<Map<String, Value>, ApiError> {
+    refuse_packed(headers)?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
