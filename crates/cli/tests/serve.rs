@@ -491,11 +491,18 @@ fn the_printed_configuration_starts_a_service_and_mistakes_are_named() {
     let text = String::from_utf8(printed.stdout).unwrap();
     assert!(refused(&text, &["--model", "nowhere"]).contains("nowhere"));
     assert!(refused(&text.replace("jobs_max", "job_max"), &[]).contains("queue.jobs_max"));
-    assert!(refused(&text, &["--listen", "0.0.0.0:8080"]).contains("needs keys"));
+    let by_flag = refused(&text, &["--listen", "0.0.0.0:8080"]);
+    assert!(by_flag.starts_with("error: --listen: 0.0.0.0:8080 ") && by_flag.contains("needs keys"));
+    let wrong = refused("retention_hours = -1.0\n", &["--listen", "127.0.0.1:0"]);
+    assert!(wrong.contains("evanesce.toml: retention_hours is -1"), "{wrong}");
     // What a flag says otherwise does not count.
     let open = text.replace("127.0.0.1:8080", "0.0.0.0:8080");
     assert!(refused(&open, &["--listen", "127.0.0.1:0", "--model", "nowhere"]).contains("nowhere"));
-    assert!(refused(&text, &["--device-memory", "lots"]).contains("device_memory"));
+    assert!(refused(&open, &[]).contains("evanesce.toml: 0.0.0.0:8080 can be reached by others"));
+    assert!(refused(&text, &["--device-memory", "lots"]).contains("--device-memory"));
+    let lots = "host_memory = \"lots\"\n";
+    assert!(refused(lots, &[]).contains("evanesce.toml: host_memory is \"lots\"; write a size as 8GiB"));
+    assert!(refused(lots, &["--host-memory", "1GiB", "--model", "nowhere"]).contains("nowhere"));
     let key = evanesce().args(["serve", "--new-key", "alice"]).output().unwrap();
     let section = String::from_utf8(key.stdout).unwrap();
     assert!(refused(&section, &["--listen", "0.0.0.0:0", "--model", "nowhere"]).contains("nowhere"));
