@@ -60,11 +60,11 @@ pub(crate) struct Serve {
     pub(crate) model: Option<PathBuf>,
     /// Memory for weights and everything that jobs keep where arithmetic happens, such as 8GiB [default: three quarters of
     /// what is free].
-    #[arg(long, value_name = "BYTES")]
-    pub(crate) device_memory: Option<String>,
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) device_memory: Option<usize>,
     /// Memory for what has to make room there but is needed again [default: an eighth of what is free].
-    #[arg(long, value_name = "BYTES")]
-    pub(crate) host_memory: Option<String>,
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) host_memory: Option<usize>,
     /// Threads for arithmetic [default: one per processor].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,

@@ -1,5 +1,6 @@
 //! `evanesce serve`: configuration, then the service until it is asked to stop.
 
+use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -62,19 +63,9 @@ fn serve(args: Serve) -> anyhow::Result<()> {
     if let Some(tenant) = &args.new_key {
         return print_key(tenant);
     }
+    let (file, flags) = (args.config.clone(), [args.device_memory, args.host_memory]);
     let config = config(args)?;
-    let available_bytes = machine::available_bytes();
-    let bytes = |text: Option<&String>, name: &str, otherwise: usize| match text {
-        None => Ok(otherwise as u64),
-        Some(text) => match parse_bytes(text) {
-            Ok(bytes) => Ok(bytes as u64),
-            Err(sentence) => Err(ConfigError(format!("{name} is {text:?}; {sentence}"))),
-        },
-    };
-    let budgets = Budgets {
-        device_bytes: bytes(config.device_memory.as_ref(), "device_memory", available_bytes / 4 * 3)?,
-        host_bytes: bytes(config.host_memory.as_ref(), "host_memory", available_bytes / 8)?,
-    };
+    let budgets = budgets(flags, &config, file.as_deref())?;
     evanesce_engine::use_threads(config.threads)?;
     let model = match &config.model {
         Some(directory) => directory.clone(),
@@ -86,30 +77,63 @@ fn serve(args: Serve) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The file's configuration with the flags laid over it.
+/// A problem with what a file says, if there is one.
+fn in_file(file: Option<&Path>, problem: impl Display) -> ConfigError {
+    match file {
+        None => ConfigError(problem.to_string()),
+        Some(file) => ConfigError(format!("{}: {problem}", file.display())),
+    }
+}
+
+/// What the flags for device and host say, else the file, else parts of what is free.
+fn budgets(
+    [device, host]: [Option<usize>; 2],
+    config: &Config,
+    file: Option<&Path>,
+) -> Result<Budgets, ConfigError> {
+    let available_bytes = machine::available_bytes();
+    let bytes = |flag: Option<usize>, key: &str, text: Option<&String>, otherwise: usize| {
+        let bytes = match (flag, text) {
+            (Some(bytes), _) => Ok(bytes),
+            (None, None) => Ok(otherwise),
+            (None, Some(text)) => parse_bytes(text)
+                .map_err(|sentence| in_file(file, format_args!("{key} is {text:?}; {sentence}"))),
+        };
+        bytes.map(|bytes| bytes as u64)
+    };
+    Ok(Budgets {
+        device_bytes: bytes(device, "device_memory", config.device_memory.as_ref(), available_bytes / 4 * 3)?,
+        host_bytes: bytes(host, "host_memory", config.host_memory.as_ref(), available_bytes / 8)?,
+    })
+}
+
+/// The file's configuration with the flags laid over it, but for those that [`budgets`] reads.
 fn config(args: Serve) -> Result<Config, ConfigError> {
     let path = args.config;
-    let named = |problem: String| match &path {
-        None => ConfigError(problem),
-        Some(path) => ConfigError(format!("{}: {problem}", path.display())),
-    };
+    let named = |problem: &dyn Display| in_file(path.as_deref(), problem);
     let mut config = match &path {
         None => Config::default(),
         Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|error| named(error.to_string()))?;
+            let text = std::fs::read_to_string(path).map_err(|error| named(&error))?;
             let directory = path.parent().unwrap_or(Path::new(""));
-            Config::read(&text, directory).map_err(|error| named(error.to_string()))?
+            Config::read(&text, directory).map_err(|error| named(&error))?
         }
     };
     config.listen = args.listen.unwrap_or(config.listen);
     config.data = args.data.unwrap_or(config.data);
     config.model = args.model.or(config.model);
-    config.device_memory = args.device_memory.or(config.device_memory);
-    config.host_memory = args.host_memory.or(config.host_memory);
     config.threads = args.threads.map(usize::from).or(config.threads);
     let format = args.log_format.as_deref().and_then(LogFormat::from_name);
     config.log_format = format.unwrap_or(config.log_format);
-    config.check().map_err(|error| named(error.to_string()))?;
+    config.check().map_err(|error| {
+        // Of the flags only the address can be wrong beside what else is said, and then another would be right.
+        let elsewhere = Config { listen: Config::default().listen, ..config.clone() };
+        if args.listen.is_some() && elsewhere.check().is_ok() {
+            ConfigError(format!("--listen: {error}"))
+        } else {
+            named(&error)
+        }
+    })?;
     Ok(config)
 }
 

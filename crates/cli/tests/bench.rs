@@ -60,6 +60,18 @@ fn every_operation_gives_one_line_of_json() {
 }
 
 #[test]
+fn without_json_the_same_result_is_sentences_on_standard_output() {
+    let mut command = evanesce();
+    command.args(["bench", "encode", "--rows", "3", "--width", "70", "--codec", "int8"]);
+    let output = command.args(["--threads", "2", "--seconds", "0.001"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{text}");
+    let says = [", 2 threads: median ", " % of copying memory, reads and writes counted", "copying memory: "];
+    assert_eq!(text.lines().count(), says.len(), "{text}");
+    text.lines().zip(says).for_each(|(line, says)| assert!(line.contains(says), "{says:?} in {line}"));
+}
+
+#[test]
 fn an_instruction_set_that_is_not_there_is_refused_with_those_that_are() {
     for isa in ["amx", "", "AVX2"] {
         let output = bench(isa, &["linear", "1x16x16"]);

@@ -80,8 +80,8 @@ fn the_peak_that_generate_counts_is_foreseen_within_two_percent_in_three_differe
 fn the_textbook_case_takes_8_59_gb() {
     let dir = tempfile::tempdir().unwrap();
     let shape = ["--shape", "32x8192x4096"];
-    let stderr = String::from_utf8(plan(dir.path(), &shape).stderr).unwrap();
-    assert!(stderr.lines().any(|line| line.starts_with("f32") && line.contains("8.59")), "{stderr}");
+    let table = String::from_utf8(plan(dir.path(), &shape).stdout).unwrap();
+    assert!(table.lines().any(|line| line.starts_with("f32") && line.contains("8.59")), "{table}");
     let json = object(&plan(dir.path(), &[&shape[..], &["--json"]].concat()));
     assert_eq!(json["codecs"]["f32"]["bytes"], 8_589_934_592_u64);
     assert_eq!(json["codecs"]["bf16"]["bytes"], 4_294_967_296_u64);
@@ -111,8 +111,8 @@ fn the_full_size_model_needs_no_directory_and_the_table_fits_80_columns() {
         "plan.html",
     ];
     let output = plan(dir.path(), &args);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    for line in stderr.lines() {
+    let table = String::from_utf8(output.stdout).unwrap();
+    for line in table.lines() {
         assert!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
     }
     for part in [
@@ -124,9 +124,9 @@ fn the_full_size_model_needs_no_directory_and_the_table_fits_80_columns() {
         "it fits; weights are streamed",
         "wait in the host",
     ] {
-        assert!(stderr.contains(part), "{part} in {stderr}");
+        assert!(table.contains(part), "{part} in {table}");
     }
-    assert!(output.stdout.is_empty());
+    assert!(output.stderr.is_empty());
     assert_eq!(names_in(dir.path()), ["plan.html"]);
     let page = std::fs::read_to_string(dir.path().join("plan.html")).unwrap();
     assert!(
@@ -141,8 +141,8 @@ fn the_full_size_model_needs_no_directory_and_the_table_fits_80_columns() {
 fn what_does_not_fit_is_told_with_what_would_and_is_no_error() {
     let dir = tempfile::tempdir().unwrap();
     let args = ["--model", "wan2.2-t2v-a14b", "--device-memory", "1GiB", "--no-measure"];
-    let stderr = String::from_utf8(plan(dir.path(), &args).stderr).unwrap();
-    assert!(stderr.contains("it does not fit") && stderr.contains("needs"), "{stderr}");
+    let table = String::from_utf8(plan(dir.path(), &args).stdout).unwrap();
+    assert!(table.contains("it does not fit") && table.contains("needs"), "{table}");
     let json = object(&plan(dir.path(), &[&args[..], &["--json"]].concat()));
     assert_eq!(json["fits"], false);
     let least = json["device_bytes_needed"].as_u64().unwrap().to_string();

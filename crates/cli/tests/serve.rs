@@ -28,16 +28,33 @@ impl Drop for Serving {
     }
 }
 
+impl Serving {
+    fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(signal).arg(self.child.id().to_string()).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+/// The program, run by a shell after some command of its own.
+fn evanesce_after(shell: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("{shell}; exec \"$0\" \"$@\"")).arg(evanesce().get_program());
+    command
+}
+
 fn serve(data: &Path) -> Serving {
     serve_over(&golden_checkpoint(), data)
 }
 
-/// A service that keeps jobs on disk after every third unit, whatever that costs.
 fn serve_over(model: &Path, data: &Path) -> Serving {
+    serve_by(evanesce(), model, data)
+}
+
+/// A service that keeps jobs on disk after every third unit, whatever that costs.
+fn serve_by(mut command: Command, model: &Path, data: &Path) -> Serving {
     let config = data.join("evanesce.toml");
     let text = "[snapshots]\nevery_units = 3\nshare_max = 1.0\n";
     std::fs::write(&config, text).unwrap();
-    let mut command = evanesce();
     command
         .args(["serve", "--listen", "127.0.0.1:0", "--threads", "2", "--device-memory", "1GiB", "--config"])
         .arg(config)
@@ -397,19 +414,58 @@ fn kills_at_random_moments_lose_nothing_block_by_block() {
     kill_campaign(causal.path(), dir.path(), false, 4, &mut Dice(7));
 }
 
-#[test]
-fn termination_ends_the_service_in_good_order_and_the_job_goes_on_later() {
+/// Sends a signal in the middle of a job.
+fn end_in_good_order(signal: &str) {
     let dir = tempfile::tempdir().unwrap();
     let mut serving = serve(dir.path());
     let id = serving.client.create(&request(1, 200, "standard"));
     let mut events = serving.client.events(&format!("/v1/videos/{id}/events"));
     assert!(events.any(|(_, video)| video["phase"] == "denoise"));
-    let status = Command::new("kill").arg("-TERM").arg(serving.child.id().to_string()).status().unwrap();
-    assert!(status.success());
-    assert_eq!(serving.child.wait().unwrap().code(), Some(0));
+    serving.signal(signal);
+    assert_eq!(serving.child.wait().unwrap().code(), Some(0), "{signal}");
     assert_eq!(support::names_in(&dir.path().join("drafts")), [""; 0]);
     let again = serve(dir.path());
     assert_eq!(again.client.wait(&id)["status"], "completed");
+}
+
+#[test]
+fn termination_ends_the_service_in_good_order_and_the_job_goes_on_later() {
+    end_in_good_order("-TERM");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_hangup_ends_the_service_in_good_order_and_the_job_goes_on_later() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    if u64::from_str_radix(ignored, 16).unwrap() & 1 == 1 {
+        eprintln!("hangups are ignored here and by every program that is started here, so none is sent");
+        return;
+    }
+    end_in_good_order("-HUP");
+}
+
+#[test]
+fn a_service_that_was_started_to_ignore_hangups_lives_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut serving = serve_by(evanesce_after("trap '' HUP"), &golden_checkpoint(), dir.path());
+    serving.signal("-HUP");
+    let id = serving.client.create(&request(1, 2, "standard"));
+    assert_eq!(serving.client.wait(&id)["status"], "completed");
+    serving.signal("-TERM");
+    assert_eq!(serving.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_that_may_not_grow_is_an_error_and_ends_nothing_on_the_spot() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = evanesce_after("ulimit -f 0");
+    command.args(["serve", "--listen", "127.0.0.1:0", "--device-memory", "1GiB", "--data"]).arg(dir.path());
+    let output = command.arg("--model").arg(golden_checkpoint()).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.trim_end().lines().next_back().unwrap().starts_with("error: "), "{stderr}");
 }
 
 #[test]
@@ -435,11 +491,18 @@ fn the_printed_configuration_starts_a_service_and_mistakes_are_named() {
     let text = String::from_utf8(printed.stdout).unwrap();
     assert!(refused(&text, &["--model", "nowhere"]).contains("nowhere"));
     assert!(refused(&text.replace("jobs_max", "job_max"), &[]).contains("queue.jobs_max"));
-    assert!(refused(&text, &["--listen", "0.0.0.0:8080"]).contains("needs keys"));
+    let by_flag = refused(&text, &["--listen", "0.0.0.0:8080"]);
+    assert!(by_flag.starts_with("error: --listen: 0.0.0.0:8080 ") && by_flag.contains("needs keys"));
+    let wrong = refused("retention_hours = -1.0\n", &["--listen", "127.0.0.1:0"]);
+    assert!(wrong.contains("evanesce.toml: retention_hours is -1"), "{wrong}");
     // What a flag says otherwise does not count.
     let open = text.replace("127.0.0.1:8080", "0.0.0.0:8080");
     assert!(refused(&open, &["--listen", "127.0.0.1:0", "--model", "nowhere"]).contains("nowhere"));
-    assert!(refused(&text, &["--device-memory", "lots"]).contains("device_memory"));
+    assert!(refused(&open, &[]).contains("evanesce.toml: 0.0.0.0:8080 can be reached by others"));
+    assert!(refused(&text, &["--device-memory", "lots"]).contains("--device-memory"));
+    let lots = "host_memory = \"lots\"\n";
+    assert!(refused(lots, &[]).contains("evanesce.toml: host_memory is \"lots\"; write a size as 8GiB"));
+    assert!(refused(lots, &["--host-memory", "1GiB", "--model", "nowhere"]).contains("nowhere"));
     let key = evanesce().args(["serve", "--new-key", "alice"]).output().unwrap();
     let section = String::from_utf8(key.stdout).unwrap();
     assert!(refused(&section, &["--listen", "0.0.0.0:0", "--model", "nowhere"]).contains("nowhere"));

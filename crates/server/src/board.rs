@@ -1,13 +1,13 @@
 //! What jobs under way are doing right now, and who wants to be told. Written by the engine's thread only; nothing here needs to
 //! survive the process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use evanesce_engine::JobId;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, RwLock, RwLockReadGuard, broadcast};
 use utoipa::ToSchema;
 
 use crate::clock::Stopwatch;
@@ -95,27 +95,20 @@ struct Posted {
     told: Stopwatch,
 }
 
-/// What the engine has yet to hear of a job that is over in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Unheard {
-    /// That it is over: it may be in the middle of a unit.
-    End,
-    /// Perhaps even that it has come: it was not posted when it was ended.
-    Arrival,
-}
-
 /// What is posted, and whose posts are not taken any more.
 #[derive(Debug, Default)]
 struct Posts {
     jobs: BTreeMap<VideoId, Posted>,
-    /// Jobs that are over in the store.
-    closed: BTreeMap<VideoId, Unheard>,
+    /// Jobs that are over in the store, and of whose end the engine has yet to hear.
+    closed: BTreeSet<VideoId>,
 }
 
 /// The board.
 #[derive(Debug)]
 pub struct Board {
     posts: Mutex<Posts>,
+    /// Held for reading by whoever makes a job, until the engine is told of it.
+    arriving: RwLock<()>,
     memory_told: Mutex<Option<Stopwatch>>,
     updates: broadcast::Sender<Update>,
     ended: Notify,
@@ -125,6 +118,7 @@ impl Default for Board {
     fn default() -> Self {
         Self {
             posts: Mutex::default(),
+            arriving: RwLock::default(),
             memory_told: Mutex::default(),
             updates: broadcast::Sender::new(UPDATES_KEPT),
             ended: Notify::new(),
@@ -156,11 +150,19 @@ impl Board {
         self.posts().jobs.get(id).map(|posted| posted.job.epoch)
     }
 
-    /// Takes a job off the board that somebody has ended in the store: nothing that is posted of it is taken any more.
-    pub(crate) fn close(&self, id: &VideoId) {
+    /// To be held from before a job is in the store until its arrival is reported to the engine.
+    pub(crate) async fn arriving(&self) -> RwLockReadGuard<'_, ()> {
+        self.arriving.read().await
+    }
+
+    /// Takes a job off the board that somebody has ended in the store: nothing that is posted of it is taken any more, until the
+    /// engine hears of its end. That is to be reported after this, so it is heard after the arrival, and is the last of the job.
+    pub(crate) async fn close(&self, id: &VideoId) {
+        // A job can be ended as soon as it is in the store, before whoever made it has reported it.
+        drop(self.arriving.write().await);
         let mut posts = self.posts();
-        let unheard = if posts.jobs.remove(id).is_some() { Unheard::End } else { Unheard::Arrival };
-        posts.closed.entry(id.clone()).or_insert(unheard);
+        posts.jobs.remove(id);
+        posts.closed.insert(id.clone());
     }
 
     /// How many jobs of each class wait, and how many are under way.
@@ -205,7 +207,7 @@ impl Board {
     pub(crate) fn post(&self, job: &Job, live: Live) {
         let interval = self.progress_interval();
         let mut posts = self.posts();
-        if posts.closed.contains_key(&job.id) {
+        if posts.closed.contains(&job.id) {
             return;
         }
         let before = posts.jobs.get(&job.id);
@@ -233,7 +235,7 @@ impl Board {
 
     /// Takes a job that has ended off the board, and tells listeners how.
     pub(crate) fn end(&self, job: &Job) {
-        self.settle(&job.id);
+        self.forget(&job.id);
         self.tell_video(job, None);
         self.ended.notify_one();
     }
@@ -246,16 +248,6 @@ impl Board {
         posts.closed.remove(id);
     }
 
-    /// Takes off the board a job of whose end the engine has heard. One that it has perhaps not heard of before stays closed, or it
-    /// would be posted as one that waits when it arrives; the engine forgets it when it finds that it cannot be claimed.
-    fn settle(&self, id: &VideoId) {
-        let mut posts = self.posts();
-        posts.jobs.remove(id);
-        if posts.closed.get(id) == Some(&Unheard::End) {
-            posts.closed.remove(id);
-        }
-    }
-
     /// Waits until some job has ended since this was last asked; for one waiter.
     pub(crate) async fn until_a_job_ends(&self) {
         self.ended.notified().await;
@@ -263,12 +255,7 @@ impl Board {
 
     /// Takes a job that was deleted off the board, and tells listeners.
     pub(crate) fn delete(&self, job: &Job) {
-        if job.status.is_over() {
-            // One that was over before it was deleted arrived long ago: nothing else would take it from here.
-            self.forget(&job.id);
-        } else {
-            self.settle(&job.id);
-        }
+        self.forget(&job.id);
         if let Ok(json) = serde_json::to_string(&DeletedVideo::new(&job.id)) {
             self.tell(Update::Deleted { tenant: job.tenant.clone(), id: job.id.clone(), json: json.into() });
         }
@@ -304,6 +291,8 @@ impl Board {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::pin::pin;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -383,27 +372,45 @@ pub(crate) mod tests {
         board.counts().iter().map(|(_, waiting, under_way)| waiting + under_way).sum()
     }
 
-    #[test]
-    fn a_job_that_is_over_before_the_engine_hears_of_it_is_never_shown_as_one_that_waits() {
-        for over in Over::ALL {
+    #[tokio::test]
+    async fn a_job_that_is_over_before_it_is_posted_is_never_shown_as_one_that_waits() {
+        for (over, is_chosen) in Over::ALL.into_iter().flat_map(|over| [(over, false), (over, true)]) {
             let (board, job) = (Board::default(), waiting());
             let mut updates = board.listen();
-            board.close(&job.id);
-            over.hear(&board, &job);
-            assert_eq!(told(&mut updates), [over.told()]);
-            // Now it arrives, and is posted until it is chosen and cannot be claimed.
+            board.close(&job.id).await;
+            // Now it arrives, and is posted until its end is heard of, or it is chosen and cannot be claimed.
             for queue_position in [2, 1] {
                 board.post(&job, Live { queue_position: Some(queue_position), ..Live::default() });
                 assert!(board.open_job("a", &job.id).is_none(), "{over:?}");
             }
             assert_eq!((open(&board), told(&mut updates)), (0, Vec::new()), "{over:?}");
-            board.forget(&job.id);
+            if is_chosen {
+                board.forget(&job.id);
+            }
+            over.hear(&board, &job);
+            assert_eq!(told(&mut updates), [over.told()]);
             assert!(board.posts().closed.is_empty(), "{over:?}");
         }
     }
 
-    #[test]
-    fn a_job_that_the_engine_drops_is_off_the_board_and_its_end_is_told_once() {
+    #[tokio::test]
+    async fn a_job_is_closed_only_when_the_engine_has_been_told_that_it_came() {
+        let (board, job) = (Board::default(), waiting());
+        let arriving = board.arriving().await;
+        let mut closing = pin!(board.close(&job.id));
+        tokio::select! {
+            biased;
+            () = closing.as_mut() => panic!("its end would be reported before its arrival"),
+            () = std::future::ready(()) => {}
+        }
+        assert!(board.posts().closed.is_empty());
+        drop(arriving);
+        closing.await;
+        assert!(board.posts().closed.contains(&job.id));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_the_engine_drops_is_off_the_board_and_its_end_is_told_once() {
         for over in Over::ALL {
             for (is_closed, is_before) in [(false, false), (false, true), (true, false), (true, true)] {
                 let (board, job, other) = (Board::default(), waiting(), waiting());
@@ -411,7 +418,7 @@ pub(crate) mod tests {
                 board.post(&job, Live::default());
                 let mut updates = board.listen();
                 if is_closed {
-                    board.close(&job.id);
+                    board.close(&job.id).await;
                 }
                 if is_before {
                     board.forget(&job.id);
@@ -427,26 +434,37 @@ pub(crate) mod tests {
         }
     }
 
-    #[test]
-    fn what_is_posted_of_a_job_after_its_end_was_told_goes_when_the_engine_drops_it() {
+    #[tokio::test]
+    async fn a_job_that_cannot_be_claimed_before_it_is_closed_leaves_nothing_on_the_board() {
+        for over in Over::ALL {
+            let (board, job) = (Board::default(), waiting());
+            board.post(&job, Live::default());
+            // It is over in the store, so the engine drops it; only then comes whoever has ended it.
+            board.forget(&job.id);
+            board.close(&job.id).await;
+            over.hear(&board, &job);
+            assert_eq!((open(&board), board.posts().closed.len()), (0, 0), "{over:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_cancelled_and_deleted_before_it_is_posted_leaves_nothing_on_the_board() {
         let (board, job) = (Board::default(), waiting());
-        // Cancelled and deleted, and only then heard of.
-        board.close(&job.id);
-        board.end(&cancelled(&job));
-        board.close(&job.id);
-        board.delete(&cancelled(&job));
+        board.close(&job.id).await;
+        board.close(&job.id).await;
         board.post(&job, Live::default());
-        board.forget(&job.id);
+        board.end(&cancelled(&job));
+        board.delete(&cancelled(&job));
         assert!(board.open_job("a", &job.id).is_none());
         assert_eq!((open(&board), board.posts().closed.len()), (0, 0));
     }
 
-    #[test]
-    fn deleting_jobs_that_have_ended_leaves_nothing_of_them_on_the_board() {
+    #[tokio::test]
+    async fn deleting_jobs_that_have_ended_leaves_nothing_of_them_on_the_board() {
         let (board, job) = (Board::default(), waiting());
         board.post(&job, Live::default());
         board.end(&cancelled(&job));
-        board.close(&job.id);
+        board.close(&job.id).await;
         board.delete(&cancelled(&job));
         assert!(board.posts().closed.is_empty());
     }

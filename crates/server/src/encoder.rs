@@ -357,6 +357,10 @@ fn failed(frame: usize, reason: &str) -> VideoError {
 }
 
 impl FrameSink for Piped {
+    fn waits_for_others(&self) -> bool {
+        true
+    }
+
     fn push(&mut self, rgb: &[f32]) -> Result<()> {
         let (got, expected) = (rgb.len(), self.settings.frame_len());
         if got != expected {

@@ -20,6 +20,7 @@ mod pictures;
 pub mod pressure;
 pub mod schedule;
 pub mod service;
+mod signals;
 pub mod store;
 mod traces;
 pub mod videos;

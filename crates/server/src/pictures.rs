@@ -187,6 +187,10 @@ fn sheet_frames(n_frames: usize) -> impl Iterator<Item = usize> {
 }
 
 impl FrameSink for IllustratedVideo {
+    fn waits_for_others(&self) -> bool {
+        self.video.waits_for_others()
+    }
+
     fn push(&mut self, rgb: &[f32]) -> Result<()> {
         self.video.push(rgb)?;
         self.sketch(rgb);
@@ -301,6 +305,10 @@ mod tests {
     struct Unkept;
 
     impl FrameSink for Unkept {
+        fn waits_for_others(&self) -> bool {
+            true
+        }
+
         fn push(&mut self, _: &[f32]) -> Result<()> {
             Ok(())
         }
@@ -329,6 +337,11 @@ mod tests {
             thumbnail_path: "thumbnail".into(),
             sheet_path: "sheet".into(),
         }
+    }
+
+    #[test]
+    fn a_video_with_pictures_waits_for_whom_the_video_waits() {
+        assert!(illustrated(32, 16).waits_for_others());
     }
 
     /// What is saved of a video after all of its frames.

@@ -26,6 +26,7 @@ use crate::job::Job;
 use crate::journal::{note, set_format};
 use crate::metrics::Metrics;
 use crate::schedule::{DiskShares, Quota, Quotas, Room, Rules, Share};
+use crate::signals::{Stops, outlive_file_limits};
 use crate::store::{Abandoned, JobStore, QueueLimits, SqliteStore, StoreError};
 use crate::traces;
 use crate::videos::{VideoDirectory, VideoStore};
@@ -370,7 +371,7 @@ async fn sweep(app: &App) -> Result<(), StoreError> {
     }
 }
 
-/// Runs a service until the process is asked to stop, by interrupt or termination. `on_start` is told where it listens.
+/// Runs a service until the process is asked to stop, by interrupt, termination or hangup. `on_start` is told where it listens.
 ///
 /// # Errors
 /// As [`Service::start`] and [`Service::run`].
@@ -384,33 +385,15 @@ pub fn serve_until_signalled(
     // Few threads: the processors are for the engine.
     let runtime = runtime.worker_threads(2).enable_all().build().map_err(io_error("cannot start"))?;
     runtime.block_on(async {
+        outlive_file_limits();
         let service = Service::start(config, model_dir, budgets).await?;
-        let stopper = service.stopper();
+        let (stopper, stops) = (service.stopper(), Stops::listen());
         tokio::spawn(async move {
-            signalled().await;
+            stops.arrive().await;
             note("service", "stops after the step under way");
             stopper.stop();
         });
         on_start(service.address());
         service.run().await
     })
-}
-
-#[cfg(unix)]
-async fn signalled() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminated) => {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminated.recv() => {}
-            }
-        }
-        Err(_) => drop(tokio::signal::ctrl_c().await),
-    }
-}
-
-#[cfg(not(unix))]
-async fn signalled() {
-    drop(tokio::signal::ctrl_c().await);
 }

@@ -124,6 +124,13 @@ fn bad_bodies_paths_and_methods_are_refused() {
         "unsupported_media_type",
         "application/json",
     );
+    let packed = |coding: &str, body: &[u8]| {
+        client.send("POST", "/v1/videos", &[json_type, ("content-encoding", coding)], body)
+    };
+    for coding in ["gzip", "identity, br", "X-Gzip"] {
+        assert_refused(&packed(coding, b"\x1f\x8b"), 415, "unsupported_media_type", "send it as it is");
+    }
+    assert_refused(&packed("Identity", b"[1]"), 400, "invalid_body", "not an object");
     assert_refused(&post(("content-type", "multipart/form-data"), b"x"), 400, "invalid_body", "form");
     let cut_off = b"--b\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\nx";
     assert_refused(
@@ -170,6 +177,16 @@ fn bad_bodies_paths_and_methods_are_refused() {
     };
     let head = "POST /v1/videos HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\nconnection: close\r\n\r\n{";
     assert!(slow(head).starts_with("HTTP/1.1 408"));
+    // One that says itself that it is too long is not waited for, and nobody is told to send it.
+    let head = "POST /v1/videos HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n";
+    for more in ["", "expect: 100-continue\r\n"] {
+        let answer = slow(&format!("{head}content-length: 20001\r\n{more}\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("body_too_large"), "{answer}");
+    }
+    // Of one that does not, it shows.
+    let chunk = "x".repeat(20_001);
+    let answer = slow(&format!("{head}transfer-encoding: chunked\r\n\r\n4e21\r\n{chunk}\r\n0\r\n\r\n"));
+    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("body_too_large"), "{answer}");
     let answer = slow("GET / HTTP/1.1\r\nhost: lo");
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
     let long_header = format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "x".repeat(64 << 10));
@@ -322,6 +339,36 @@ fn tenants_see_their_own_videos_and_nothing_of_others() {
     assert_eq!(seen["id"], json!(own));
     assert_eq!(alice.video(&id).get(4..8), Some(&b"ftyp"[..]));
     bob.wait(&own);
+}
+
+#[test]
+fn whom_a_path_refuses_is_described_with_it() {
+    let description: Value = serde_json::from_str(&evanesce_server::openapi_json()).unwrap();
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let local = start(config(dirs[0].path()));
+    let key = KeyConfig { requests_per_minute: Some(1), ..KeyConfig::new("often", "often", Class::Standard) };
+    let keyed = start(Config { keys: vec![key], ..config(dirs[1].path()) });
+    let (nobody, often, local) = (keyed.client(), keyed.client().with_key("often"), local.client());
+    assert_eq!(often.get("/v1/models").status, 200, "the only request of this minute");
+    let mut n_guarded = 0;
+    for (path, operations) in description["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let method = method.to_uppercase();
+            let path = path.replace("{id}", "video_00000000000000000000000000000000");
+            let answers = [
+                nobody.send(&method, &path, &[], b""),
+                often.send(&method, &path, &[], b""),
+                local.send(&method, &path, &[("host", "example.org")], b""),
+            ];
+            let statuses = answers.map(|answer| answer.status);
+            n_guarded += usize::from(statuses == [401, 429, 403]);
+            for status in statuses {
+                let described = operation["responses"].get(status.to_string());
+                assert!(described.is_some(), "{method} {path} may answer {status}");
+            }
+        }
+    }
+    assert_eq!(n_guarded, 10);
 }
 
 #[test]

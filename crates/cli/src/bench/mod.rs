@@ -14,7 +14,6 @@ use evanesce_engine::{Codec, EngineError, KvCodec, LoneBlock};
 use serde::Serialize;
 
 use crate::machine;
-use crate::progress::say;
 use crate::quantity::{parse_codec, parse_kv_codec, parse_measured_seconds, plural, show_bytes};
 use measure::{Measured, Timing};
 pub(crate) use shape::LinearShape;
@@ -235,24 +234,29 @@ fn bench(args: &Bench) -> anyhow::Result<()> {
 }
 
 fn print(line: &Line, as_json: bool) -> anyhow::Result<()> {
-    if as_json {
-        let text = serde_json::to_string(line).context("a result cannot be written as JSON")?;
-        return writeln!(std::io::stdout(), "{text}").context("cannot write to standard output");
-    }
+    let text = if as_json {
+        serde_json::to_string(line).context("a result cannot be written as JSON")?
+    } else {
+        sentences(line).join("\n")
+    };
+    writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")
+}
+
+fn sentences(line: &Line) -> Vec<String> {
     let Line { op, isa, threads, median_s, min_s, runs, .. } = line;
     let threads = plural(*threads, "thread");
-    say(&format!("{op}, {isa}, {threads}: median {median_s:.6} s, min {min_s:.6} s of {runs} runs"));
+    let mut sentences =
+        vec![format!("{op}, {isa}, {threads}: median {median_s:.6} s, min {min_s:.6} s of {runs} runs")];
     if let (Some(gflops), Some(fraction)) = (line.gflops, line.fraction_of_peak) {
-        say(&format!("{gflops:.1} GFLOP/s, {:.0} % of the peak of multiply-adds", 100.0 * fraction));
+        let percent = 100.0 * fraction;
+        sentences.push(format!("{gflops:.1} GFLOP/s, {percent:.0} % of the peak of multiply-adds"));
     }
     if let (Some(rate), Some(fraction)) = (line.gb_per_s, line.fraction_of_copy) {
-        say(&format!(
-            "{rate:.1} GB/s, {:.0} % of copying memory, reads and writes counted",
-            100.0 * fraction
-        ));
+        let percent = 100.0 * fraction;
+        sentences.push(format!("{rate:.1} GB/s, {percent:.0} % of copying memory, reads and writes counted"));
     }
     if let Some(rate) = line.copy_gb_per_s {
-        say(&format!("copying memory: {rate:.1} GB/s, reads and writes counted"));
+        sentences.push(format!("copying memory: {rate:.1} GB/s, reads and writes counted"));
     }
-    Ok(())
+    sentences
 }

@@ -16,7 +16,6 @@ use evanesce_engine::{Context, ContextSample, Description, EngineError, Position
 use crate::args::PlanArgs;
 use crate::machine;
 use crate::output;
-use crate::progress::say;
 use crate::quantity::KvCodecs;
 use rates::Rates;
 
@@ -51,11 +50,13 @@ fn plan(args: &PlanArgs) -> anyhow::Result<()> {
         page::write(&name, &plan, &rates, path)?;
     }
     if args.json {
-        return writeln!(std::io::stdout(), "{}", json::of(&name, &plan, &rates))
-            .context("cannot write to standard output");
+        return print(&json::of(&name, &plan, &rates).to_string());
     }
-    table::lines(&name, &plan, &rates).iter().for_each(|line| say(line));
-    Ok(())
+    print(&table::lines(&name, &plan, &rates).join("\n"))
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")
 }
 
 /// What is planned for, and its name.
@@ -129,17 +130,18 @@ fn request(args: &PlanArgs) -> Result<Request, EngineError> {
 fn print_shape(shape: KvShape, as_json: bool) -> anyhow::Result<()> {
     let sizes = shape.sizes();
     if as_json {
-        return writeln!(std::io::stdout(), "{}", json::of_shape(shape, &sizes))
-            .context("cannot write to standard output");
+        return print(&json::of_shape(shape, &sizes).to_string());
     }
     let KvShape { layers, tokens, dim } = shape;
-    say(&format!("keys and values of {tokens} tokens in {layers} layers, {dim} numbers each"));
-    say(&format!("{:<8}{:>12}{:>12}{:>10}", "codec", "GB", "GiB", "bits"));
-    for size in sizes {
+    let mut lines = vec![
+        format!("keys and values of {tokens} tokens in {layers} layers, {dim} numbers each"),
+        format!("{:<8}{:>12}{:>12}{:>10}", "codec", "GB", "GiB", "bits"),
+    ];
+    lines.extend(sizes.iter().map(|size| {
         let [gb, gib] = [1e9, f64::from(1 << 30)].map(|unit| size.bytes as f64 / unit);
-        say(&format!("{:<8}{gb:>12.2}{gib:>12.2}{:>10.2}", size.codec, size.bits_per_number));
-    }
-    Ok(())
+        format!("{:<8}{gb:>12.2}{gib:>12.2}{:>10.2}", size.codec, size.bits_per_number)
+    }));
+    print(&lines.join("\n"))
 }
 
 /// How often each step of the steady state is taken in the whole job.

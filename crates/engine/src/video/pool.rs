@@ -2,7 +2,8 @@
 //!
 //! Each video is a lane: an ordered list of what is to be done with its sink. A thread of the pool takes a lane that has something to
 //! do, does one thing, and puts the lane back behind the others. So the frames of a video stay in order, videos take turns, and
-//! nothing depends on how many threads there are.
+//! nothing depends on how many threads there are. A video that may wait for another process has a thread of its own: one that stalls
+//! holds up no other.
 //!
 //! Frames that wait are bytes: each batch brings the [`Reservation`] that counts it, and one without it waits until it is encoded.
 
@@ -90,12 +91,15 @@ impl EncoderPool {
         Ok(Self { shared, threads })
     }
 
-    /// A video that is encoded here.
+    /// A video that is encoded here; one that [waits for others](FrameSink::waits_for_others), on a thread of its own.
     #[must_use]
     pub fn open(self: &Arc<Self>, sink: Box<dyn FrameSink + Send>) -> PooledVideo {
+        // Where the system has no thread to give, it is encoded with the others.
+        let own = if sink.waits_for_others() { Self::start(1).ok().map(Arc::new) } else { None };
+        let pool = own.unwrap_or_else(|| Arc::clone(self));
         let lane = Arc::new(Lane::default());
         lane.lock().sink = Some(sink);
-        PooledVideo { lane, pool: Arc::clone(self), is_between_segments: true }
+        PooledVideo { lane, pool, is_between_segments: true }
     }
 }
 
@@ -374,6 +378,7 @@ impl Drop for PooledVideo {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     use super::*;
 
@@ -416,6 +421,26 @@ mod tests {
 
         fn finish(self: Box<Self>) -> Result<VideoSummary> {
             Ok(VideoSummary { frames: self.seen.lock().unwrap().len(), duration_s: 0.0, bytes: 0 })
+        }
+    }
+
+    /// Takes a frame when it is told to.
+    struct Waiting {
+        goes_on: Receiver<()>,
+    }
+
+    impl FrameSink for Waiting {
+        fn waits_for_others(&self) -> bool {
+            true
+        }
+
+        fn push(&mut self, _rgb: &[f32]) -> Result<()> {
+            let told = self.goes_on.recv_timeout(Duration::from_secs(20));
+            told.map_err(|_| VideoError::State("it was not told to go on"))
+        }
+
+        fn finish(self: Box<Self>) -> Result<VideoSummary> {
+            Ok(VideoSummary { frames: 1, duration_s: 0.0, bytes: 0 })
         }
     }
 
@@ -496,6 +521,21 @@ mod tests {
         let mut other = pool.open(Box::new(Probe::new(&alive)));
         other.push(vec![0.0; 2], 2, None).unwrap();
         assert_eq!(other.finish().unwrap().frames, 1);
+        assert_eq!((alive.load(Ordering::SeqCst), reserved(&cache)), (0, 0));
+    }
+
+    #[test]
+    fn a_video_that_waits_for_another_process_holds_up_no_other() {
+        let (pool, alive, cache) = (Arc::new(EncoderPool::start(1).unwrap()), Arc::default(), cache());
+        let (tell, goes_on) = sync_channel(1);
+        let mut waits = pool.open(Box::new(Waiting { goes_on }));
+        waits.push(vec![0.0; 2], 2, room(&cache, 8)).unwrap();
+        let mut other = pool.open(Box::new(Probe::new(&alive)));
+        other.push(vec![0.0; 2], 2, room(&cache, 8)).unwrap();
+        // On the pool's only thread this would come after the frame that waits, which is then given up.
+        assert_eq!(other.finish().unwrap().frames, 1);
+        tell.send(()).unwrap();
+        assert_eq!(waits.finish().unwrap().frames, 1);
         assert_eq!((alive.load(Ordering::SeqCst), reserved(&cache)), (0, 0));
     }
 }

@@ -15,6 +15,12 @@ pub trait FrameSink {
     /// If the frame has the wrong size or cannot be kept. The result is then lost: `finish` fails too.
     fn push(&mut self, rgb: &[f32]) -> Result<()>;
 
+    /// Whether taking a frame may wait for another process, for as long as that one likes. Who encodes several videos lets nobody wait
+    /// with such a one.
+    fn waits_for_others(&self) -> bool {
+        false
+    }
+
     /// Says that a segment ends here: nothing that comes later depends on more of what came before than [`save`](Self::save)
     /// gives. Where segments end depends on the job alone, so a result is the same whether or not anybody saved.
     ///

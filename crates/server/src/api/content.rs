@@ -32,7 +32,9 @@ pub(super) const CHUNK_BYTES: usize = 64 << 10;
         (status = 206, description = "The range that was asked for."), (status = 304, description = "The client has it."),
         (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 409, description = "Nothing of it is there yet.", body = ErrorBody),
-        (status = 416, body = ErrorBody)))]
+        (status = 416, body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn content(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,

@@ -26,7 +26,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Events of one video: `video` with the object whenever it changes, first as it is now; ends when the video has ended.
 #[utoipa::path(get, path = "/v1/videos/{id}/events", tag = "events", params(("id" = String, Path)),
     responses((status = 200, description = "Events `video` and `video.deleted`.", content_type = "text/event-stream"),
-        (status = 401, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
+        (status = 401, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn of_video(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
@@ -45,7 +47,9 @@ pub(super) async fn of_video(
 /// and should ask for the list again.
 #[utoipa::path(get, path = "/v1/events", tag = "events",
     responses((status = 200, description = "Events `video`, `video.deleted`, `memory` and `missed`.", content_type = "text/event-stream"),
-        (status = 401, body = ErrorBody), (status = 403, body = ErrorBody)))]
+        (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn of_all(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Multipart, Request};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use futures_util::StreamExt;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
@@ -21,8 +21,24 @@ use crate::wire::CreateVideo;
 /// What is read of a body that is too long before it is refused, so that its client hears why.
 const DRAINED_BYTES_MAX: usize = 1 << 20;
 
-/// Reads a body of at most `bytes_max` that arrives within `patience`.
-pub(super) async fn read_body(body: Body, bytes_max: usize, patience: Duration) -> Result<Vec<u8>, ApiError> {
+/// How long more is waited for of a body that is too long by its own account.
+const DRAINED_PAUSE_MAX: Duration = Duration::from_millis(250);
+
+/// Reads a body of at most `bytes_max` that arrives within `patience`. One that says itself that it is longer is not waited for.
+pub(super) async fn read_body(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+    patience: Duration,
+) -> Result<Vec<u8>, ApiError> {
+    if body.size_hint().lower() > bytes_max as u64 {
+        // Who asks first whether to send it has not begun, and is not to.
+        if !headers.contains_key(header::EXPECT) {
+            let most = bytes_max.saturating_add(DRAINED_BYTES_MAX);
+            drop(tokio::time::timeout(patience, drain(body, most)).await);
+        }
+        return Err(too_long(bytes_max));
+    }
     let whole = async {
         let (mut chunks, mut bytes, mut drained_bytes) = (body.into_data_stream(), Vec::new(), 0);
         while let Some(chunk) = chunks.next().await {
@@ -36,11 +52,7 @@ pub(super) async fn read_body(body: Body, bytes_max: usize, patience: Duration) 
                 break;
             }
         }
-        if drained_bytes == 0 {
-            return Ok(bytes);
-        }
-        let sentence = format!("the body is longer than {bytes_max} bytes");
-        Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", sentence))
+        if drained_bytes == 0 { Ok(bytes) } else { Err(too_long(bytes_max)) }
     };
     tokio::time::timeout(patience, whole).await.unwrap_or_else(|_elapsed| {
         let sentence = format!("the body did not arrive within {} s", patience.as_secs_f64());
@@ -48,8 +60,36 @@ pub(super) async fn read_body(body: Body, bytes_max: usize, patience: Duration) 
     })
 }
 
+fn too_long(bytes_max: usize) -> ApiError {
+    let sentence = format!("the body is longer than {bytes_max} bytes");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", sentence)
+}
+
+/// Takes what comes of a body without a pause, until it is more than `bytes_max`: a client that is cut off while it sends does not
+/// hear why.
+async fn drain(body: Body, bytes_max: usize) {
+    let (mut chunks, mut bytes) = (body.into_data_stream(), 0);
+    while bytes <= bytes_max
+        && let Ok(Some(Ok(chunk))) = tokio::time::timeout(DRAINED_PAUSE_MAX, chunks.next()).await
+    {
+        bytes += chunk.len();
+    }
+}
+
+/// Refuses a body that was packed on its way (RFC 9110, 8.4): nothing unpacks it here, so it would be called broken.
+fn refuse_packed(headers: &HeaderMap) -> Result<(), ApiError> {
+    let values = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
+    let mut codings = values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let packed = codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"));
+    let Some(coding) = packed else { return Ok(()) };
+    let shown: String = String::from_utf8_lossy(coding).chars().take(64).collect();
+    let sentence = format!("the body has the Content-Encoding {shown:?}; send it as it is, without one");
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", sentence))
+}
+
 /// The fields of a body, by name. Fields of a form are all text.
 pub(super) async fn fields(headers: &HeaderMap, body: Vec<u8>) -> Result<Map<String, Value>, ApiError> {
+    refuse_packed(headers)?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {

@@ -97,7 +97,8 @@ impl App {
 #[openapi(
     info(
         title = "evanesce",
-        description = "Videos from text. The shape is that of OpenAI's Videos API; what is ours comes after it.",
+        description = "Videos from text. The shape is that of OpenAI's Videos API; what is ours comes after it. \
+            A request whose head cannot be read or is too long is answered 400, 414 or 431 without a body, whatever its path.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     paths(

@@ -13,7 +13,8 @@ use crate::wire::{ErrorBody, ModelList, ServedModel};
 
 /// Lists the models that are served.
 #[utoipa::path(get, path = "/v1/models", tag = "models",
-    responses((status = 200, body = ModelList), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody)))]
+    responses((status = 200, body = ModelList), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody)))]
 pub(super) async fn models(State(app): State<Arc<App>>) -> Json<ModelList> {
     let model = ServedModel {
         id: app.model_name.clone(),
@@ -47,7 +48,8 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<&'static str, A
 
 /// Counters in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", tag = "health",
-    responses((status = 200, content_type = "text/plain"), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody)))]
+    responses((status = 200, content_type = "text/plain"), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody)))]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], app.metrics.text(&app.model.cache().ledger(), &app.board))

@@ -43,7 +43,8 @@ type Answer<T> = Result<T, ApiError>;
         (status = 403, body = ErrorBody), (status = 408, body = ErrorBody), (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody),
         (status = 422, description = "The idempotency key came with another request before.", body = ErrorBody),
-        (status = 429, description = "The queue is full; `Retry-After` says when to try again.", body = ErrorBody)))]
+        (status = 429, description = "The queue is full, or the key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
@@ -53,7 +54,7 @@ pub(super) async fn create(
 ) -> Answer<Response> {
     parameters(query.as_deref(), "a request for a video", &[])?;
     let key = idempotency_key(&headers)?;
-    let body = read_body(body, app.limits.body_bytes_max, app.patience()).await?;
+    let body = read_body(&headers, body, app.limits.body_bytes_max, app.patience()).await?;
     let is_form = !headers
         .get(axum::http::header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"application/json"));
@@ -82,6 +83,7 @@ pub(super) async fn create(
     // In a task of its own: once the job is written the engine is told, even if the client has gone.
     let for_task = Arc::clone(&app);
     let inserted = tokio::spawn(async move {
+        let _arriving = for_task.board.arriving().await;
         let inserted = for_task.store.insert(new, limits).await?;
         if let Inserted::Created(job) = &inserted {
             for_task.report(Report::Arrived(job.clone())).await;
@@ -141,7 +143,9 @@ fn idempotency_key(headers: &HeaderMap) -> Answer<Option<String>> {
         ("limit" = Option<u32>, Query, minimum = 0, maximum = 100, description = "How many; 20 if left out."),
         ("order" = Option<Direction>, Query, description = "By time of creation; newest first if left out.")),
     responses((status = 200, body = VideoList), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
-        (status = 403, body = ErrorBody), (status = 404, description = "There is no video `after`.", body = ErrorBody)))]
+        (status = 403, body = ErrorBody), (status = 404, description = "There is no video `after`.", body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
@@ -188,7 +192,9 @@ fn page(query: Option<&str>) -> Answer<Page> {
 /// Shows a video.
 #[utoipa::path(get, path = "/v1/videos/{id}", tag = "videos", params(("id" = String, Path)),
     responses((status = 200, body = Video), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
-        (status = 404, body = ErrorBody)))]
+        (status = 404, body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn retrieve(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
@@ -204,7 +210,9 @@ pub(super) async fn retrieve(
 /// Deletes a video and its files; a job under way stops within one step.
 #[utoipa::path(delete, path = "/v1/videos/{id}", tag = "videos", params(("id" = String, Path)),
     responses((status = 200, body = DeletedVideo), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
-        (status = 404, body = ErrorBody)))]
+        (status = 404, body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
@@ -215,7 +223,7 @@ pub(super) async fn delete(
     let deleted = tokio::spawn(async move {
         let deleted = for_task.store.delete(&tenant.name, &wanted).await?;
         if let Some(job) = &deleted {
-            for_task.board.close(&job.id);
+            for_task.board.close(&job.id).await;
             for_task.remove_files(wanted).await;
             for_task.report(Report::Deleted(Box::new(job.clone()))).await;
         }
@@ -228,7 +236,9 @@ pub(super) async fn delete(
 /// Stops a job within one step. It has failed then, with the code `cancelled`.
 #[utoipa::path(post, path = "/v1/videos/{id}/cancel", tag = "videos", params(("id" = String, Path)),
     responses((status = 200, body = Video), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
-        (status = 404, body = ErrorBody), (status = 409, description = "Its video is there.", body = ErrorBody)))]
+        (status = 404, body = ErrorBody), (status = 409, description = "Its video is there.", body = ErrorBody),
+        (status = 429, description = "The key asks too often; `Retry-After` says when to try again.", body = ErrorBody),
+        (status = 500, body = ErrorBody)))]
 pub(super) async fn cancel(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
@@ -240,7 +250,7 @@ pub(super) async fn cancel(
         let moments = for_task.terms.moments();
         let cancelled = for_task.store.cancel(&tenant.name, &id, moments).await?;
         if let Cancelled::Now(job) = &cancelled {
-            for_task.board.close(&job.id);
+            for_task.board.close(&job.id).await;
             for_task.report(Report::Cancelled(job.clone())).await;
         }
         Ok::<_, StoreError>(cancelled)

@@ -38,7 +38,7 @@ pub struct EncoderConfig {
     pub ffmpeg: Option<PathBuf>,
     /// What it is told between its input and its output.
     pub arguments: Vec<String>,
-    /// Threads that encode while the engine computes.
+    /// Threads that encode while the engine computes; each video of a program has one of its own instead.
     pub threads: usize,
 }
 

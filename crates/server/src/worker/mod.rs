@@ -294,7 +294,7 @@ impl<'m> Worker<'m> {
         let claim = self.means.store.claim(&task.job.id, &lease, UnixMs::now());
         let claimed = match self.runtime.block_on(claim) {
             Ok(Some(claimed)) => claimed,
-            // Cancelled or deleted a moment ago; the report is on its way, or came before the job did.
+            // Cancelled or deleted a moment ago; the report is on its way.
             Ok(None) => {
                 self.means.board.forget(&task.job.id);
                 return self.stop(seq);
