@@ -23,6 +23,7 @@ use crate::report::MemoryNow;
 use crate::request::JobSpec;
 use crate::residency::{Position, weights_spec};
 use crate::self_kv::FramePages;
+use crate::start;
 use crate::text::workspace_bytes;
 
 const F32_BYTES: usize = size_of::<f32>();
@@ -93,6 +94,28 @@ impl<'a> Rehearsal<'a> {
             self.itinerary.announce_block(self.blueprint, self.spec, &self.job, block.at + 1);
             (0..LAYERS_AHEAD).for_each(|layer| self.prefetch_pages(block, 0, layer));
         }
+        if block.at < self.spec.blocks_given {
+            self.begin_given(block)?;
+        } else {
+            self.denoise(block)?;
+        }
+        let is_last = block.at + 1 == self.spec.n_blocks();
+        for at in 0..self.itinerary.commits_of(block.at) {
+            self.commit(block, at)?;
+            self.note(Stage::Denoise, block.at, self.pass_flop(block, self.spec.steps() + at));
+        }
+        if is_last {
+            self.prompts.clear();
+        }
+        for frame in self.spec.blocks().decoded(block.at) {
+            self.decode(frame)?;
+            self.note(Stage::Decode, block.at, 0.0);
+        }
+        Ok(())
+    }
+
+    /// As `JobRun::draw_noise`, and the steps that follow.
+    fn denoise(&mut self, block: &Block) -> Result<()> {
         self.put_latent(
             LatentRole::Sample,
             0,
@@ -109,17 +132,25 @@ impl<'a> Rehearsal<'a> {
                 self.passes_left_out += 1;
             }
         }
-        let is_last = block.at + 1 == self.spec.n_blocks();
-        for at in 0..self.itinerary.commits_of(block.at) {
-            self.commit(block, at)?;
-            self.note(Stage::Denoise, block.at, self.pass_flop(block, self.spec.steps() + at));
+        Ok(())
+    }
+
+    /// As `JobRun::begin_given` and `start::put`. What moves counts with the block's first unit.
+    fn begin_given(&self, block: &Block) -> Result<()> {
+        if block.at == 0 {
+            let frames = self.spec.frames_given();
+            let frame_bytes = self.block_bytes(block) / block.frames.len();
+            let scratch = self.reserve(start::workspace_bytes(self.blueprint, self.spec))?;
+            start::announce(self.blueprint, &self.itinerary, &self.job, frames);
+            for frame in 0..frames {
+                drop(self.lease_group(Component::VaeEncoder, 0, self.itinerary.start())?);
+                let uses: Vec<_> = self.itinerary.reads_of_final(frame).collect();
+                self.put_latent(LatentRole::Final, frame, Lifetime::Job, frame_bytes, &uses)?;
+            }
+            drop(scratch);
         }
-        if is_last {
-            self.prompts.clear();
-        }
-        for frame in self.spec.blocks().decoded(block.at) {
-            self.decode(frame)?;
-            self.note(Stage::Decode, block.at, 0.0);
+        for _ in 0..self.spec.steps() {
+            self.job.step();
         }
         Ok(())
     }
