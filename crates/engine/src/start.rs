@@ -133,6 +133,8 @@ fn put_latent(job: &Job, itinerary: &Itinerary, frame: usize, latent: &[f32]) ->
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use evanesce_cache::{Budgets, Kind};
     use evanesce_wan::checkpoint::{Context, Positions, Rollout};
 
@@ -163,10 +165,9 @@ mod tests {
         JobSpec { rollout: Some(ROLLOUT), blocks_given: 3, ..spec }
     }
 
-    #[test]
-    fn latents_leave_a_full_device_before_the_weights_that_make_the_next_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("start.safetensors");
+    /// A file with the frames of three blocks.
+    fn three_blocks(directory: &Path) -> PathBuf {
+        let path = directory.join("start.safetensors");
         let data_bytes = 33 * 48 * 32 * 3 * size_of::<f32>();
         let tensor = format!(r#"{{"dtype":"F32","shape":[33,32,48,3],"data_offsets":[0,{data_bytes}]}}"#);
         let header = format!(r#"{{"frames":{tensor}}}"#);
@@ -174,7 +175,24 @@ mod tests {
         bytes.extend(header.into_bytes());
         bytes.resize(bytes.len() + data_bytes, 0);
         std::fs::write(&path, bytes).unwrap();
+        path
+    }
 
+    #[test]
+    fn a_file_that_is_another_by_the_time_it_is_read_is_said_to_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = three_blocks(directory.path());
+        let model = Model::golden(Budgets { device_bytes: 1 << 30, host_bytes: 0 });
+        let spec = JobSpec { blocks_given: 2, ..spec(&model) };
+        let job = model.cache.open_job();
+        let refused = put(&model, &spec, &job, &Itinerary::new(&model.blueprint, &spec), &path).unwrap_err();
+        assert!(refused.to_string().contains("has not the frames that it had"), "{refused}");
+    }
+
+    #[test]
+    fn latents_leave_a_full_device_before_the_weights_that_make_the_next_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = three_blocks(directory.path());
         let described = Model::golden(Budgets { device_bytes: 0, host_bytes: 0 });
         let spec = spec(&described);
         let group_bytes: usize = described.blueprint.group_bytes(Component::VaeEncoder).sum();
