@@ -126,13 +126,18 @@ impl Needs {
         self.pages.all_bytes + self.given.all_bytes
     }
 
-    /// Bytes of the host that the job's pages and given latents may come to need beside a device of this budget: those that find no
-    /// room there, and one group more that comes down before another one has left.
-    pub(crate) fn host_bytes_for_pages(&self, device_bytes: u64) -> u64 {
+    /// The least Host tier beside which the job finishes in a device of this budget without a disk, if that is enough for what must
+    /// be there: room for the pages and given latents that find none on the device, and for two groups on their way.
+    pub(crate) fn host_bytes_beside(&self, device_bytes: u64) -> u64 {
         let device_bytes = usize::try_from(device_bytes).unwrap_or(usize::MAX);
-        match self.waiting_bytes().saturating_sub(device_bytes.saturating_sub(self.stage_bytes)) {
+        let beyond = |all: usize, besides: usize| all.saturating_sub(device_bytes.saturating_sub(besides));
+        let at_start = beyond(self.given.all_bytes, self.given.start_bytes);
+        match beyond(self.waiting_bytes(), self.stage_bytes).max(at_start) {
             0 => 0,
-            below => (below + 2 * self.pages.group_pages * self.piece_bytes()) as u64,
+            below => {
+                let pieces = below.div_ceil(self.piece_bytes()) + 2 * self.pages.group_pages;
+                pieces.saturating_mul(self.piece_bytes()) as u64
+            }
         }
     }
 
@@ -187,7 +192,7 @@ impl Needs {
 pub(crate) fn spare_room(model: &Model, job: &Job, needs: &Needs, bytes: u64) -> Option<Reservation> {
     let counters = model.counters();
     let [device, host] = [Tier::Device, Tier::Host].map(|tier| counters.tier(tier));
-    let promised = needs.host_bytes_for_pages(device.budget_bytes).min(host.budget_bytes);
+    let promised = needs.host_bytes_beside(device.budget_bytes).min(host.budget_bytes);
     let has_given = needs.given.all_bytes > 0;
     let waits = |kind: Kind| kind == Kind::SelfKv || (has_given && kind == Kind::Latent);
     let waits_there = |owned: &Owned| waits(owned.key.kind) && owned.tier == Tier::Host;
@@ -288,6 +293,22 @@ mod tests {
     use evanesce_cache::{Budgets, Key, Lifetime};
 
     use super::*;
+
+    #[test]
+    fn the_least_host_is_the_one_beside_which_a_device_is_enough() {
+        let pages = Pages { all_bytes: 16 * 64, staged_bytes: 2 * 64, page_bytes: 64, group_pages: 2 };
+        let given = Given { start_bytes: 1200, all_bytes: 9 * 128, frame_bytes: 128 };
+        for given in [Given::default(), given] {
+            let needs = Needs { first_bytes: 0, stage_bytes: 1000, pages, given };
+            let alone = needs.device_bytes();
+            assert_eq!([alone, alone + 1].map(|bytes| needs.host_bytes_beside(bytes)), [0; 2]);
+            for device_bytes in [1400, 1500, 1900, alone - 1] {
+                let host_bytes = needs.host_bytes_beside(device_bytes);
+                assert!(needs.device_bytes_beside(host_bytes, None) <= device_bytes, "{device_bytes}");
+                assert!(needs.device_bytes_beside(host_bytes - 1, None) > device_bytes, "{device_bytes}");
+            }
+        }
+    }
 
     #[test]
     fn what_is_spare_leaves_room_for_pages_that_are_still_to_come() {
