@@ -74,7 +74,7 @@ pub(crate) fn put(
 ) -> Result<()> {
     let (height, width) = (spec.height, spec.width);
     if blocks_given(path, spec)? != spec.blocks_given {
-        let message = "has not the frames that it had when the job was admitted; leave it as it is until they are encoded";
+        let message = "is not as it was when the job was admitted; leave it as it is until it has been read";
         return Err(EngineError::file(path, message));
     }
     let n_frames = spec.frames_given();
@@ -186,7 +186,7 @@ mod tests {
         let spec = JobSpec { blocks_given: 2, ..spec(&model) };
         let job = model.cache.open_job();
         let refused = put(&model, &spec, &job, &Itinerary::new(&model.blueprint, &spec), &path).unwrap_err();
-        assert!(refused.to_string().contains("has not the frames that it had"), "{refused}");
+        assert!(refused.to_string().contains("is not as it was"), "{refused}");
     }
 
     #[test]
