@@ -286,6 +286,9 @@ pub(crate) struct PlanArgs {
     /// writes [default: bf16].
     #[arg(long, value_name = "NAME|FILE", value_parser = parse_kv_codecs)]
     pub(crate) kv_codec: Option<KvCodecs>,
+    /// Frames that the video would go on from, as `generate` takes them; only their number counts.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) start_from: Option<PathBuf>,
     /// Latent frames right before a block that it sees. Makes the plan one for a video made block by block.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) kv_window: Option<u16>,
@@ -309,7 +312,7 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "LxTxD", value_parser = parse_kv_shape, conflicts_with_all = [
         "model", "prompt", "prompt_tokens", "few_steps", "kv_codec", "kv_window", "kv_sink", "block_frames", "device_memory",
         "host_memory", "disk_cache", "report", "size", "frames", "seconds", "steps", "fps", "guidance_high", "guidance_low",
-        "negative", "no_measure", "threads"])]
+        "negative", "no_measure", "threads", "start_from"])]
     pub(crate) shape: Option<KvShape>,
     /// Do not measure how fast this machine copies, computes and reads its disk.
     #[arg(long)]

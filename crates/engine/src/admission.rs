@@ -19,14 +19,26 @@ const LATENTS_AT_ONCE: usize = 7;
 const F32_BYTES: usize = size_of::<f32>();
 
 /// The least that lets a job finish: one group of weights at a time and one that is read ahead, everything else of a stage
-/// together, and of pages what the tiers below cannot take.
+/// together, and of pages and given latents what the tiers below cannot take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
-    /// Before the first step: encoding a prompt, or frames to go on from.
+    /// Before the first step: encoding a prompt.
     first_bytes: usize,
     /// Of a step or a latent frame, without pages.
     stage_bytes: usize,
     pages: Pages,
+    given: Given,
+}
+
+/// Latents of the frames that the video goes on from: all of them are there when its first block begins, and each leaves when it
+/// is decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Given {
+    /// While they are made, themselves aside.
+    start_bytes: usize,
+    all_bytes: usize,
+    /// One latent frame.
+    frame_bytes: usize,
 }
 
 /// Keys and values of earlier frames.
@@ -67,10 +79,7 @@ impl Needs {
         };
         let group = |component| blueprint.group_bytes(component).max().unwrap_or(0);
         let text = text_workspace_bytes + embedding_bytes + group(Component::TextEncoder);
-        // Frames that the video goes on from are encoded before its first step.
-        let start = spec.start_from.as_ref().map_or(0, |_| {
-            start::workspace_bytes(blueprint, spec) + embedding_bytes + group(Component::VaeEncoder)
-        });
+        let given = Given::new(blueprint, spec, latent_bytes / frames, embedding_bytes);
         // Frames that a slot commits stand beside those they replace.
         let features = 2 * blueprint.decoder.slot_bytes(height, width);
         let cross_kv_bytes =
@@ -92,30 +101,69 @@ impl Needs {
         let pages = Pages::new(blueprint, spec, frame_tokens);
         // The thread that reads weights ahead may be in the middle of one group whatever comes next.
         let read_ahead = if experts[0] == experts[1] { 0 } else { over(experts, group) };
-        Self { first_bytes: text.max(start), stage_bytes: denoise.max(decode) + read_ahead, pages }
+        Self { first_bytes: text, stage_bytes: denoise.max(decode) + read_ahead, pages, given }
     }
 
     /// The least Device tier in which the job finishes without help from the tiers below.
     pub(crate) fn device_bytes(&self) -> u64 {
-        self.first_bytes.max(self.stage_bytes + self.pages.all_bytes) as u64
+        let at_start = self.given.start_bytes + self.given.all_bytes;
+        self.first_bytes.max(at_start).max(self.stage_bytes + self.waiting_bytes()) as u64
     }
 
     /// The least Device tier in which the job finishes beside tiers of these budgets.
     pub(crate) fn device_bytes_beside(&self, host_bytes: u64, disk: Option<&Disk>) -> u64 {
         let host_bytes = usize::try_from(host_bytes).unwrap_or(usize::MAX);
-        let below = self.pages.below_bytes(host_bytes, disk);
-        let on_device = self.pages.all_bytes.saturating_sub(below).max(self.pages.staged_bytes);
-        self.first_bytes.max(self.stage_bytes + on_device) as u64
+        let below = self.below_bytes(host_bytes, disk);
+        // There are no pages yet, and each latent begins on the device.
+        let latents_bytes = self.given.all_bytes.saturating_sub(below).max(self.given.frame_bytes);
+        let at_start = self.given.start_bytes + latents_bytes;
+        let on_device = self.waiting_bytes().saturating_sub(below).max(self.pages.staged_bytes);
+        self.first_bytes.max(at_start).max(self.stage_bytes + on_device) as u64
     }
 
-    /// Bytes of the host that the job's pages may come to need beside a device of this budget: those that find no room there, and
-    /// one group more that comes down before another one has left.
-    pub(crate) fn host_bytes_for_pages(&self, device_bytes: u64) -> u64 {
+    /// What waits for its read and may wait below the device: pages and given latents.
+    fn waiting_bytes(&self) -> usize {
+        self.pages.all_bytes + self.given.all_bytes
+    }
+
+    /// The least Host tier beside which the job finishes in a device of this budget without a disk, if that is enough for what must
+    /// be there: room for the pages and given latents that find none on the device, and for two groups on their way.
+    pub(crate) fn host_bytes_beside(&self, device_bytes: u64) -> u64 {
         let device_bytes = usize::try_from(device_bytes).unwrap_or(usize::MAX);
-        match self.pages.all_bytes.saturating_sub(device_bytes.saturating_sub(self.stage_bytes)) {
+        let beyond = |all: usize, besides: usize| all.saturating_sub(device_bytes.saturating_sub(besides));
+        let at_start = beyond(self.given.all_bytes, self.given.start_bytes);
+        match beyond(self.waiting_bytes(), self.stage_bytes).max(at_start) {
             0 => 0,
-            below => (below + 2 * self.pages.group_pages * self.pages.page_bytes) as u64,
+            below => {
+                let pieces = below.div_ceil(self.piece_bytes()) + 2 * self.pages.group_pages;
+                pieces.saturating_mul(self.piece_bytes()) as u64
+            }
         }
+    }
+
+    /// The largest of what waits.
+    fn piece_bytes(&self) -> usize {
+        self.pages.page_bytes.max(self.given.frame_bytes)
+    }
+
+    /// Bytes of what waits that host and disk can take. Each keeps room for two groups: one that comes down while another one
+    /// has not left yet. What goes to disk passes through the host.
+    fn below_bytes(&self, host_bytes: usize, disk: Option<&Disk>) -> usize {
+        let (piece_bytes, slack_pieces) = (self.piece_bytes(), 2 * self.pages.group_pages);
+        let Some(host_pieces) = host_bytes.checked_div(piece_bytes) else { return 0 };
+        let Some(host_pieces) = host_pieces.checked_sub(slack_pieces) else { return 0 };
+        let disk_bytes = disk.map_or(0, |disk| {
+            let slack_bytes = disk.entry_bytes(piece_bytes).saturating_mul(slack_pieces as u64);
+            let room_bytes = disk.budget_bytes().saturating_sub(slack_bytes);
+            // A record is longer than what it holds, a small one by more of its length.
+            let held_bytes = |bytes: usize| {
+                let pieces = room_bytes / disk.entry_bytes(bytes).max(1);
+                usize::try_from(pieces).unwrap_or(usize::MAX).saturating_mul(bytes)
+            };
+            let sizes = [self.pages.page_bytes, self.given.frame_bytes].into_iter().filter(|size| *size > 0);
+            sizes.map(held_bytes).min().unwrap_or(0)
+        });
+        host_pieces.saturating_mul(piece_bytes).saturating_add(disk_bytes)
     }
 
     /// All pages of keys and values that the job keeps at once, in the device's bytes.
@@ -144,10 +192,12 @@ impl Needs {
 pub(crate) fn spare_room(model: &Model, job: &Job, needs: &Needs, bytes: u64) -> Option<Reservation> {
     let counters = model.counters();
     let [device, host] = [Tier::Device, Tier::Host].map(|tier| counters.tier(tier));
-    let promised = needs.host_bytes_for_pages(device.budget_bytes).min(host.budget_bytes);
-    let is_page_there = |owned: &Owned| owned.key.kind == Kind::SelfKv && owned.tier == Tier::Host;
-    let pages = job.entries().into_iter().filter(is_page_there);
-    let come: u64 = pages.map(|owned| entry_bytes(owned.len_bytes)).sum();
+    let promised = needs.host_bytes_beside(device.budget_bytes).min(host.budget_bytes);
+    let has_given = needs.given.all_bytes > 0;
+    let waits = |kind: Kind| kind == Kind::SelfKv || (has_given && kind == Kind::Latent);
+    let waits_there = |owned: &Owned| waits(owned.key.kind) && owned.tier == Tier::Host;
+    let waiting = job.entries().into_iter().filter(waits_there);
+    let come: u64 = waiting.map(|owned| entry_bytes(owned.len_bytes)).sum();
     let still_to_come = promised.saturating_sub(come);
     let spare_bytes = host.budget_bytes.saturating_sub(host.used_bytes).saturating_sub(still_to_come);
     (spare_bytes >= bytes).then(|| job.reserve(&[(Tier::Host, bytes)]).ok()).flatten()
@@ -191,18 +241,19 @@ impl Pages {
         let page_bytes = over(owners, |c| most(c, &|layer| largest(c, layer)));
         Self { all_bytes, staged_bytes, page_bytes, group_pages: written_pages }
     }
+}
 
-    /// Bytes of pages that host and disk can take. Each keeps room for two groups: one that comes down while another one
-    /// has not left yet. What goes to disk passes through the host.
-    fn below_bytes(&self, host_bytes: usize, disk: Option<&Disk>) -> usize {
-        let slack_pages = 2 * self.group_pages;
-        let Some(host_pages) = host_bytes.checked_div(self.page_bytes) else { return 0 };
-        let Some(host_pages) = host_pages.checked_sub(slack_pages) else { return 0 };
-        let disk_pages = disk.map_or(0, |disk| {
-            let pages = disk.budget_bytes() / disk.entry_bytes(self.page_bytes).max(1);
-            usize::try_from(pages).unwrap_or(usize::MAX).saturating_sub(slack_pages)
-        });
-        (host_pages + disk_pages).saturating_mul(self.page_bytes)
+impl Given {
+    /// Latents of `frame_bytes` each, made beside embeddings of `embedding_bytes`.
+    fn new(blueprint: &Blueprint, spec: &JobSpec, frame_bytes: usize, embedding_bytes: usize) -> Self {
+        let frames = spec.frames_given();
+        if frames == 0 {
+            return Self::default();
+        }
+        let group_bytes = blueprint.group_bytes(Component::VaeEncoder).max().unwrap_or(0);
+        let start_bytes = start::workspace_bytes(blueprint, spec) + embedding_bytes + group_bytes;
+        let frame_bytes = usize::try_from(entry_bytes(frame_bytes)).unwrap_or(usize::MAX);
+        Self { start_bytes, all_bytes: frames.saturating_mul(frame_bytes), frame_bytes }
     }
 }
 
@@ -244,12 +295,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_least_host_is_the_one_beside_which_a_device_is_enough() {
+        let pages = Pages { all_bytes: 16 * 64, staged_bytes: 2 * 64, page_bytes: 64, group_pages: 2 };
+        let given = Given { start_bytes: 1200, all_bytes: 9 * 128, frame_bytes: 128 };
+        for given in [Given::default(), given] {
+            let needs = Needs { first_bytes: 0, stage_bytes: 1000, pages, given };
+            let alone = needs.device_bytes();
+            assert_eq!([alone, alone + 1].map(|bytes| needs.host_bytes_beside(bytes)), [0; 2]);
+            for device_bytes in [1400, 1500, 1900, alone - 1] {
+                let host_bytes = needs.host_bytes_beside(device_bytes);
+                assert!(needs.device_bytes_beside(host_bytes, None) <= device_bytes, "{device_bytes}");
+                assert!(needs.device_bytes_beside(host_bytes - 1, None) > device_bytes, "{device_bytes}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_spare_leaves_room_for_pages_that_are_still_to_come() {
         const HOST_BYTES: u64 = 6400;
         let model = Model::golden(Budgets { device_bytes: 1 << 20, host_bytes: HOST_BYTES });
         // Sixteen pages of one line, two of which move at once.
         let pages = Pages { all_bytes: 16 * 64, staged_bytes: 0, page_bytes: 64, group_pages: 2 };
-        let below = Needs { first_bytes: 0, stage_bytes: 1 << 20, pages };
+        let below = Needs { first_bytes: 0, stage_bytes: 1 << 20, pages, given: Given::default() };
         let in_device = Needs { stage_bytes: 0, ..below };
         let job = model.cache.open_job();
         let is_spare = |needs: &Needs, bytes| spare_room(&model, &job, needs, bytes).is_some();

@@ -108,6 +108,11 @@ impl JobSpec {
         self.block(self.n_blocks() - 1).frames.end
     }
 
+    /// Latent frames that the video begins with and that are not made here: those of whole blocks.
+    pub(crate) fn frames_given(&self) -> usize {
+        self.blocks_given.checked_sub(1).map_or(0, |last| self.blocks().frames(last).end)
+    }
+
     /// The number of the block that holds a latent frame.
     pub(crate) fn block_of(&self, frame: usize) -> usize {
         self.blocks().holding(frame)

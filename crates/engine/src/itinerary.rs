@@ -74,6 +74,11 @@ impl Itinerary {
         Position { first: self.tick(prompt as u64), next: None }
     }
 
+    /// Where encoding frames stands that the video begins with: where the first step of the first block would.
+    pub(crate) fn start(&self) -> Position {
+        Position { next: None, ..self.step(0, 0) }
+    }
+
     /// Where a denoising step of a block stands; the last one on an expert prefetches the next expert.
     pub(crate) fn step(&self, block: usize, step: usize) -> Position {
         self.unit(block, step)

@@ -145,6 +145,16 @@ impl Model {
         Ok(needs.device_bytes_beside(host_bytes, self.cache.disk()))
     }
 
+    /// The least bytes of the host beside which the job finishes in so many of the device, without a disk; 0 where it needs none.
+    /// Fewer of the device than [`Self::device_bytes_least`] are never enough.
+    ///
+    /// # Errors
+    /// When a prompt cannot be tokenized.
+    pub fn host_bytes_least(&self, spec: &JobSpec, device_bytes: u64) -> Result<u64> {
+        let needs = Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?);
+        Ok(needs.host_bytes_beside(device_bytes))
+    }
+
     /// The expert for a component; a checkpoint with one transformer uses it for everything.
     pub(crate) fn expert(&self, component: Component) -> &Transformer {
         self.blueprint.expert(component)

@@ -10,6 +10,7 @@ use evanesce_wan::weights::Component;
 use crate::error::{EngineError, Result};
 use crate::page_codecs::KvOverrides;
 use crate::self_kv::KvCodec;
+use crate::start;
 
 /// Denoising steps, at most: the model was trained on this many timesteps.
 pub const MAX_STEPS: usize = 1000;
@@ -128,6 +129,8 @@ pub struct JobSpec {
     pub noise_in: Option<PathBuf>,
     /// A file with the frames that the video begins with.
     pub start_from: Option<PathBuf>,
+    /// Blocks that it gives, which are not made here; 0 where there is none.
+    pub blocks_given: usize,
     /// How the video is made block by block; `None` when it is made at once.
     pub rollout: Option<Rollout>,
     /// How its keys and values of earlier frames are stored.
@@ -140,7 +143,8 @@ impl JobSpec {
     /// Fills in what `request` leaves open and checks all of it against the checkpoint.
     ///
     /// # Errors
-    /// [`EngineError::Request`] or [`EngineError::Model`], each one sentence with what would be right.
+    /// [`EngineError::Request`], [`EngineError::Model`], or [`EngineError::File`] where the video cannot go on from its start
+    /// file, of which only the header is read; each one sentence with what would be right.
     pub fn new(request: Request, checkpoint: &Checkpoint) -> Result<Self> {
         Self::of(request, checkpoint.description())
     }
@@ -197,7 +201,7 @@ impl JobSpec {
         let shift = request.shift.or(defaults.shift).unwrap_or_else(|| checkpoint.flow_shift());
         within_real("shift", shift, 0.01, 100.0)?;
         let schedule = schedule(request.solver, checkpoint, steps, (boundary, shift))?;
-        Ok(Self {
+        Self {
             prompt: request.prompt,
             negative,
             width,
@@ -212,10 +216,18 @@ impl JobSpec {
             seed: request.seed,
             noise_in: request.noise_in,
             start_from: request.start_from,
+            blocks_given: 0,
             rollout,
             kv_codec: request.kv_codec.unwrap_or_default(),
             kv_overrides: request.kv_overrides,
-        })
+        }
+        .with_blocks_given()
+    }
+
+    /// The same with the blocks that its start file gives.
+    fn with_blocks_given(self) -> Result<Self> {
+        let given = self.start_from.as_ref().map(|path| start::blocks_given(path, &self));
+        Ok(Self { blocks_given: given.transpose()?.unwrap_or(0), ..self })
     }
 
     /// Latent frames: the first stands for one picture, each later one for four.

@@ -129,8 +129,6 @@ pub struct JobRun<'m> {
     measured: Option<Measurement>,
     /// What admission found that the job takes.
     pub(crate) needs: Needs,
-    /// Blocks that the video begins with and that are not made here.
-    blocks_given: usize,
     /// What threads work in, and a step's results before they are entries.
     pub(crate) scratch: Scratch,
 }
@@ -152,7 +150,6 @@ impl<'m> JobRun<'m> {
                 noise.read(frame..frame + 1)?;
             }
         }
-        let blocks_given = spec.start_from.as_ref().map_or(Ok(0), |path| start::blocks_given(path, &spec))?;
         let outputs = OpenOutputs::open(outputs, &spec, channels)?;
         let itinerary = Itinerary::new(&model.blueprint, &spec);
         let job = model.cache.open_job();
@@ -173,7 +170,6 @@ impl<'m> JobRun<'m> {
             job,
             measured: None,
             needs,
-            blocks_given,
             scratch: Scratch::default(),
             spec,
         })
@@ -371,7 +367,7 @@ impl<'m> JobRun<'m> {
         }
         let n_units = self.itinerary.passes_of(block.at);
         observer.on_event(Event::Started { stage: Stage::Denoise, n_units });
-        if block.at < self.blocks_given {
+        if block.at < self.spec.blocks_given {
             return self.begin_given(block, observer);
         }
         let channels = self.model.checkpoint.vae().z_dim();

@@ -6,13 +6,14 @@ mod support;
 use std::path::Path;
 
 use evanesce_engine::plan::{Moved, PagesIn, Plan, Planner, TierBudgets};
+use evanesce_engine::report::MemoryReport;
 use evanesce_engine::{
     Budgets, Context, ContextSample, Description, Disk, KvCodec, Model, Outcome, Positions, Request,
     RequestedLength, Rollout, Silent,
 };
 use support::rollout::{causal_checkpoint, causal_checkpoint_that_sees, golden_request};
 use support::tree::copy_tree;
-use support::{Kept, golden, run};
+use support::{Kept, frames_file, golden, run};
 
 const AMPLE: TierBudgets = TierBudgets { device_bytes: 1 << 30, host_bytes: 0, disk_bytes: 0 };
 
@@ -138,6 +139,56 @@ fn where_room_is_tight_everything_is_put_as_often_as_foreseen() {
             [device(plan.memory.unwrap().tiers[0].peak_bytes), device(outcome.memory.tiers[0].peak_bytes)];
         assert!((planned - held).abs() <= 0.02 * held, "planned {planned}, held {held}");
     }
+}
+
+/// A job that goes on from so many grey frames: fourteen blocks of three latent frames are 165, and a latent frame is 1536 bytes.
+fn going_on(directory: &Path, given: usize) -> Request {
+    let request = causal_request(181);
+    let (width, height) = request.size.unwrap();
+    let shape = [given, height, width, 3];
+    let start = frames_file(directory, &vec![0.5; shape.iter().product()], shape);
+    Request { start_from: Some(start), ..request }
+}
+
+#[test]
+fn the_latents_of_a_long_start_are_foreseen_and_a_device_that_cannot_hold_them_is_refused() {
+    let checkpoint = causal_checkpoint("window");
+    let directory = tempfile::tempdir().unwrap();
+    let planner = Planner::open(checkpoint.path()).unwrap();
+    let shorter = planner.plan(going_on(directory.path(), 45), None, AMPLE).unwrap();
+    let request = going_on(directory.path(), 165);
+    let (plan, outcome) = both(checkpoint.path(), request.clone(), AMPLE);
+    assert_eq!((plan.spec.blocks_given, plan.blocks), (14, 16));
+    check_peaks(&plan, &outcome, 0.02);
+    check_puts(&plan, &outcome, "");
+    let latents =
+        |memory: &MemoryReport| memory.kinds.iter().find(|kind| kind.kind == "latent").unwrap().peak_bytes;
+    assert_eq!([plan.memory.as_ref().unwrap(), &outcome.memory].map(latents), [42 * 1536; 2]);
+    let least = plan.device_bytes_needed;
+    assert_eq!(least - shorter.device_bytes_needed, 30 * 1536, "ten blocks more are given");
+
+    // What is admitted gets through.
+    let (_, outcome) = both(checkpoint.path(), request.clone(), TierBudgets { device_bytes: least, ..AMPLE });
+    assert_eq!(latents(&outcome.memory), 42 * 1536);
+    let model = Model::open(checkpoint.path(), Budgets { device_bytes: least - 1, host_bytes: 0 }).unwrap();
+    let refused = run(&model, request, Kept::default().outputs(), &mut Silent).unwrap_err().to_string();
+    assert!(refused.contains(&format!("it needs {least} bytes")), "{refused}");
+}
+
+#[test]
+fn a_device_without_room_for_given_latents_does_beside_a_host_and_the_video_is_the_same() {
+    let checkpoint = causal_checkpoint("window");
+    let directory = tempfile::tempdir().unwrap();
+    let request = going_on(directory.path(), 165);
+    let planner = Planner::open(checkpoint.path()).unwrap();
+    let alone = planner.plan(request.clone(), None, AMPLE).unwrap().device_bytes_alone;
+    let made = |budgets: Budgets| {
+        let model = Model::open(checkpoint.path(), budgets).unwrap();
+        support::pictures(&model, request.clone())
+    };
+    // Three quarters of them are not promised a place on the device.
+    let tight = Budgets { device_bytes: alone - 42 * 1536 / 4 * 3, host_bytes: 1 << 20 };
+    assert!(made(tight) == made(support::AMPLE), "another video");
 }
 
 #[test]

@@ -3,10 +3,10 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use evanesce_engine::{Budgets, CancelToken, JobRun, Model, Outputs, Request, RequestedLength, Silent};
-use support::{AMPLE, Kept, golden, pictures, psnr_db, run};
+use support::{AMPLE, Kept, frames_file, golden, pictures, psnr_db, run};
 
 const FRAME_NUMBERS: usize = 64 * 64 * 3;
 
@@ -18,27 +18,13 @@ fn request(prompt: &str, frames: usize) -> Request {
     Request { length: Some(RequestedLength::Frames(frames)), ..Request::new(prompt, 4) }
 }
 
-/// Writes frames to a file of `directory`.
-fn file_of(directory: &Path, frames: &[f32], shape: [usize; 4]) -> PathBuf {
-    let path = directory.join("start.safetensors");
-    let header = format!(
-        "{{\"frames\":{{\"dtype\":\"F32\",\"shape\":{shape:?},\"data_offsets\":[0,{}]}}}}",
-        4 * frames.len()
-    );
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.into_bytes());
-    bytes.extend(frames.iter().flat_map(|number| number.to_le_bytes()));
-    std::fs::write(&path, bytes).unwrap();
-    path
-}
-
 #[test]
 fn a_video_goes_on_from_the_frames_that_it_is_given() {
     let model = model();
     let made = pictures(&model, request("a large blue square moving left on a white background", 33));
     let directory = tempfile::tempdir().unwrap();
     let given = &made[..21 * FRAME_NUMBERS];
-    let start = file_of(directory.path(), given, [21, 64, 64, 3]);
+    let start = frames_file(directory.path(), given, [21, 64, 64, 3]);
     let go_on = |prompt| {
         let latents = directory.path().join("latents.safetensors");
         let kept = Kept::default();
@@ -74,7 +60,7 @@ fn frames_that_no_video_can_go_on_from_are_refused_in_one_sentence() {
     let directory = tempfile::tempdir().unwrap();
     let refusal = |model: &Model, shape: [usize; 4], frames| {
         let numbers = vec![0.5; shape.iter().product()];
-        let start_from = Some(file_of(directory.path(), &numbers, shape));
+        let start_from = Some(frames_file(directory.path(), &numbers, shape));
         let request = Request { start_from, ..request("a red circle", frames) };
         let admitted = JobRun::admit(model, request, Kept::default().outputs(), CancelToken::new());
         admitted.map(drop).unwrap_err().to_string()

@@ -16,7 +16,10 @@
 //!    that comes free is this job's.
 //! 8. A job that could not go on, for want of disk space mostly, is not looked at before the moment from which it may be tried
 //!    again; and no job that is on the device loses its place to it but to the host, where nothing of it is lost.
+//! 9. A job that counts on the host, because the device was cut below what is planned for it, waits while parked jobs hold what
+//!    it counts on. If it comes first, those behind it leave the host for their snapshots.
 
+mod host;
 mod quota;
 
 use std::cmp::Reverse;
@@ -103,6 +106,8 @@ pub struct Entry {
     pub needed_bytes: u64,
     /// With fewer than these it cannot do a unit, whatever the tiers below take.
     pub least_bytes: u64,
+    /// Bytes of the host that it counts on where the device is cut below what is planned for it.
+    pub host_bytes: u64,
     /// Bytes that it holds between two units, and so while it is parked.
     pub held_bytes: u64,
     /// Bytes of its snapshot on disk.
@@ -152,6 +157,7 @@ impl Entry {
             deadline: None,
             needed_bytes,
             least_bytes: needed_bytes,
+            host_bytes: 0,
             held_bytes: 0,
             saved_bytes: 0,
             left: None,
@@ -299,7 +305,10 @@ impl Schedule {
 
     /// Lets a job that could not be parked do another unit before that is tried again; whether it can do one.
     pub fn keep_there(&mut self, seq: Seq) -> bool {
-        let can_go_on = self.jobs.get(&seq).is_some_and(|entry| self.fits_at_all(entry));
+        // What is in the host is not dropped because it could not be saved.
+        let can_go_on = self.jobs.get(&seq).is_some_and(|entry| {
+            entry.place == Place::Host || (self.fits_at_all(entry) && self.has_host_for(entry))
+        });
         if let Some(entry) = self.jobs.get_mut(&seq) {
             entry.stays = can_go_on;
         }
@@ -344,7 +353,7 @@ impl Schedule {
     /// What to do next, at this moment.
     #[must_use]
     pub fn choose(&self, now: i64) -> Choice {
-        if let Some(choice) = self.relieve(now) {
+        if let Some(choice) = self.clear_host(now).or_else(|| self.relieve(now)) {
             return choice;
         }
         let aged = self.neglected(now).and_then(|class| Some((class, self.best_of(class, now)?)));
@@ -393,7 +402,7 @@ impl Schedule {
         let one_stays = usize::from(self.on_device().any(|(_, entry)| fits(entry)));
         let leaves = |entry: &Entry| !fits(entry) || self.on_device().count() > one_stays;
         let last = self.on_device().filter(|(_, entry)| leaves(entry)).filter_map(|(seq, entry)| {
-            Some(((!fits(entry), order(seq, entry)), Choice::Park(seq, self.berth(seq, entry)?)))
+            Some(((!fits(entry), order(seq, entry)), Choice::Park(seq, self.berth(seq, entry, None)?)))
         });
         last.max_by_key(|(rank, _)| *rank).map(|(_, choice)| choice)
     }
@@ -427,6 +436,7 @@ impl Schedule {
         let goes_first = |other: &Entry| {
             other.class != entry.class
                 && self.fits_at_all(other)
+                && self.has_host_for(other)
                 && self.has_share_for(other)
                 && self.pause_of(other, now).is_none()
         };
@@ -434,6 +444,11 @@ impl Schedule {
     }
 
     fn can_run(&self, entry: &Entry, now: i64) -> bool {
+        self.could_run(entry, now) && self.has_host_for(entry)
+    }
+
+    /// Whether it can run if the host has what it counts on.
+    fn could_run(&self, entry: &Entry, now: i64) -> bool {
         self.pause_of(entry, now).is_none()
             && self.fits_at_all(entry)
             && !self.stands_back(entry, now)
@@ -509,7 +524,7 @@ impl Schedule {
         let mut victims: Vec<_> = self
             .on_device()
             .filter(|(other, entry)| *other != seq && self.gives_way(entry, wanted, now, is_aged))
-            .filter_map(|(other, entry)| Some((other, entry, self.berth(other, entry)?)))
+            .filter_map(|(other, entry)| Some((other, entry, self.berth(other, entry, Some(wanted))?)))
             // What could not go on may not be able to yet, and what is saved on a full disk is lost.
             .filter(|(_, _, to)| wanted.put_off == 0 || *to == Place::Host)
             .collect();
@@ -544,24 +559,6 @@ impl Schedule {
         let missed = now.saturating_add(waits).saturating_add(left) > deadline;
         let met = now.saturating_add(entry.swap).saturating_add(left) <= deadline;
         sooner && missed && met
-    }
-
-    /// Where a job can be parked.
-    fn berth(&self, seq: Seq, entry: &Entry) -> Option<Place> {
-        if entry.stays {
-            return None;
-        }
-        let parked = |class: Class| -> u64 {
-            let there = self.jobs.values().filter(|entry| entry.place == Place::Host && entry.class == class);
-            there.map(|entry| entry.held_bytes).sum()
-        };
-        let own = parked(entry.class).saturating_add(entry.held_bytes);
-        let others = Class::ALL.into_iter().filter(|class| *class != entry.class);
-        let others: u64 = others.map(|class| parked(class).max(self.quota(class, true).0)).sum();
-        let in_host =
-            own <= self.quota(entry.class, true).1 && own.saturating_add(others) <= self.room.host_bytes;
-        let on_disk = entry.can_be_saved && self.has_disk_for(seq, entry);
-        if in_host { Some(Place::Host) } else { on_disk.then_some(Place::Snapshot) }
     }
 }
 

@@ -503,6 +503,63 @@ fn a_job_that_could_not_go_on_takes_nobodys_place_but_for_the_host() {
 }
 
 #[test]
+fn a_job_that_counts_on_the_host_waits_for_what_is_parked_there_or_has_it_saved() {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 4, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    schedule.set_room(Room { device_bytes: 60, ..room });
+    let parked = Entry { place: Place::Host, held_bytes: 50, ..Entry::new(Class::Background, 40) };
+    schedule.arrive(0, Entry { can_be_saved: false, ..parked });
+    let counts = Entry { least_bytes: 50, host_bytes: 60, ..Entry::new(Class::Interactive, 90) };
+    schedule.arrive(1, counts);
+    // 50 bytes of the host are left and it counts on 60: what holds the others goes on, and it waits.
+    assert_eq!(schedule.choose(0), Choice::Resume(0));
+    schedule.moved(0, Place::Device);
+    // Parked for it in the host that job would be in its way again.
+    assert_eq!(schedule.choose(0), Choice::Advance(0));
+    schedule.entry_mut(0).unwrap().can_be_saved = true;
+    assert_eq!(schedule.choose(0), Choice::Park(0, Place::Snapshot));
+    // From the host it goes there too. What cannot be saved after all stays, and is not asked again.
+    schedule.moved(0, Place::Host);
+    assert_eq!(schedule.choose(0), Choice::Park(0, Place::Snapshot));
+    assert!(schedule.keep_there(0));
+    assert_eq!(schedule.choose(0), Choice::Resume(0));
+    schedule.moved(0, Place::Snapshot);
+    assert_eq!(schedule.choose(0), Choice::Start(1));
+    // With the whole device it counts on nothing below.
+    schedule.moved(0, Place::Host);
+    schedule.set_room(room);
+    assert_eq!(schedule.choose(0), Choice::Start(1));
+}
+
+#[test]
+fn what_a_cut_budget_parks_leaves_the_host_to_the_job_that_stays() {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 4, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    let there = |class, needed_bytes, held_bytes| Entry {
+        held_bytes,
+        place: Place::Device,
+        ..Entry::new(class, needed_bytes)
+    };
+    let stays = Entry { least_bytes: 30, host_bytes: 60, ..there(Class::Standard, 60, 10) };
+    schedule.arrive(0, stays);
+    schedule.arrive(1, there(Class::Background, 40, 50));
+    assert_eq!(schedule.choose(0), Choice::Advance(0));
+    schedule.set_room(Room { device_bytes: 50, ..room });
+    assert_eq!(schedule.choose(0), Choice::Park(1, Place::Snapshot));
+    // Where nothing can be saved one of the two waits in the host for the other.
+    schedule.entry_mut(1).unwrap().can_be_saved = false;
+    assert_eq!(schedule.choose(0), Choice::Park(1, Place::Host));
+    schedule.moved(1, Place::Host);
+    assert_eq!(schedule.choose(0), Choice::Park(0, Place::Host));
+    schedule.moved(0, Place::Host);
+    assert_eq!(schedule.choose(0), Choice::Resume(1));
+    schedule.leave(1);
+    assert_eq!(schedule.choose(0), Choice::Resume(0));
+}
+
+#[test]
 fn nothing_starts_while_starts_are_paused_and_the_rest_goes_on() {
     let room = Room { device_bytes: 100, host_bytes: 100 };
     let rules = Rules { room, under_way_max: 4, ageing_units: 100, quotas: [Quotas::default(); 3] };

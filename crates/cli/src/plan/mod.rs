@@ -35,7 +35,8 @@ fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     if let Some(path) = args.report.as_deref() {
         output::check(path, "plan.html")?;
         let codecs = args.kv_codec.as_ref().and_then(KvCodecs::file);
-        output::check_distinct(&[("--report", Some(path))], &[("--kv-codec", codecs)])?;
+        let read = [("--kv-codec", codecs), ("--start-from", args.start_from.as_deref())];
+        output::check_distinct(&[("--report", Some(path))], &read)?;
     }
     let (name, planner) = planner(args)?;
     if planner.rollout().is_none() && args.kv_codec.is_some() {
@@ -123,7 +124,8 @@ fn budgets(args: &PlanArgs) -> TierBudgets {
 }
 
 fn request(args: &PlanArgs) -> Result<Request, EngineError> {
-    KvCodecs::fill(args.kv_codec.as_ref(), args.clip.request(args.prompt.as_deref().unwrap_or_default(), 0))
+    let request = args.clip.request(args.prompt.as_deref().unwrap_or_default(), 0);
+    KvCodecs::fill(args.kv_codec.as_ref(), Request { start_from: args.start_from.clone(), ..request })
 }
 
 /// Keys and values of any model, by their shape alone.
@@ -144,7 +146,7 @@ fn print_shape(shape: KvShape, as_json: bool) -> anyhow::Result<()> {
     print(&lines.join("\n"))
 }
 
-/// How often each step of the steady state is taken in the whole job.
+/// How often each step of the steady state is taken in the whole job: in every block that is made.
 fn steps_of(plan: &Plan) -> usize {
-    plan.blocks * plan.spec.steps()
+    (plan.blocks - plan.spec.blocks_given) * plan.spec.steps()
 }

@@ -237,7 +237,8 @@ impl Plan {
     #[must_use]
     pub fn steady_step(&self) -> Option<(Moved, f64)> {
         let last = self.units.last()?.block;
-        let block = if self.blocks_left_out == 0 && last > 0 { last - 1 } else { last };
+        let is_first_made = last == self.spec.blocks_given;
+        let block = if self.blocks_left_out == 0 && !is_first_made { last - 1 } else { last };
         let steps = || self.units.iter().filter(|unit| unit.block == block && unit.stage == Stage::Denoise);
         let n = steps().count() as u64;
         let sum = steps().fold(Moved::default(), |sum, unit| sum + unit.moved);
@@ -246,11 +247,12 @@ impl Plan {
     }
 }
 
-/// Blocks after which every further one is like the last.
+/// Blocks after which every further one is like the last: those that are given are not.
 fn blocks_until_steady(spec: &JobSpec) -> usize {
     let Some(rollout) = spec.rollout else { return 1 };
     let in_reach = rollout.sink_frames + rollout.recent_frames;
-    1 + in_reach.div_ceil(rollout.block_frames) + STEADY_BLOCKS
+    let full = 1 + in_reach.div_ceil(rollout.block_frames);
+    full.max(spec.blocks_given) + STEADY_BLOCKS
 }
 
 /// Arithmetic that makes the pages of a whole window anew: a pass of the expert over its frames, the keys and values of

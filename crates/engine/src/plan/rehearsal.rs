@@ -1,7 +1,7 @@
 //! A job gone through without its arithmetic: every entry is put, read, and ended as the job will do it, in a cache that
 //! only counts. So what is planned is decided by the code that will run, eviction included (law 4).
 
-use evanesce_cache::{Cache, Displace, Job, Lease, Lifetime, PutSpec, Tick, Tier, Uses};
+use evanesce_cache::{Cache, Displace, Job, Key, Lease, Lifetime, PutSpec, Tick, Tier, Uses};
 use evanesce_wan::Result as WanResult;
 use evanesce_wan::transformer::{CrossKv, FrameKv};
 use evanesce_wan::weights::{Component, GroupId};
@@ -23,6 +23,7 @@ use crate::report::MemoryNow;
 use crate::request::JobSpec;
 use crate::residency::{Position, weights_spec};
 use crate::self_kv::FramePages;
+use crate::start;
 use crate::text::workspace_bytes;
 
 const F32_BYTES: usize = size_of::<f32>();
@@ -93,6 +94,28 @@ impl<'a> Rehearsal<'a> {
             self.itinerary.announce_block(self.blueprint, self.spec, &self.job, block.at + 1);
             (0..LAYERS_AHEAD).for_each(|layer| self.prefetch_pages(block, 0, layer));
         }
+        if block.at < self.spec.blocks_given {
+            self.begin_given(block)?;
+        } else {
+            self.denoise(block)?;
+        }
+        let is_last = block.at + 1 == self.spec.n_blocks();
+        for at in 0..self.itinerary.commits_of(block.at) {
+            self.commit(block, at)?;
+            self.note(Stage::Denoise, block.at, self.pass_flop(block, self.spec.steps() + at));
+        }
+        if is_last {
+            self.prompts.clear();
+        }
+        for frame in self.spec.blocks().decoded(block.at) {
+            self.decode(frame)?;
+            self.note(Stage::Decode, block.at, 0.0);
+        }
+        Ok(())
+    }
+
+    /// As `JobRun::draw_noise`, and the steps that follow.
+    fn denoise(&mut self, block: &Block) -> Result<()> {
         self.put_latent(
             LatentRole::Sample,
             0,
@@ -109,17 +132,25 @@ impl<'a> Rehearsal<'a> {
                 self.passes_left_out += 1;
             }
         }
-        let is_last = block.at + 1 == self.spec.n_blocks();
-        for at in 0..self.itinerary.commits_of(block.at) {
-            self.commit(block, at)?;
-            self.note(Stage::Denoise, block.at, self.pass_flop(block, self.spec.steps() + at));
+        Ok(())
+    }
+
+    /// As `JobRun::begin_given` and `start::put`. What moves counts with the block's first unit.
+    fn begin_given(&self, block: &Block) -> Result<()> {
+        if block.at == 0 {
+            let frames = self.spec.frames_given();
+            let frame_bytes = self.block_bytes(block) / block.frames.len();
+            let scratch = self.reserve(start::workspace_bytes(self.blueprint, self.spec))?;
+            start::announce(self.blueprint, &self.itinerary, &self.job, frames);
+            for frame in 0..frames {
+                drop(self.lease_group(Component::VaeEncoder, 0, self.itinerary.start())?);
+                let uses: Vec<_> = self.itinerary.reads_of_final(frame).collect();
+                self.put_latent(LatentRole::Final, frame, Lifetime::Job, frame_bytes, &uses)?;
+            }
+            drop(scratch);
         }
-        if is_last {
-            self.prompts.clear();
-        }
-        for frame in self.spec.blocks().decoded(block.at) {
-            self.decode(frame)?;
-            self.note(Stage::Decode, block.at, 0.0);
+        for _ in 0..self.spec.steps() {
+            self.job.step();
         }
         Ok(())
     }
@@ -209,25 +240,36 @@ impl<'a> Rehearsal<'a> {
             (LatentRole::Prediction, step, keeps.x0_steps, keeps.x0_steps),
             (LatentRole::LastSample, step, keeps.corrected_steps, keeps.corrected_steps),
         ];
+        let mut group = Vec::new();
         for (role, at, steps, reads) in parts.into_iter().filter(|(_, _, steps, _)| *steps > 0) {
-            let mut uses: Vec<_> = (step + 1..=step + reads).map(end).collect();
+            let key = keys::latent(role, at);
+            (step + 1..=step + reads).for_each(|later| self.job.announce(key, Uses::once(end(later))));
             if steps > reads && block.at + 1 < self.spec.n_blocks() {
-                uses.push(end(self.itinerary.passes_of(block.at) - 1));
+                self.job.announce(key, Uses::once(end(self.itinerary.passes_of(block.at) - 1)));
             }
             let lifetime = Lifetime::Steps(u32::try_from(steps).expect("at most 1000 steps"));
-            self.put_latent(role, at, lifetime, self.block_bytes(block), &uses)?;
+            group.push((key, PutSpec::new(Tier::Device, lifetime, self.block_bytes(block))));
         }
-        Ok(())
+        self.put_group(group)
     }
 
     /// As `denoise::put_final`.
     fn put_final(&self, block: &Block) -> Result<()> {
         let frame_bytes = self.block_bytes(block) / block.frames.len();
+        let mut group = Vec::new();
         for (at, frame) in block.frames.clone().enumerate() {
-            let uses: Vec<_> = self.itinerary.reads_of_final(frame).collect();
+            let key = keys::latent(LatentRole::Final, frame);
+            self.itinerary.reads_of_final(frame).for_each(|tick| self.job.announce(key, Uses::once(tick)));
             let steps = u32::try_from(at + 1).expect("a video has fewer than 2^32 frames");
-            self.put_latent(LatentRole::Final, frame, Lifetime::Steps(steps), frame_bytes, &uses)?;
+            group.push((key, PutSpec::new(Tier::Device, Lifetime::Steps(steps), frame_bytes)));
         }
+        self.put_group(group)
+    }
+
+    /// Latents that become visible together and, where room is wanted, leave together (law 7).
+    fn put_group(&self, latents: Vec<(Key, PutSpec)>) -> Result<()> {
+        let group = self.job.put_group(latents).map_err(EngineError::cache)?;
+        group.commit().map_err(EngineError::cache)?;
         Ok(())
     }
 
@@ -436,5 +478,47 @@ impl<'a> Rehearsal<'a> {
 
     fn reserve(&self, len_bytes: usize) -> Result<evanesce_cache::Reservation> {
         self.job.reserve(&[(Tier::Device, len_bytes as u64)]).map_err(EngineError::cache)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use evanesce_cache::{Budgets, Kind};
+    use evanesce_wan::schedule::Solver;
+
+    use super::*;
+    use crate::model::Model;
+    use crate::request::{Request, RequestedLength};
+
+    #[test]
+    fn what_a_step_makes_is_one_group_as_in_the_job() {
+        let budgets = Budgets { device_bytes: 1 << 30, host_bytes: 0 };
+        let model = Model::golden(budgets);
+        let request = Request {
+            size: Some((32, 32)),
+            length: Some(RequestedLength::Frames(9)),
+            steps: Some(3),
+            solver: Some(Solver::UniPc),
+            ..Request::new("a red ball", 1)
+        };
+        let spec = JobSpec::new(request, model.checkpoint()).unwrap();
+        let cache = Cache::counting(budgets, 0);
+        let rehearsal = Rehearsal::new(&model.blueprint, &spec, [4, 4], (&cache, false));
+        // How many latents there are, and whether they are one group.
+        let made = |is_final: bool| {
+            let is_wanted = |key: &Key| {
+                key.kind == Kind::Latent && is_final == (keys::role_of(key) == Some(LatentRole::Final))
+            };
+            let latents = rehearsal.job.entries().into_iter().filter(|owned| is_wanted(&owned.key));
+            let groups: Vec<_> = latents.map(|owned| owned.group).collect();
+            (groups.len(), groups.iter().all(|group| group.is_some() && *group == groups[0]))
+        };
+        let block = spec.block(0);
+        let bytes = rehearsal.block_bytes(&block);
+        rehearsal.put_latent(LatentRole::Sample, 0, Lifetime::Steps(1), bytes, &[]).unwrap();
+        rehearsal.step(&block, 0, false).unwrap();
+        assert!(matches!(made(false), (2.., true)), "{:?}", made(false));
+        (1..3).for_each(|step| rehearsal.step(&block, step, false).unwrap());
+        assert_eq!(made(true), (3, true));
     }
 }

@@ -32,6 +32,20 @@ pub(crate) fn tensor(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
     (view.shape().to_vec(), numbers)
 }
 
+/// Writes frames to a file of `directory` that videos can go on from.
+pub(crate) fn frames_file(directory: &Path, frames: &[f32], shape: [usize; 4]) -> PathBuf {
+    let path = directory.join("start.safetensors");
+    let header = format!(
+        "{{\"frames\":{{\"dtype\":\"F32\",\"shape\":{shape:?},\"data_offsets\":[0,{}]}}}}",
+        4 * frames.len()
+    );
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.into_bytes());
+    bytes.extend(frames.iter().flat_map(|number| number.to_le_bytes()));
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
 /// Norm of the difference over the norm of what is expected.
 pub(crate) fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(got.len(), expected.len());

@@ -274,7 +274,10 @@ impl<'m> Worker<'m> {
         entry.saved_bytes = snapshot.map_or(0, |snapshot| snapshot.held_bytes());
         entry.share = self.terms.shares.get(&job.tenant).copied();
         self.tasks.insert(seq, Task { job, run: None, refused: 0 });
-        entry.least_bytes = self.least_bytes(seq).unwrap_or(entry.needed_bytes).min(entry.needed_bytes);
+        if let Some(least) = self.least_bytes(seq) {
+            entry.least_bytes = least.device_bytes.min(entry.needed_bytes);
+            entry.host_bytes = least.host_bytes;
+        }
         self.schedule.arrive(seq, entry);
     }
 

@@ -113,17 +113,21 @@ impl Worker<'_> {
             for seq in seqs {
                 let least = self.least_bytes(seq);
                 if let (Some(entry), Some(least)) = (self.schedule.entry_mut(seq), least) {
-                    entry.least_bytes = least;
+                    (entry.least_bytes, entry.host_bytes) = (least.device_bytes, least.host_bytes);
                 }
             }
         }
     }
 
-    /// With fewer bytes of the device than these a job cannot do a unit, once the host holds no more than it may.
-    pub(super) fn least_bytes(&self, seq: Seq) -> Option<u64> {
+    /// With fewer bytes of the device than these a job cannot do a unit, whatever it may have of the host; and what it must have of
+    /// the host beside the device as it is now.
+    pub(super) fn least_bytes(&self, seq: Seq) -> Option<Room> {
         let order = &self.tasks.get(&seq)?.job.order;
         let spec = JobSpec::new(request(order), self.model.checkpoint()).ok()?;
-        self.model.device_bytes_least(&spec, self.schedule.room().host_bytes).ok()
+        let room = self.schedule.room();
+        let device_bytes = self.model.device_bytes_least(&spec, room.host_bytes).ok()?;
+        let host_bytes = self.model.host_bytes_least(&spec, room.device_bytes).ok()?;
+        Some(Room { device_bytes, host_bytes })
     }
 
     fn relieve_job(&mut self, seq: Seq, level: Level, runs: bool) {

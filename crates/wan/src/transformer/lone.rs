@@ -73,7 +73,7 @@ impl LoneBlock {
         let grid = TokenGrid { frames: 0..frames, rows: 1, columns: per_frame };
         let past = (context_tokens > 0).then(|| {
             let pages = DrawnPages::new(context_tokens / per_frame, per_frame * dim);
-            let turns = TimeTurns::new(&config, frames, per_frame, pages.positions.len());
+            let turns = TimeTurns::new(&config, frames, per_frame, 1..=pages.positions.len().cast_signed());
             (pages, turns)
         });
         Self {

@@ -184,27 +184,23 @@ impl Transformer {
         rope: &'a mut [f32],
     ) -> Result<Places<'a>> {
         let head_dim = self.config.head_dim;
-        let reaches = branches.iter().map(|branch| {
-            let past = branch.past?;
-            let earliest = past.positions().iter().min().copied().unwrap_or(past.block_position());
-            Some(past.block_position().saturating_sub(earliest))
-        });
-        let reaches: Vec<Option<usize>> = reaches.collect();
         let tokens_per_frame = grid.rows * grid.columns;
-        match (reaches.iter().flatten().max(), reaches.contains(&None)) {
-            (None, _) => {
-                let rope = RopeTable::new(grid, head_dim, Axes::All, rope);
-                Ok(Places { rope, turns: None, tokens_per_frame })
-            }
-            (Some(reach), false) => {
-                let turns = TimeTurns::new(&self.config, grid.frames.len(), tokens_per_frame, *reach);
-                let rope = RopeTable::new(grid, head_dim, Axes::Space, rope);
-                Ok(Places { rope, turns: Some(turns), tokens_per_frame })
-            }
-            (Some(_), true) => {
-                Err(WanError::mismatch("branches", "some with earlier frames, some without", "all or none"))
-            }
+        let pasts: Vec<_> = branches.iter().filter_map(|branch| branch.past).collect();
+        if pasts.is_empty() {
+            let rope = RopeTable::new(grid, head_dim, Axes::All, rope);
+            return Ok(Places { rope, turns: None, tokens_per_frame });
         }
+        if pasts.len() < branches.len() {
+            let got = "some with earlier frames, some without";
+            return Err(WanError::mismatch("branches", got, "all or none"));
+        }
+        let back = pasts.iter().flat_map(|past| {
+            let block = past.block_position().cast_signed();
+            past.positions().iter().map(move |at| block - at.cast_signed())
+        });
+        let turns = TimeTurns::new(&self.config, grid.frames.len(), tokens_per_frame, back);
+        let rope = RopeTable::new(grid, head_dim, Axes::Space, rope);
+        Ok(Places { rope, turns: Some(turns), tokens_per_frame })
     }
 
     fn group(&self, index: usize) -> GroupId {
