@@ -363,6 +363,8 @@ pub struct TierNow {
     pub peak_bytes: u64,
     /// Promised to work under way, scratch included.
     pub reserved_bytes: u64,
+    /// Freed buffers that it keeps for reuse: not in use, and given back to the machine once nothing has been done for a while.
+    pub idle_bytes: u64,
 }
 
 impl MemoryNow {
@@ -376,6 +378,7 @@ impl MemoryNow {
                 used_bytes: counted.used_bytes,
                 peak_bytes: counted.peak_bytes,
                 reserved_bytes: counted.reserved_bytes,
+                idle_bytes: counted.free_listed_bytes,
             };
             (tier.as_str().to_owned(), now)
         });

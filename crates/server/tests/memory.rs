@@ -5,9 +5,9 @@ mod support;
 
 use evanesce_engine::Budgets;
 use evanesce_server::config::{PressureConfig, SnapshotConfig, SnapshotKeeps};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::scenes::{body, metric, needed_bytes, service, undisturbed, until, until_denoising};
-use support::{causal_checkpoint, checkpoint};
+use support::{AMPLE, causal_checkpoint, checkpoint};
 
 #[test]
 fn an_interactive_job_parks_background_that_fills_the_device_and_neither_loses_a_bit() {
@@ -37,6 +37,29 @@ fn an_interactive_job_parks_background_that_fills_the_device_and_neither_loses_a
         assert_eq!(client.get(&format!("/v1/videos/{slow}")).json()["degradations"], json!([]));
         assert!(!dir.path().join("snapshots").join(&slow).exists());
     }
+}
+
+#[test]
+fn buffers_that_jobs_have_freed_are_kept_for_the_next_and_go_back_to_the_machine_once_nothing_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = service(checkpoint(), AMPLE, dir.path(), |_| {});
+    let client = running.client();
+    let mut events = client.events("/v1/events");
+    let id = client.create(&body(1, 9, 2, "standard", "exact"));
+    let ends = |video: &Value| video["id"] == id.as_str() && video["status"] == "completed";
+    events.find(|(name, data)| name == "video" && ends(data)).unwrap();
+    // What is told right after that is of the moment at which the job has given everything back.
+    let (_, kept) = events.find(|(name, _)| name == "memory").unwrap();
+    assert_eq!(kept["kinds"]["device"]["vae_feature"], Value::Null, "{kept}");
+    assert!(kept["tiers"]["device"]["idle_bytes"].as_u64() > Some(0), "{kept}");
+    until("they are given back", || {
+        let metrics = client.get("/metrics").text();
+        metrics.contains("evanesce_cache_idle_bytes{tier=\"device\"} 0\n")
+    });
+    let (_, rested) = events
+        .find(|(name, data)| name == "memory" && data["tiers"]["device"]["idle_bytes"] == 0)
+        .unwrap();
+    assert_eq!(rested["tiers"]["device"]["used_bytes"], kept["tiers"]["device"]["used_bytes"]);
 }
 
 #[test]

@@ -32,6 +32,14 @@ fn write_tiers(out: &mut Text, counters: &Counters) {
     out.each(Tier::ALL, |tier| {
         (format!("evanesce_cache_peak_bytes{{tier=\"{tier}\"}}"), counters.tier(tier).peak_bytes)
     });
+    out.head(
+        "evanesce_cache_idle_bytes",
+        "gauge",
+        "Freed buffers that a tier keeps for reuse: not in use, within its budget with what is, and given back after a rest.",
+    );
+    out.each(Tier::ALL, |tier| {
+        (format!("evanesce_cache_idle_bytes{{tier=\"{tier}\"}}"), counters.tier(tier).free_listed_bytes)
+    });
     out.head("evanesce_cache_account_bytes", "gauge", "Bytes of a tier, by what they are there for.");
     for tier in Tier::ALL {
         let counted = counters.tier(tier);

@@ -309,8 +309,10 @@ function drawMemory() {
       svg.append(area);
       legend.append(element("span", {}, element("i", { class: kind }), `${kind} ${human(value(now, kind))}`));
     }
-    const line = `${tier}: ${human(held.used_bytes)} of ${human(held.budget_bytes)}, ${human(held.peak_bytes)} at most`;
-    return element("div", { class: "tier" }, element("p", { class: "quiet" }, line), svg, legend);
+    const line = [`${tier}: ${human(held.used_bytes)} of ${human(held.budget_bytes)}`, `${human(held.peak_bytes)} at most`];
+    // Freed buffers: no job's, and the machine's again once nothing has been done for a while.
+    if (held.idle_bytes) line.push(`${human(held.idle_bytes)} held for reuse`);
+    return element("div", { class: "tier" }, element("p", { class: "quiet" }, line.join(", ")), svg, legend);
   }));
 }
 
