@@ -63,6 +63,30 @@ fn buffers_that_jobs_have_freed_are_kept_for_the_next_and_go_back_to_the_machine
 }
 
 #[test]
+fn what_became_of_reads_and_pages_is_told_with_the_memory_and_is_what_the_metrics_say() {
+    let causal = causal_checkpoint();
+    let dir = tempfile::tempdir().unwrap();
+    let running = service(causal.path().to_path_buf(), AMPLE, dir.path(), |_| {});
+    let client = running.client();
+    let mut events = client.events("/v1/events");
+    let id = client.create(&body(1, 41, 2, "standard", "exact"));
+    let ends = |video: &Value| video["id"] == id.as_str() && video["status"] == "completed";
+    events.find(|(name, data)| name == "video" && ends(data)).unwrap();
+    let (_, memory) = events.find(|(name, _)| name == "memory").unwrap();
+    let counted = |event: &str| {
+        metric(&client, &format!("evanesce_cache_events_total{{kind=\"self_kv\",event=\"{event}\"}}"))
+    };
+    let pages = &memory["life"]["self_kv"];
+    for (told, event) in [("hits", "hit"), ("misses", "miss"), ("pruned", "pruned"), ("evicted", "evicted")] {
+        assert_eq!(pages[told].as_f64(), Some(counted(event)), "{told}: {memory}");
+    }
+    assert!(counted("hit") > 0.0 && counted("miss") == 0.0);
+    // Three of the four blocks leave 9 frames in each series: 2 are the sink, 4 are in sight to the end.
+    assert!(counted("pruned") > 0.0 && counted("pruned") * 3.0 == counted("put"), "{memory}");
+    assert_eq!(memory["life"]["step_residual"], Value::Null, "nothing has become of it");
+}
+
+#[test]
 fn budgets_cut_in_the_middle_cost_no_job_and_exact_ones_no_bit() {
     let causal = causal_checkpoint();
     for checkpoint in [causal.path().to_path_buf(), checkpoint()] {
