@@ -72,8 +72,10 @@ pub struct KindCounters {
     pub hits: u64,
     /// Reads that did not.
     pub misses: u64,
-    /// Entries that reached the end of their lifetime: step, window, stage or job.
+    /// Entries that ended with their step, stage or job, or with the last read that was announced of them.
     pub expired: u64,
+    /// Entries that fell out of their window: newer frames came, or [`Job::prune_old`](crate::Job::prune_old) was asked.
+    pub pruned: u64,
     /// Entries that the owner removed.
     pub removed: u64,
     /// Entries that were dropped to make room.
@@ -147,7 +149,7 @@ impl Counters {
     }
 }
 
-/// What ended when a step, a stage or a job did.
+/// What ended when a step, a stage or a job did, or when a window moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
     /// Entries that are gone from sight.

@@ -19,8 +19,10 @@ use crate::{
 /// Why an entry goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// Its lifetime is over.
+    /// Its step, stage or job is over, or its last read is made.
     Expired,
+    /// It fell out of its window.
+    Pruned,
     /// Its owner removed it.
     Removed,
     /// Its room was wanted.
@@ -163,7 +165,7 @@ impl Store {
         let mut expired = Expired::default();
         for id in oldest {
             let bytes = self.slots[id].charged_bytes();
-            let returned = self.kill(id, Cause::Expired);
+            let returned = self.kill(id, Cause::Pruned);
             expired.entries += 1;
             *(if returned { &mut expired.returned_bytes } else { &mut expired.quiescing_bytes }) += bytes;
         }
@@ -198,11 +200,12 @@ impl Store {
         self.arenas[tier].transfer(Account::Live, Account::Quiescing, bytes);
         let kind = &mut self.kinds[key.kind() as usize];
         kind.entries -= 1;
-        if matches!(cause, Cause::Expired | Cause::Removed) {
+        if matches!(cause, Cause::Expired | Cause::Pruned | Cause::Removed) {
             self.trace.note(owner, key, Touch::End);
         }
         match cause {
             Cause::Expired => kind.expired += 1,
+            Cause::Pruned => kind.pruned += 1,
             Cause::Removed => kind.removed += 1,
             Cause::Evicted => kind.evicted += 1,
             Cause::Lost => kind.lost += 1,

@@ -28,7 +28,16 @@ fn key(at: u32) -> Key {
 }
 
 fn put(job: &Job, at: u32) -> bool {
-    let put = job.put(key(at), Tier::Device, Lifetime::Job, 64);
+    put_for(job, at, Lifetime::Job)
+}
+
+/// A page of a window that has the `recent` highest of its frames.
+fn put_page(job: &Job, at: u32, recent: u32) -> bool {
+    put_for(job, at, Lifetime::Window { sink: 0, recent })
+}
+
+fn put_for(job: &Job, at: u32, lifetime: Lifetime) -> bool {
+    let put = job.put(key(at), Tier::Device, lifetime, 64);
     put.is_ok_and(|mut writer| {
         writer.bytes_mut().fill(u8::try_from(at).expect("few keys"));
         writer.commit().is_ok()
@@ -201,6 +210,69 @@ fn a_job_that_ends_while_its_pages_move_takes_both_places_with_it() {
         let moving = thread::spawn(move || fetcher.prefetch(&key(0)));
         drop(job);
         moving.join().expect("no thread fails");
+        is_empty(&cache);
+    });
+}
+
+#[test]
+fn pages_that_are_pruned_while_a_layer_reads_them_leave_with_its_leases() {
+    in_many_orders(|| {
+        // Room for what is read and one page more: a second one comes only where a lease has let a pruned one go.
+        let cache = cache(4, 0);
+        let job = Arc::new(cache.open_job());
+        assert!((0..3).all(|at| put_page(&job, at, 3)));
+        let layer: Vec<_> = (0..3).map(|at| job.get(&key(at)).expect("it was put")).collect();
+        let [pruned, committed] = [Arc::clone(&job), Arc::clone(&job)];
+        let pruning = thread::spawn(move || pruned.prune_old(&key(0), 1));
+        let committing = thread::spawn(move || [3, 4].map(|at| put_page(&committed, at, 2)));
+        for (at, lease) in (0_u8..).zip(layer) {
+            assert!(lease.iter().all(|byte| *byte == at), "a page in use was used for something else");
+            let device = *cache.counters().tier(Tier::Device);
+            let held_bytes = LINE * u64::from(3 - at);
+            assert!(held_bytes <= device.used_bytes && device.used_bytes <= device.budget_bytes);
+            cache.verify().expect("the cache agrees with itself");
+            drop(lease);
+        }
+        let pruned = pruning.join().expect("no thread fails");
+        assert_eq!(pruned.returned_bytes + pruned.quiescing_bytes, pruned.entries * LINE);
+        let made = committing.join().expect("no thread fails");
+        assert!(made[0], "there was room for it all the time");
+        let puts = 3 + made.iter().filter(|made| **made).count() as u64;
+        let counters = cache.counters();
+        let (device, pages) = (counters.tier(Tier::Device), counters.kind(Kind::SelfKv));
+        assert_eq!((pages.puts, pages.pruned + pages.entries), (puts, puts));
+        assert_eq!((device.used_bytes, device.quiescing_bytes), (pages.entries * LINE, 0));
+        let newest = if made[1] { 4 } else { 3 };
+        let lease = job.get(&key(newest)).expect("it is in sight");
+        assert!(lease.iter().all(|byte| u32::from(*byte) == newest));
+        drop((lease, job));
+        is_empty(&cache);
+    });
+}
+
+#[test]
+fn a_page_that_is_pruned_while_it_moves_gives_both_its_places_back() {
+    in_many_orders(|| {
+        let cache = cache(1, 2);
+        let job = Arc::new(cache.open_job());
+        for at in 0..2 {
+            job.announce(key(at), Uses::once(Tick(u64::from(at) + 1)));
+            assert!(put_page(&job, at, 2));
+        }
+        let fetcher = job.fetcher();
+        let moving = thread::spawn(move || fetcher.prefetch(&key(0)));
+        let pruned = Arc::clone(&job);
+        let pruning = thread::spawn(move || pruned.prune_old(&key(0), 1).entries);
+        let lease = job.get(&key(1)).expect("it is in sight");
+        assert!(lease.iter().all(|byte| *byte == 1));
+        drop(lease);
+        moving.join().expect("no thread fails");
+        assert_eq!(pruning.join().expect("no thread fails"), 1);
+        let counters = cache.counters();
+        assert_eq!((counters.kind(Kind::SelfKv).pruned, counters.kind(Kind::SelfKv).entries), (1, 1));
+        let used_bytes: u64 = Tier::ALL.iter().map(|tier| counters.tier(*tier).used_bytes).sum();
+        assert_eq!(used_bytes, LINE);
+        drop(job);
         is_empty(&cache);
     });
 }

@@ -187,7 +187,8 @@ impl Job {
     }
 
     /// Ends what a series of [`Lifetime::Window`] entries holds beyond its `keep` highest frames; sinks stay. `member` names
-    /// the series: any of its keys, whatever the frame. Takes time for what ends, and copies nothing.
+    /// the series: any of its keys, whatever the frame. Takes time for what ends, and copies nothing. Other threads may read meanwhile: what they
+    /// hold is out of sight at once, and its bytes come back with the last lease.
     pub fn prune_old(&self, member: &Key, keep: u32) -> Expired {
         self.shared.lock().prune_old(self.id, member.series(), keep)
     }

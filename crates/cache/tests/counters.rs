@@ -46,6 +46,25 @@ fn a_tier_s_peak_counts_writers_and_reservations_and_idle_buffers_are_not_in_use
 }
 
 #[test]
+fn what_falls_out_of_a_window_is_pruned_and_neither_expired_nor_evicted() {
+    let cache = cache();
+    let job = cache.open_job();
+    let lifetime = Lifetime::Window { sink: 1, recent: 3 };
+    for frame in 0..8 {
+        drop(job.put(KEY.frame(frame), Tier::Device, lifetime, 64).unwrap().commit().unwrap());
+    }
+    let gone = || {
+        let kind = *cache.counters().kind(Kind::SelfKv);
+        (kind.entries, kind.pruned, kind.expired, kind.evicted, kind.removed)
+    };
+    assert_eq!(gone(), (4, 4, 0, 0, 0), "the sink and the three newest stay");
+    assert_eq!(job.prune_old(&KEY, 1).entries, 2);
+    assert_eq!(gone(), (2, 6, 0, 0, 0));
+    drop(job);
+    assert_eq!(gone(), (0, 6, 2, 0, 0), "what is in sight ends with its job");
+}
+
+#[test]
 fn encoded_and_raw_bytes_are_what_the_put_said() {
     let cache = cache();
     let job = cache.open_job();

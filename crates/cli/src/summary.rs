@@ -79,14 +79,17 @@ impl<'a> Summary<'a> {
         let mut lines = vec![
             String::new(),
             format!(
-                "{:<16}{:>11}{:>8}{:>8}{:>8}{:>9}{:>12}",
-                "kind", "peak", "puts", "hits", "misses", "expired", "returned"
+                "{:<15}{:>10}{:>8}{:>8}{:>7}{:>8}{:>7}{:>8}{:>10}",
+                "kind", "peak", "puts", "hits", "misses", "expired", "pruned", "evicted", "returned"
             ),
         ];
-        lines.extend(self.outcome.memory.kinds.iter().map(|kind| {
-            let KindReport { kind, peak_bytes, puts, hits, misses, expired, returned_bytes, .. } = *kind;
+        lines.extend(self.outcome.memory.kinds.iter().map(|counted| {
+            let KindReport { kind, peak_bytes, puts, hits, misses, returned_bytes, .. } = *counted;
+            let KindReport { expired, pruned, evicted, .. } = *counted;
             let (peak, returned) = (show(peak_bytes), show(returned_bytes));
-            format!("{kind:<16}{peak:>11}{puts:>8}{hits:>8}{misses:>8}{expired:>9}{returned:>12}")
+            format!(
+                "{kind:<15}{peak:>10}{puts:>8}{hits:>8}{misses:>7}{expired:>8}{pruned:>7}{evicted:>8}{returned:>10}"
+            )
         }));
         lines.extend(self.outcome.memory.tiers.iter().filter(|tier| tier.peak_bytes > 0).map(|tier| {
             let TierReport { tier, budget_bytes, peak_bytes, owned_at_end_bytes, .. } = *tier;
@@ -134,6 +137,7 @@ fn kind_json(kind: &KindReport) -> Value {
         "misses": kind.misses,
         "expired": kind.expired,
         "pruned": kind.pruned,
+        "evicted": kind.evicted,
         "demoted": kind.demoted,
         "promoted": kind.promoted,
         "lost": kind.lost,

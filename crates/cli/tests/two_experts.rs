@@ -76,6 +76,6 @@ fn two_experts_run_in_less_memory_than_both_take() {
     let weights = &tight["memory"]["kinds"]["weights"];
     let (ample, ample_video) = run("2GB");
     assert_eq!(weights["puts"], ample["memory"]["kinds"]["weights"]["puts"], "{weights}");
-    assert!(weights["pruned"].as_u64() > Some(0) && ample["memory"]["kinds"]["weights"]["pruned"] == 0);
+    assert!(weights["evicted"].as_u64() > Some(0) && ample["memory"]["kinds"]["weights"]["evicted"] == 0);
     assert_eq!(tight_video, ample_video);
 }

@@ -1,5 +1,5 @@
 //! What gives way in a job while it runs, where its quality allows: how pages are stored, and how far back a block sees. Changes
-//! take effect with the next block, so a block sees one window throughout.
+//! take effect with the next block, so a block sees one window throughout; pages that no block will see then leave at once.
 
 use evanesce_wan::checkpoint::Rollout;
 use serde::{Deserialize, Serialize};
@@ -52,8 +52,12 @@ impl Adapt {
         self.wanted_codec = codec;
     }
 
-    pub(crate) fn want_recent_frames(&mut self, frames: usize) {
+    /// What the next block will see follows at once: of the block under way `frames_to_come` will leave pages, or, where `None`, all
+    /// pages are there or on their way, and there can only be fewer of them.
+    pub(crate) fn want_recent_frames(&mut self, frames: usize, frames_to_come: Option<usize>) {
         self.wanted_recent_frames = frames;
+        let most = frames_to_come.map_or(self.recent_next, |to_come| self.recent_frames + to_come);
+        self.recent_next = frames.min(most);
     }
 
     /// Takes over what is wanted, as block `at` begins. A window that grows again fills up block by block: what left
@@ -102,19 +106,32 @@ mod tests {
     }
 
     #[test]
-    fn a_window_shrinks_at_once_and_grows_by_what_blocks_leave() {
+    fn a_window_shrinks_with_the_next_block_and_grows_by_what_blocks_leave() {
         let mut adapt = adapt(6);
         let mut seen = Vec::new();
         for at in 0..8 {
             match at {
-                2 => adapt.want_recent_frames(2),
-                5 => adapt.want_recent_frames(6),
+                2 => adapt.want_recent_frames(2, None),
+                5 => adapt.want_recent_frames(6, None),
                 _ => {}
             }
             adapt.begin_block(at, 3);
             seen.push((adapt.recent_frames, adapt.recent_next));
         }
-        assert_eq!(seen, [(6, 6), (6, 6), (6, 2), (2, 2), (2, 2), (2, 5), (5, 6), (6, 6)]);
+        assert_eq!(seen, [(6, 6), (6, 6), (2, 2), (2, 2), (2, 2), (2, 5), (5, 6), (6, 6)]);
+    }
+
+    #[test]
+    fn a_block_under_way_sees_what_it_began_with_and_its_commits_leave_what_is_wanted_then() {
+        let mut adapt = adapt(6);
+        adapt.begin_block(0, 3);
+        adapt.begin_block(1, 3);
+        let mut seen = |wanted, frames_to_come| {
+            adapt.want_recent_frames(wanted, frames_to_come);
+            (adapt.recent_frames, adapt.recent_next)
+        };
+        assert_eq!([seen(2, Some(3)), seen(6, Some(3))], [(6, 2), (6, 6)], "nothing has left yet");
+        assert_eq!([seen(2, None), seen(6, None)], [(6, 2), (6, 2)], "what has left does not come back");
     }
 
     #[test]

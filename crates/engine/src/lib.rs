@@ -45,7 +45,9 @@ mod waits;
 pub use cancel::CancelToken;
 pub use contents::{ModelContents, PartContents};
 pub use error::{EngineError, Fault, Result};
-pub use evanesce_cache::{Budgets, Counters, Disk, DiskRemains, JobId, Kind, Tier, TierTraffic, Usage};
+pub use evanesce_cache::{
+    Budgets, Counters, Disk, DiskRemains, JobId, Kind, KindCounters, Tier, TierTraffic, Usage,
+};
 pub use evanesce_wan::checkpoint::{Context, ContextSample, Description, Positions, Rollout};
 pub use evanesce_wan::kernels;
 pub use evanesce_wan::schedule::Solver;

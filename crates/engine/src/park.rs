@@ -3,8 +3,9 @@
 
 use evanesce_cache::{Key, Kind, Owned, Tier};
 use evanesce_wan::kernels::Scratch;
+use evanesce_wan::weights::Component;
 
-use crate::keys;
+use crate::keys::{self, BranchName};
 use crate::run::{JobRun, Phase};
 use crate::self_kv::KvCodec;
 
@@ -82,10 +83,55 @@ impl JobRun<'_> {
     }
 
     /// Lets blocks from the next one on see at most so many of the frames before them; never more than the checkpoint
-    /// says. Changes the video. A window that grows again fills up block by block.
-    pub fn see_recent_frames(&mut self, frames: usize) {
-        let most = self.spec.rollout.map_or(0, |rollout| rollout.recent_frames);
-        self.adapt.want_recent_frames(frames.min(most));
+    /// says. Changes the video. Pages that no block will see any more are given up at once: between two blocks those beyond the
+    /// new window; while a block is made it sees all that it began with, and its commits leave the new window. One that
+    /// grows again fills up block by block. Bytes that came back.
+    pub fn see_recent_frames(&mut self, frames: usize) -> u64 {
+        let Some(rollout) = self.spec.rollout else { return 0 };
+        let frames = frames.min(rollout.recent_frames);
+        match self.phase_to_save() {
+            Phase::Step { block, .. } | Phase::Commit { block, at: 0 } => {
+                let frames_to_come = self.spec.block(block).frames.len();
+                self.adapt.want_recent_frames(frames, Some(frames_to_come));
+                0
+            }
+            // Those of one expert are there, and the other's pass reads its own; what is too much leaves after it.
+            Phase::Commit { .. } => {
+                self.adapt.want_recent_frames(frames, None);
+                0
+            }
+            Phase::Prompt { .. }
+            | Phase::Noise { .. }
+            | Phase::LatentFrame { .. }
+            | Phase::Close
+            | Phase::Done => {
+                self.adapt.want_recent_frames(frames, None);
+                self.prune_unseen()
+            }
+        }
+    }
+
+    /// Ends pages beyond the window of the block after the one under way, which has made its passes. Their announced reads are
+    /// forgotten when they are past. Bytes that came back.
+    pub(crate) fn prune_unseen(&self) -> u64 {
+        let Some(rollout) = self.spec.rollout else { return 0 };
+        let keep = self.adapt.next_rollout(rollout).recent_frames;
+        let keep = u32::try_from(keep).expect("a checkpoint names at most 1024");
+        self.page_series().iter().map(|member| self.job.prune_old(member, keep).returned_bytes).sum()
+    }
+
+    /// A key of each series of pages that the job may have.
+    pub(crate) fn page_series(&self) -> Vec<Key> {
+        let mut series = Vec::new();
+        for expert in [Component::HighNoise, Component::LowNoise] {
+            for branch in [BranchName::Cond, BranchName::Uncond] {
+                for layer in 0..self.model.expert(expert).config().layers {
+                    series.push(keys::self_kv(expert, branch, layer, 0));
+                    series.push(keys::newest_kv(expert, branch, layer, 0));
+                }
+            }
+        }
+        series
     }
 
     fn demote(&mut self, leaves: impl Fn(&Owned) -> bool) -> u64 {

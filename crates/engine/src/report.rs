@@ -30,10 +30,12 @@ pub struct KindReport {
     pub hits: u64,
     /// Reads that did not.
     pub misses: u64,
-    /// Entries that reached the end of their lifetime.
+    /// Entries that ended with their step, stage or job.
     pub expired: u64,
-    /// Entries that were dropped to make room.
+    /// Entries that fell out of their window.
     pub pruned: u64,
+    /// Entries that were dropped to make room.
+    pub evicted: u64,
     /// Moves to the tier below.
     pub demoted: u64,
     /// Moves back up.
@@ -118,7 +120,8 @@ impl KindReport {
             hits: counted.hits,
             misses: counted.misses,
             expired: counted.expired,
-            pruned: counted.evicted,
+            pruned: counted.pruned,
+            evicted: counted.evicted,
             demoted: counted.demoted,
             promoted: counted.promoted,
             lost: counted.lost,

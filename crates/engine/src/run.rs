@@ -433,6 +433,8 @@ impl<'m> JobRun<'m> {
     }
 
     fn begin_decoding(&mut self, block: &Block, observer: &mut dyn Observer) -> Phase {
+        // Commits leave no more than the window, unless it shrank between them.
+        self.prune_unseen();
         if block.at + 1 == self.spec.n_blocks() {
             // No step will work in it again.
             self.scratch = Scratch::default();
@@ -501,3 +503,6 @@ impl<'m> JobRun<'m> {
 fn closed() -> EngineError {
     EngineError::Cache("the outputs are closed already".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

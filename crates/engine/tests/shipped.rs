@@ -79,7 +79,7 @@ fn pages_in_the_device_in_the_host_and_mostly_on_disk_give_the_same_bits() {
         for (pictures, outcome, _) in &runs {
             assert!(*pictures == runs[0].0, "{codec}: another video");
             let pages = pages(outcome);
-            assert_eq!((pages.misses, pages.lost, pages.pruned), (0, 0, 0));
+            assert_eq!((pages.misses, pages.lost, pages.evicted), (0, 0, 0));
             assert!(outcome.memory.tiers.iter().all(|tier| tier.owned_at_end_bytes == 0));
         }
     }

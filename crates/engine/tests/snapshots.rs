@@ -17,7 +17,8 @@ use evanesce_engine::snapshot::{
 };
 use evanesce_engine::video::EncoderPool;
 use evanesce_engine::{
-    Budgets, CancelToken, EngineError, JobRun, KvCodec, Model, Outputs, Request, RequestedLength, Silent,
+    Budgets, CancelToken, EngineError, JobRun, KvCodec, Model, Outputs, Position, Request, RequestedLength,
+    Silent,
 };
 use support::rollout::{causal_checkpoint, golden_request};
 use support::{AMPLE, Kept, golden, request, run};
@@ -629,6 +630,51 @@ fn only_pages_of_the_expert_that_rests_are_cold() {
         assert_eq!(job.demote_cold() > 0, rest, "{context}");
         assert_eq!(pages(Tier::Device), if rest { all_bytes / 2 } else { all_bytes }, "{context}");
     }
+}
+
+fn advance_until(job: &mut JobRun<'_>, is_there: impl Fn(Position) -> bool) {
+    while !is_there(job.position()) {
+        assert!(job.advance(&mut Silent).unwrap().is_more());
+    }
+}
+
+#[test]
+fn a_window_that_shrinks_gives_up_at_once_what_no_block_will_see_and_a_snapshot_goes_on_from_there() {
+    let scene = Scene::causal();
+    let model = scene.open(AMPLE);
+    let pages = || {
+        let pages = *model.counters().kind(Kind::SelfKv);
+        (pages.entries, pages.bytes.total())
+    };
+    let (kept, dir) = (Kept::default(), tempfile::tempdir().unwrap());
+    let finished = |mut job: JobRun<'_>| {
+        while job.advance(&mut Silent).unwrap().is_more() {}
+        job.finish().unwrap();
+        kept.take()
+    };
+    // Asked for while the second block is decoded: in 8 series of pages, 2 are the sink and 3 were to be seen.
+    let store = SnapshotDirectory::new(dir.path());
+    let mut job = scene.admit(&model, kept.outputs());
+    advance_until(&mut job, |at| at.latent_frames == 4);
+    let (all, all_bytes) = pages();
+    let returned_bytes = job.see_recent_frames(1);
+    let (left, left_bytes) = pages();
+    assert_eq!((all, left), (8 * (2 + 3), 8 * (2 + 1)));
+    assert_eq!(returned_bytes, all_bytes - left_bytes);
+    assert!(job.snapshot(&store, SnapshotMode::Full).unwrap().is_some());
+    drop(job);
+    let job = scene.resume(&model, kept.outputs(), &store).unwrap().unwrap();
+    assert_eq!(pages(), (left, left_bytes));
+    let between = finished(job);
+    // Asked for while it is made: it sees what it began with, and its own commits leave the new window.
+    let mut job = scene.admit(&model, kept.outputs());
+    advance_until(&mut job, |at| at.block == 1 && at.steps == 2);
+    let before = pages();
+    assert_eq!((job.see_recent_frames(1), pages()), (0, before));
+    advance_until(&mut job, |at| at.latent_frames == 4);
+    assert_eq!(pages(), (left, left_bytes));
+    assert!(finished(job) == between, "another video");
+    assert!(finished(scene.admit(&model, kept.outputs())) != between, "the window was not smaller");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The objects of the API. Names and meanings of the first part of [`Video`] are OpenAI's; what follows `error` is ours.
 
-use evanesce_engine::{Counters, Kind, Tier};
+use evanesce_engine::{Counters, Kind, KindCounters, Tier};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -341,15 +341,30 @@ pub struct ErrorObject {
     pub code: Option<String>,
 }
 
-/// What the cache holds, from its own counters.
+/// What the cache holds and what has become of entries, from its own counters: what events `memory` say.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MemoryNow {
     /// By tier.
     pub tiers: BTreeMap<String, TierNow>,
     /// Bytes by tier and kind; kinds that hold nothing are left out.
     pub kinds: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Reads and ends by kind since the service started; kinds of which there were none are left out.
+    pub life: BTreeMap<String, KindLife>,
     /// How short memory is: `calm`, `watch`, `high` or `critical`.
     pub pressure: String,
+}
+
+/// Reads and ends of entries of one kind since the service started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KindLife {
+    /// Reads that found their entry.
+    pub hits: u64,
+    /// Reads that did not.
+    pub misses: u64,
+    /// Entries that fell out of their window.
+    pub pruned: u64,
+    /// Entries that were dropped to make room.
+    pub evicted: u64,
 }
 
 /// One tier's bytes.
@@ -363,6 +378,15 @@ pub struct TierNow {
     pub peak_bytes: u64,
     /// Promised to work under way, scratch included.
     pub reserved_bytes: u64,
+    /// Freed buffers that it keeps for reuse: not in use, and given back to the machine once nothing has been done for a while.
+    pub idle_bytes: u64,
+}
+
+impl KindLife {
+    fn new(counted: &KindCounters) -> Self {
+        let &KindCounters { hits, misses, pruned, evicted, .. } = counted;
+        Self { hits, misses, pruned, evicted }
+    }
 }
 
 impl MemoryNow {
@@ -376,6 +400,7 @@ impl MemoryNow {
                 used_bytes: counted.used_bytes,
                 peak_bytes: counted.peak_bytes,
                 reserved_bytes: counted.reserved_bytes,
+                idle_bytes: counted.free_listed_bytes,
             };
             (tier.as_str().to_owned(), now)
         });
@@ -384,6 +409,8 @@ impl MemoryNow {
             let held = held.filter(|(_, bytes)| *bytes > 0);
             (tier.as_str().to_owned(), held.map(|(kind, bytes)| (kind.as_str().to_owned(), bytes)).collect())
         });
-        Self { tiers: tiers.into(), kinds: kinds.into(), pressure: level.as_str().to_owned() }
+        let life = Kind::ALL.map(|kind| (kind.as_str().to_owned(), KindLife::new(counters.kind(kind))));
+        let life = life.into_iter().filter(|(_, life)| *life != KindLife::default()).collect();
+        Self { tiers: tiers.into(), kinds: kinds.into(), life, pressure: level.as_str().to_owned() }
     }
 }

@@ -5,9 +5,9 @@ mod support;
 
 use evanesce_engine::Budgets;
 use evanesce_server::config::{PressureConfig, SnapshotConfig, SnapshotKeeps};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::scenes::{body, metric, needed_bytes, service, undisturbed, until, until_denoising};
-use support::{causal_checkpoint, checkpoint};
+use support::{AMPLE, causal_checkpoint, checkpoint};
 
 #[test]
 fn an_interactive_job_parks_background_that_fills_the_device_and_neither_loses_a_bit() {
@@ -37,6 +37,53 @@ fn an_interactive_job_parks_background_that_fills_the_device_and_neither_loses_a
         assert_eq!(client.get(&format!("/v1/videos/{slow}")).json()["degradations"], json!([]));
         assert!(!dir.path().join("snapshots").join(&slow).exists());
     }
+}
+
+#[test]
+fn buffers_that_jobs_have_freed_are_kept_for_the_next_and_go_back_to_the_machine_once_nothing_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = service(checkpoint(), AMPLE, dir.path(), |_| {});
+    let client = running.client();
+    let mut events = client.events("/v1/events");
+    let id = client.create(&body(1, 9, 2, "standard", "exact"));
+    let ends = |video: &Value| video["id"] == id.as_str() && video["status"] == "completed";
+    events.find(|(name, data)| name == "video" && ends(data)).unwrap();
+    // What is told right after that is of the moment at which the job has given everything back.
+    let (_, kept) = events.find(|(name, _)| name == "memory").unwrap();
+    assert_eq!(kept["kinds"]["device"]["vae_feature"], Value::Null, "{kept}");
+    assert!(kept["tiers"]["device"]["idle_bytes"].as_u64() > Some(0), "{kept}");
+    until("they are given back", || {
+        let metrics = client.get("/metrics").text();
+        metrics.contains("evanesce_cache_idle_bytes{tier=\"device\"} 0\n")
+    });
+    let (_, rested) = events
+        .find(|(name, data)| name == "memory" && data["tiers"]["device"]["idle_bytes"] == 0)
+        .unwrap();
+    assert_eq!(rested["tiers"]["device"]["used_bytes"], kept["tiers"]["device"]["used_bytes"]);
+}
+
+#[test]
+fn what_became_of_reads_and_pages_is_told_with_the_memory_and_is_what_the_metrics_say() {
+    let causal = causal_checkpoint();
+    let dir = tempfile::tempdir().unwrap();
+    let running = service(causal.path().to_path_buf(), AMPLE, dir.path(), |_| {});
+    let client = running.client();
+    let mut events = client.events("/v1/events");
+    let id = client.create(&body(1, 41, 2, "standard", "exact"));
+    let ends = |video: &Value| video["id"] == id.as_str() && video["status"] == "completed";
+    events.find(|(name, data)| name == "video" && ends(data)).unwrap();
+    let (_, memory) = events.find(|(name, _)| name == "memory").unwrap();
+    let counted = |event: &str| {
+        metric(&client, &format!("evanesce_cache_events_total{{kind=\"self_kv\",event=\"{event}\"}}"))
+    };
+    let pages = &memory["life"]["self_kv"];
+    for (told, event) in [("hits", "hit"), ("misses", "miss"), ("pruned", "pruned"), ("evicted", "evicted")] {
+        assert_eq!(pages[told].as_f64(), Some(counted(event)), "{told}: {memory}");
+    }
+    assert!(counted("hit") > 0.0 && counted("miss") == 0.0);
+    // Three of the four blocks leave 9 frames in each series: 2 are the sink, 4 are in sight to the end.
+    assert!(counted("pruned") > 0.0 && counted("pruned") * 3.0 == counted("put"), "{memory}");
+    assert_eq!(memory["life"]["step_residual"], Value::Null, "nothing has become of it");
 }
 
 #[test]

@@ -63,6 +63,7 @@ pub(crate) struct Tally {
     pub(crate) hits: u64,
     pub(crate) misses: u64,
     pub(crate) expired: u64,
+    pub(crate) pruned: u64,
     pub(crate) removed: u64,
     pub(crate) evicted: u64,
     pub(crate) demoted: u64,
@@ -191,7 +192,7 @@ impl Reference {
         for &at in &old {
             self.end(at);
             let kind = self.entries[at].key.kind();
-            self.tally(kind).expired += 1;
+            self.tally(kind).pruned += 1;
         }
         old
     }

@@ -517,6 +517,7 @@ impl World {
                 hits: c.hits,
                 misses: c.misses,
                 expired: c.expired,
+                pruned: c.pruned,
                 removed: c.removed,
                 evicted: c.evicted,
                 demoted: c.demoted,

@@ -95,8 +95,9 @@ impl Page<'_> {
 
     fn kinds(&self) -> String {
         let rows = self.outcome.memory.kinds.iter().map(|kind| {
-            let KindReport { puts, hits, misses, expired, pruned, demoted, promoted, .. } = *kind;
-            let counts = [puts, hits, misses, expired, pruned, demoted, promoted].map(|n| n.to_string());
+            let KindReport { puts, hits, misses, expired, pruned, evicted, demoted, promoted, .. } = *kind;
+            let counts =
+                [puts, hits, misses, expired, pruned, evicted, demoted, promoted].map(|n| n.to_string());
             let saved =
                 if kind.encoded_bytes == 0 { 1.0 } else { kind.raw_bytes as f64 / kind.encoded_bytes as f64 };
             let first = vec![kind.kind.to_owned(), show(kind.peak_bytes)];
@@ -110,6 +111,7 @@ impl Page<'_> {
             "misses",
             "expired",
             "pruned",
+            "evicted",
             "demoted",
             "promoted",
             "returned",

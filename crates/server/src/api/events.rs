@@ -43,7 +43,7 @@ pub(super) async fn of_video(
     Ok(sse(first, listener))
 }
 
-/// Events of all videos: `video`, `video.deleted`, and `memory` with what the cache holds. `missed` says that the listener was too slow
+/// Events of all videos: `video`, `video.deleted`, and `memory` with what the cache holds (`MemoryNow`). `missed` says that the listener was too slow
 /// and should ask for the list again.
 #[utoipa::path(get, path = "/v1/events", tag = "events",
     responses((status = 200, description = "Events `video`, `video.deleted`, `memory` and `missed`.", content_type = "text/event-stream"),

@@ -115,8 +115,8 @@ impl App {
         status::ready,
         status::metrics
     ),
-    // What only parameters name.
-    components(schemas(crate::store::Direction, crate::videos::Variant))
+    // What only parameters name, and what only events say.
+    components(schemas(crate::store::Direction, crate::videos::Variant, crate::wire::MemoryNow))
 )]
 struct Description;
 

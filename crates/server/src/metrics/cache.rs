@@ -32,6 +32,14 @@ fn write_tiers(out: &mut Text, counters: &Counters) {
     out.each(Tier::ALL, |tier| {
         (format!("evanesce_cache_peak_bytes{{tier=\"{tier}\"}}"), counters.tier(tier).peak_bytes)
     });
+    out.head(
+        "evanesce_cache_idle_bytes",
+        "gauge",
+        "Freed buffers that a tier keeps for reuse: not in use, within its budget with what is, and given back after a rest.",
+    );
+    out.each(Tier::ALL, |tier| {
+        (format!("evanesce_cache_idle_bytes{{tier=\"{tier}\"}}"), counters.tier(tier).free_listed_bytes)
+    });
     out.head("evanesce_cache_account_bytes", "gauge", "Bytes of a tier, by what they are there for.");
     for tier in Tier::ALL {
         let counted = counters.tier(tier);
@@ -103,7 +111,8 @@ fn write_kinds(out: &mut Text, counters: &Counters) {
             ("miss", counted.misses),
             ("expired", counted.expired),
             ("removed", counted.removed),
-            ("pruned", counted.evicted),
+            ("pruned", counted.pruned),
+            ("evicted", counted.evicted),
             ("lost", counted.lost),
             ("demoted", counted.demoted),
             ("promoted", counted.promoted),
@@ -129,12 +138,12 @@ fn write_ratios(out: &mut Text, counters: &Counters) {
     out.head(
         "evanesce_cache_prune_ratio",
         "gauge",
-        "Of the entries that left, the part that was dropped to make room.",
+        "Of the entries that left, the part that fell out of its window.",
     );
     for kind in Kind::ALL {
         let counted = counters.kind(kind);
-        let left = counted.evicted + counted.expired + counted.removed + counted.lost;
-        if let Some(part) = ratio(counted.evicted, left) {
+        let left = counted.pruned + counted.evicted + counted.expired + counted.removed + counted.lost;
+        if let Some(part) = ratio(counted.pruned, left) {
             out.line(&format!("evanesce_cache_prune_ratio{{kind=\"{}\"}}", kind.as_str()), part);
         }
     }

@@ -309,8 +309,34 @@ function drawMemory() {
       svg.append(area);
       legend.append(element("span", {}, element("i", { class: kind }), `${kind} ${human(value(now, kind))}`));
     }
-    const line = `${tier}: ${human(held.used_bytes)} of ${human(held.budget_bytes)}, ${human(held.peak_bytes)} at most`;
-    return element("div", { class: "tier" }, element("p", { class: "quiet" }, line), svg, legend);
+    const line = [`${tier}: ${human(held.used_bytes)} of ${human(held.budget_bytes)}`, `${human(held.peak_bytes)} at most`];
+    // Freed buffers: no job's, and the machine's again once nothing has been done for a while.
+    if (held.idle_bytes) line.push(`${human(held.idle_bytes)} held for reuse`);
+    return element("div", { class: "tier" }, element("p", { class: "quiet" }, line.join(", ")), svg, legend);
+  }));
+}
+
+// Reads and ends of entries, a row for each kind
+
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+
+// Of the reads since the oldest sample shown, or of all where there was none since; a service that was started anew counts from 0.
+function hitRate(now, before) {
+  const since = [now.hits - (before?.hits ?? 0), now.misses - (before?.misses ?? 0)];
+  const [hits, misses] = since.every((count) => count >= 0) && since[0] + since[1] > 0 ? since : [now.hits, now.misses];
+  if (hits + misses === 0) return ["", "nothing of it was read"];
+  // Rounded down: 100 % is all of them.
+  return [`${Math.floor(1000 * hits / (hits + misses)) / 10} %`, `${hits} of ${hits + misses} reads found what they read`];
+}
+
+function drawLife() {
+  const [first, now] = [history[0], history[history.length - 1]];
+  const kinds = Object.entries(now.life ?? {});
+  $("life").hidden = kinds.length === 0;
+  $("life").tBodies[0].replaceChildren(...kinds.map(([kind, life]) => {
+    const [rate, title] = hitRate(life, first.life?.[kind]);
+    const counts = [life.misses, life.pruned, life.evicted].map((count) => element("td", { title: count }, compact.format(count)));
+    return element("tr", {}, element("th", { scope: "row" }, kind), element("td", { title }, rate), ...counts);
   }));
 }
 
@@ -319,7 +345,7 @@ function drawMemory() {
 const handlers = {
   video: (data) => noted(data),
   "video.deleted": (data) => { ended.add(data.id); queue.delete(data.id); drawQueue(); refresh(); },
-  memory: (data) => { history = [...history, data].slice(-SAMPLES); drawMemory(); },
+  memory: (data) => { history = [...history, data].slice(-SAMPLES); drawMemory(); drawLife(); },
   missed: () => { fillQueue(); refresh(); },
 };
 

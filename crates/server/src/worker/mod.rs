@@ -7,6 +7,7 @@ mod keep;
 mod meter;
 mod pace;
 mod relieve;
+mod rest;
 mod run;
 mod turns;
 
@@ -32,7 +33,6 @@ use crate::config::PressureConfig;
 use crate::job::{Failure, Job, Status};
 use crate::journal::note;
 use crate::metrics::Metrics;
-use crate::pressure::Level;
 use crate::schedule::{Choice, DiskShares, Entry, Place, Rules, Schedule, Seq, Share};
 use crate::store::{Ending, Fenced, JobStore, Lease};
 use crate::videos::VideoStore;
@@ -160,6 +160,8 @@ struct Worker<'m> {
     since_unwritten: Stopwatch,
     /// How many claims in a row the store could not take.
     unclaimed: u32,
+    /// Since there has been nothing to do; `None` while there is something.
+    resting: Option<Stopwatch>,
 }
 
 impl<'m> Worker<'m> {
@@ -185,6 +187,7 @@ impl<'m> Worker<'m> {
             unwritten,
             since_unwritten,
             unclaimed: 0,
+            resting: None,
         }
     }
 
@@ -204,7 +207,10 @@ impl<'m> Worker<'m> {
         let now = UnixMs::now();
         match self.schedule.choose(now.0) {
             Choice::Idle => self.rest(now),
-            choice => Event::Chosen(choice),
+            choice => {
+                self.resting = None;
+                Event::Chosen(choice)
+            }
         }
     }
 
@@ -213,27 +219,6 @@ impl<'m> Worker<'m> {
         let next = self.inbox.recv();
         let heard = self.runtime.block_on(async { tokio::time::timeout(patience, next).await });
         heard.ok().map(|report| report.unwrap_or(Report::Shutdown))
-    }
-
-    /// Waits for a report, but not past the moment at which a job that waits for memory or space is looked at again, or an ending
-    /// written again.
-    fn rest(&mut self, now: UnixMs) -> Event {
-        self.tell_memory(true);
-        // What waits for memory is looked at again, whoever gave it back.
-        let is_short = self.strain.level > Level::Calm;
-        let until = |at: i64| Duration::from_millis(UnixMs(at).ms_since(now).unsigned_abs());
-        let space = self.schedule.next_try(now.0).map(until);
-        let soon = (is_short || !self.unwritten.is_empty()).then_some(RETRY_AFTER);
-        let Some(patience) = soon.into_iter().chain(space).min() else {
-            return Event::Reported(self.inbox.blocking_recv().unwrap_or(Report::Shutdown));
-        };
-        if let Some(report) = self.hear(patience) {
-            return Event::Reported(report);
-        }
-        if is_short {
-            self.relieve(None);
-        }
-        Event::Chosen(Choice::Idle)
     }
 
     fn apply(&mut self, event: Event) -> Going {

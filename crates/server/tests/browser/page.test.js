@@ -76,6 +76,7 @@ test("a video is asked for, watched through the queue, and played from the galle
   const first = await page.evaluate(() => Number(/step (\d+)/.exec(document.querySelector("#queue .detail")?.textContent)?.[1] ?? 200));
   await page.waitForFunction((before) => Number(/step (\d+)/.exec(document.querySelector("#queue .detail")?.textContent)?.[1] ?? 201) > before, first);
   await page.locator("#memory svg polygon").first().waitFor();
+  await page.getByRole("row", { name: /^weights \d/ }).waitFor();
   await shoot(page, "under-way");
   await page.getByRole("button", { name: /^Play:/ }).waitFor({ timeout: 60000 });
   await page.waitForFunction(() => document.querySelector("#gallery img")?.naturalWidth > 0);
@@ -172,6 +173,24 @@ test("what events did not tell is found out when some were missed", async () => 
   await inQueue(page, 0);
   await page.getByText("the job was cancelled").waitFor();
   await page.getByText("Nothing waits.").waitFor();
+  await finish(page, service);
+});
+
+test("hit rates are of the time that is shown, counts since the start, and memory held for reuse is named", async () => {
+  const service = await Service.start();
+  const page = await open(service, { init: eventsOfTest });
+  await live(page);
+  const tier = { budget_bytes: 4096, used_bytes: 1024, peak_bytes: 2048, reserved_bytes: 0, idle_bytes: 512 };
+  const memory = (hits, misses, pruned) => ({ tiers: { device: tier }, kinds: { device: { self_kv: 1024 } }, life: { self_kv: { hits, misses, pruned, evicted: 0 } }, pressure: "calm" });
+  const row = (says) => page.getByRole("row", { name: `self_kv ${says}`, exact: true }).waitFor();
+  await tell(page, "memory", memory(90, 10, 4));
+  await row("90 % 10 4 0");
+  await tell(page, "memory", memory(140, 10, 1500));
+  await row("100 % 10 1.5K 0");
+  // A service that was started anew.
+  await tell(page, "memory", memory(3, 1, 0));
+  await row("75 % 1 0 0");
+  await page.getByText("device: 1.0 KiB of 4.0 KiB, 2.0 KiB at most, 512 B held for reuse").waitFor();
   await finish(page, service);
 });
 
