@@ -56,9 +56,8 @@ fn buffers_that_jobs_have_freed_are_kept_for_the_next_and_go_back_to_the_machine
         let metrics = client.get("/metrics").text();
         metrics.contains("evanesce_cache_idle_bytes{tier=\"device\"} 0\n")
     });
-    let (_, rested) = events
-        .find(|(name, data)| name == "memory" && data["tiers"]["device"]["idle_bytes"] == 0)
-        .unwrap();
+    let (_, rested) =
+        events.find(|(name, data)| name == "memory" && data["tiers"]["device"]["idle_bytes"] == 0).unwrap();
     assert_eq!(rested["tiers"]["device"]["used_bytes"], kept["tiers"]["device"]["used_bytes"]);
 }
 
