@@ -104,6 +104,7 @@ fn config(args: Serve) -> Result<Config, ConfigError> {
     config.listen = args.listen.unwrap_or(config.listen);
     config.data = args.data.unwrap_or(config.data);
     config.model = args.model.or(config.model);
+    config.weights = args.weights.unwrap_or(config.weights);
     config.device_memory = args.device_memory.or(config.device_memory);
     config.host_memory = args.host_memory.or(config.host_memory);
     config.threads = args.threads.map(usize::from).or(config.threads);

@@ -46,7 +46,7 @@ pub use cancel::CancelToken;
 pub use contents::{ModelContents, PartContents};
 pub use error::{EngineError, Fault, Result};
 pub use evanesce_cache::{Budgets, Counters, Disk, DiskRemains, JobId, Kind, Tier, TierTraffic, Usage};
-pub use evanesce_wan::checkpoint::{Context, ContextSample, Description, Positions, Rollout};
+pub use evanesce_wan::checkpoint::{Context, ContextSample, Description, HeldWeights, Positions, Rollout};
 pub use evanesce_wan::kernels;
 pub use evanesce_wan::schedule::Solver;
 pub use evanesce_wan::transformer::{Codec, LoneBlock};

@@ -85,15 +85,16 @@ impl Shelf {
             return;
         }
         let Ok(group) = self.spec(id) else { return };
-        let spec = weights_spec(group.len_bytes).displace(Displace::NeededAfter { ticks: distance_ticks });
+        let spec = weights_spec(group).displace(Displace::NeededAfter { ticks: distance_ticks });
         // A refusal is no failure: the group is read when it is needed, and that read reports what is wrong.
         drop(self.read_in(id, spec));
     }
 }
 
-/// How a group of weights is put.
-pub(crate) fn weights_spec(len_bytes: usize) -> PutSpec {
-    PutSpec::shared(Tier::Device, len_bytes).recover(Recover::Reload)
+/// How a group of weights is put; before encoding it is what the checkpoint stores.
+pub(crate) fn weights_spec(group: &GroupSpec) -> PutSpec {
+    let put = PutSpec::shared(Tier::Device, group.len_bytes).recover(Recover::Reload);
+    put.raw_bytes(group.stored_bytes as u64)
 }
 
 /// A group to prefetch.
@@ -223,7 +224,7 @@ impl WeightSource for JobWeights<'_> {
             let _claim = shelf.claim(id);
             match self.job.shared_get(&key) {
                 Some(lease) => Ok(lease),
-                None => shelf.read_in(id, weights_spec(spec.len_bytes)),
+                None => shelf.read_in(id, weights_spec(spec)),
             }
         })?;
         self.prefetch_behind(id.index, now);

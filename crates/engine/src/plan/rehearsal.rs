@@ -408,8 +408,9 @@ impl<'a> Rehearsal<'a> {
     }
 
     fn read_in(&self, component: Component, index: usize, displace: Displace) -> Result<Lease> {
-        let len_bytes = self.blueprint.group_bytes(component).nth(index).unwrap_or(0);
-        let spec = weights_spec(len_bytes).displace(displace);
+        let group = self.blueprint.description.groups(component).get(index);
+        let no_group = || EngineError::Cache(format!("{component:?} has no group {index}"));
+        let spec = weights_spec(group.ok_or_else(no_group)?).displace(displace);
         let put = self.cache.shared_put_with(self.group_key(component, index), spec);
         put.map_err(EngineError::cache)?.commit().map_err(EngineError::cache)
     }
