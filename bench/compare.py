@@ -123,6 +123,7 @@ def run_evanesce(arguments, noise, scratch):
         str(arguments.evanesce), "generate", arguments.prompt,
         "--output", str(scratch / "evanesce.mp4"),
         "--model", str(arguments.model),
+        "--weights", "stored" if arguments.dtype == "f32" else "bf16",
         "--negative", arguments.negative,
         "--size", arguments.size,
         "--frames", str(arguments.frames),

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use evanesce_engine::plan::KvShape;
-use evanesce_engine::{Codec, KvCodec};
+use evanesce_engine::{Codec, HeldWeights, KvCodec};
 
 use crate::bench::Bench;
 use crate::clip::Clip;
 use crate::quantity::{
-    DiskCache, KvCodecs, parse_bytes, parse_codec, parse_disk_cache, parse_frame_size, parse_kv_codec,
-    parse_kv_codecs, parse_kv_shape, parse_whole,
+    DiskCache, KvCodecs, parse_bytes, parse_codec, parse_disk_cache, parse_frame_size, parse_held_weights,
+    parse_kv_codec, parse_kv_codecs, parse_kv_shape, parse_whole,
 };
 
 /// Makes videos from text with Wan2.2, in memory that comes back.
@@ -58,6 +58,10 @@ pub(crate) struct Serve {
     /// A checkpoint in diffusers layout or in the official Wan layout [default: the small one that ships with evanesce].
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
+    /// How the experts' matrices are held in memory: bf16, to which f32 is rounded as it is read, or stored, which is as the
+    /// checkpoint has them [default: bf16].
+    #[arg(long, value_name = "TYPE", value_parser = parse_held_weights)]
+    pub(crate) weights: Option<HeldWeights>,
     /// Memory for weights and everything that jobs keep where arithmetic happens, such as 8GiB [default: three quarters of
     /// what is free].
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -103,6 +107,10 @@ pub(crate) struct Generate {
     /// A checkpoint in diffusers layout or in the official Wan layout [default: the small one that ships with evanesce].
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
+    /// How the experts' matrices are held in memory: bf16, to which f32 is rounded as it is read, or stored, which is as the
+    /// checkpoint has them.
+    #[arg(long, value_name = "TYPE", value_parser = parse_held_weights, default_value = "bf16")]
+    pub(crate) weights: HeldWeights,
     #[command(flatten)]
     pub(crate) clip: Clip,
     /// Timesteps at or above this part of 1 use the high-noise expert.
@@ -271,6 +279,10 @@ pub(crate) struct PlanArgs {
     /// ships with evanesce].
     #[arg(long, value_name = "NAME|DIR")]
     pub(crate) model: Option<PathBuf>,
+    /// How the experts' matrices are held in memory: bf16, to which f32 is rounded as it is read, or stored, which is as the
+    /// checkpoint has them. Where its weights are not there, they are taken to be as Wan publishes them: experts in f32.
+    #[arg(long, value_name = "TYPE", value_parser = parse_held_weights, default_value = "bf16")]
+    pub(crate) weights: HeldWeights,
     /// What the video would show; only its length counts.
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
@@ -310,7 +322,7 @@ pub(crate) struct PlanArgs {
     pub(crate) disk_cache: Option<DiskCache>,
     /// Only the size of a plain cache of keys and values: layers, tokens and numbers of a key, such as 32x8192x4096.
     #[arg(long, value_name = "LxTxD", value_parser = parse_kv_shape, conflicts_with_all = [
-        "model", "prompt", "prompt_tokens", "few_steps", "kv_codec", "kv_window", "kv_sink", "block_frames", "device_memory",
+        "model", "weights", "prompt", "prompt_tokens", "few_steps", "kv_codec", "kv_window", "kv_sink", "block_frames", "device_memory",
         "host_memory", "disk_cache", "report", "size", "frames", "seconds", "steps", "fps", "guidance_high", "guidance_low",
         "negative", "no_measure", "threads", "start_from"])]
     pub(crate) shape: Option<KvShape>,

@@ -8,8 +8,8 @@ use evanesce_engine::calibration::{Assignment, Budget, Measurement, Side};
 use evanesce_engine::request::MAX_STEPS;
 use evanesce_engine::video::{FrameSink, Result as VideoResult, VideoSummary};
 use evanesce_engine::{
-    Budgets, CancelToken, Codec, Component, EngineError, JobRun, JobSpec, KvCodec, Model, Outputs, Request,
-    RequestedLength, VideoTarget,
+    Budgets, CancelToken, Codec, Component, EngineError, HeldWeights, JobRun, JobSpec, KvCodec, Model,
+    Outputs, Request, RequestedLength, VideoTarget,
 };
 use serde_json::{Map, Value, json};
 
@@ -56,7 +56,8 @@ fn calibrate(args: &Calibrate) -> anyhow::Result<()> {
         device_bytes: args.device_memory.unwrap_or(available_bytes / 4 * 3) as u64,
         host_bytes: (available_bytes / 8) as u64,
     };
-    let model = Model::open(&directory, budgets)?;
+    // As `generate` holds them unless it is told otherwise.
+    let model = Model::open_holding(&directory, HeldWeights::Bf16, budgets, None)?;
     let mut display = Display::new();
     let outputs =
         Outputs { video: VideoTarget::Sink(Box::<Nowhere>::default()), latents: None, frames: None };

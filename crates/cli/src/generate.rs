@@ -46,14 +46,8 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
             EngineError::Request("no checkpoint: the one that ships with evanesce was not found beside this program; name one with --model DIR".to_owned())
         })?,
     };
-    let mut model = match &args.disk_cache {
-        None => Model::open(&directory, budgets(args))?,
-        Some(DiskCache { directory: disk, bytes }) => {
-            let disk = Disk::open(disk, *bytes as u64)
-                .map_err(|error| EngineError::Request(format!("--disk-cache cannot be used: {error}")))?;
-            Model::open_with_disk(&directory, budgets(args), disk)?
-        }
-    };
+    let disk = args.disk_cache.as_ref().map(open_disk).transpose()?;
+    let mut model = Model::open_holding(&directory, args.weights, budgets(args), disk)?;
     let load_s = started.elapsed().as_secs_f64();
     let waits = Arc::new(Waits::default());
     model.watch_waits(Arc::clone(&waits) as Arc<dyn WaitWatcher>);
@@ -87,6 +81,11 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
     // The video is there, whatever becomes of the page about it.
     Summary::new(&args.output, &outcome, &times, load_s, total_s, process_peak_bytes).print(args.json)?;
     page.unwrap_or(Ok(()))
+}
+
+fn open_disk(DiskCache { directory, bytes }: &DiskCache) -> Result<Disk, EngineError> {
+    Disk::open(directory, *bytes as u64)
+        .map_err(|error| EngineError::Request(format!("--disk-cache cannot be used: {error}")))
 }
 
 /// The reference, if there is one, and how far what was made is from it.

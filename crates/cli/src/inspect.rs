@@ -163,7 +163,10 @@ fn remains_text(remains: &DiskRemains) -> String {
 }
 
 fn checkpoint_json(parts: &ModelContents) -> Value {
-    let one = |part: &evanesce_engine::PartContents| json!({"name": part.name, "groups": part.groups, "bytes": part.bytes, "fingerprint": part.fingerprint});
+    let one = |part: &evanesce_engine::PartContents| {
+        json!({"name": part.name, "groups": part.groups, "bytes": part.bytes, "bf16_bytes": part.bf16_bytes,
+            "fingerprint": part.fingerprint})
+    };
     json!({"checkpoint": parts.parts.iter().map(one).collect::<Vec<_>>()})
 }
 
@@ -172,8 +175,8 @@ fn checkpoint_text(parts: &ModelContents) -> String {
     for part in &parts.parts {
         _ = writeln!(
             text,
-            "{:<14} {:>5} groups {:>14} bytes  {}",
-            part.name, part.groups, part.bytes, part.fingerprint
+            "{:<14} {:>5} groups {:>14} bytes, {:>14} in bf16  {}",
+            part.name, part.groups, part.bytes, part.bf16_bytes, part.fingerprint
         );
     }
     text

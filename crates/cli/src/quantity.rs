@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use evanesce_engine::plan::KvShape;
-use evanesce_engine::{Codec, EngineError, KvCodec, KvOverrides, Request};
+use evanesce_engine::{Codec, EngineError, HeldWeights, KvCodec, KvOverrides, Request};
 
 /// `8GiB`, `400MB`, `1.5 GiB`, `1048576`: bytes. KiB, MiB, GiB, TiB count in 1024s; kB, MB, GB, TB in 1000s.
 pub(crate) fn parse_bytes(text: &str) -> Result<usize, String> {
@@ -121,6 +121,12 @@ pub(crate) fn parse_kv_codec(text: &str) -> Result<KvCodec, String> {
     KvCodec::from_name(text).ok_or_else(|| format!("write one of {}", KvCodec::NAMES.join(", ")))
 }
 
+/// `bf16` or `stored`: how weights are held.
+pub(crate) fn parse_held_weights(text: &str) -> Result<HeldWeights, String> {
+    let names = || HeldWeights::ALL.map(HeldWeights::as_str).join(" or ");
+    HeldWeights::from_name(text).ok_or_else(|| format!("write {}", names()))
+}
+
 /// `32x8192x4096`: layers, tokens and numbers of a key.
 pub(crate) fn parse_kv_shape(text: &str) -> Result<KvShape, String> {
     let wrong = || "write LAYERSxTOKENSxNUMBERS, such as 32x8192x4096".to_owned();
@@ -209,6 +215,13 @@ mod tests {
         assert_eq!(parse_kv_codecs("k8v4"), Ok(named));
         assert_eq!(parse_kv_codecs("codecs.json"), Ok(KvCodecs::File("codecs.json".into())));
         assert!(parse_kv_codecs("int3").unwrap_err().contains("int2"));
+    }
+
+    #[test]
+    fn weights_are_held_in_bf16_or_as_they_are_stored() {
+        assert_eq!(parse_held_weights("bf16"), Ok(HeldWeights::Bf16));
+        assert_eq!(parse_held_weights("stored"), Ok(HeldWeights::Stored));
+        assert_eq!(parse_held_weights("f32"), Err("write bf16 or stored".to_owned()));
     }
 
     #[test]

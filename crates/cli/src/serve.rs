@@ -122,6 +122,7 @@ fn config(args: Serve) -> Result<Config, ConfigError> {
     config.listen = args.listen.unwrap_or(config.listen);
     config.data = args.data.unwrap_or(config.data);
     config.model = args.model.or(config.model);
+    config.weights = args.weights.unwrap_or(config.weights);
     config.threads = args.threads.map(usize::from).or(config.threads);
     let format = args.log_format.as_deref().and_then(LogFormat::from_name);
     config.log_format = format.unwrap_or(config.log_format);

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::path::Path;
 use std::process::Stdio;
 
 use support::{SMALL, copy_tree, evanesce, generate, golden_checkpoint, names_in};
@@ -47,6 +48,23 @@ fn an_unconditional_video_is_the_same_under_any_guidance_and_unlike_a_prompted_o
     let strong = video(&["--unconditional", "--guidance-high", "7", "--guidance-low", "9"], "b.mp4");
     assert_eq!(free, strong, "there is nothing to be guided to");
     assert_ne!(free, video(&["a red ball"], "c.mp4"));
+}
+
+#[test]
+fn weights_in_f32_are_held_in_bf16_unless_asked_and_what_is_bf16_already_gives_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let latents = |model: &Path, asked: &[&str]| {
+        let common = ["a red ball", "--seed", "7", "--latents-out", "latents.safetensors"];
+        let output = generate(model, dir.path(), &[&common[..], asked, &SMALL].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        std::fs::read(dir.path().join("latents.safetensors")).unwrap()
+    };
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/shapes");
+    for (model, is_f32) in [(golden_checkpoint(), true), (shipped, false)] {
+        let unasked = latents(&model, &[]);
+        assert_eq!(unasked, latents(&model, &["--weights", "bf16"]));
+        assert_eq!(unasked != latents(&model, &["--weights", "stored"]), is_f32, "{}", model.display());
+    }
 }
 
 #[test]

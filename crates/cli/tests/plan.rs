@@ -138,6 +138,28 @@ fn the_full_size_model_needs_no_directory_and_the_table_fits_80_columns() {
 }
 
 #[test]
+fn the_published_weights_are_read_in_f32_and_held_as_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let video = ["--size", "832x480", "--frames", "81", "--no-measure", "--json"];
+    let gib = |args: &[&str]| {
+        let ample = ["--model", "wan2.2-t2v-a14b", "--device-memory", "200GiB"];
+        let args = [&ample[..], args, &video].concat();
+        let weights = object(&plan(dir.path(), &args))["memory"]["kinds"]["weights"].clone();
+        ["peak", "raw_bytes"].map(|what| weights[what].as_f64().unwrap() / f64::from(1 << 30))
+    };
+    // Two experts, the text encoder and the decoder.
+    let read = 2.0 * 53.23 + 10.58 + 0.27;
+    for (args, held) in [
+        (&["--steps", "4"][..], 2.0 * 26.67 + 10.58 + 0.27),
+        (&["--steps", "4", "--weights", "bf16"], 2.0 * 26.67 + 10.58 + 0.27),
+        (&["--steps", "4", "--weights", "stored"], read),
+    ] {
+        let [in_memory, from_files] = gib(args);
+        assert!((in_memory - held).abs() < 0.1 && (from_files - read).abs() < 0.1, "{args:?}: {in_memory}");
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_told_with_what_would_and_is_no_error() {
     let dir = tempfile::tempdir().unwrap();
     let args = ["--model", "wan2.2-t2v-a14b", "--device-memory", "1GiB", "--no-measure"];
@@ -187,6 +209,8 @@ fn bad_input_is_one_sentence() {
         (&["--model", "wan2.2-t2v-a14b", "--start-from", "x.safetensors"], "makes it at once"),
         (&["--model", "wan2.2-t2v-a14b", "--kv-window", "18", "--start-from", "none.st"], "none.st"),
         (&["--report", "x.html", "--start-from", "./x.html"], "--report and --start-from"),
+        (&["--shape", "32x8192x4096", "--weights", "bf16"], "--weights"),
+        (&["--model", "wan2.2-t2v-a14b", "--weights", "f32"], "bf16 or stored"),
         (&["--report", "/proc/plan.html"], "no file can be made in /proc"),
         (&["--report", "x.json", "--kv-codec", "./x.json"], "--report and --kv-codec"),
         (&["--shape", "32x8192"], "LAYERSxTOKENSxNUMBERS"),

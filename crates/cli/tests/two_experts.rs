@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use evanesce_engine::plan::{Planner, TierBudgets, WeightsIn};
+use evanesce_engine::{Request, RequestedLength};
 use evanesce_wan::transformer::{TransformerConfig, expected_tensors};
 use half::bf16;
 use support::{copy_tree, generate, golden_checkpoint};
@@ -78,4 +80,20 @@ fn two_experts_run_in_less_memory_than_both_take() {
     assert_eq!(weights["puts"], ample["memory"]["kinds"]["weights"]["puts"], "{weights}");
     assert!(weights["evicted"].as_u64() > Some(0) && ample["memory"]["kinds"]["weights"]["evicted"] == 0);
     assert_eq!(tight_video, ample_video);
+    // Less than one expert: groups stream, and most of them are asked for before they are read.
+    let (streamed, streamed_video) = run("200MB");
+    assert!(streamed["memory"]["tiers"]["device"]["peak"].as_u64().unwrap() <= 200_000_000);
+    assert!(streamed["memory"]["kinds"]["weights"]["puts"].as_u64() > weights["puts"].as_u64());
+    assert_eq!(streamed_video, ample_video);
+    let budgets = TierBudgets { device_bytes: 200_000_000, host_bytes: 0, disk_bytes: 0 };
+    let request = Request {
+        size: Some((32, 32)),
+        length: Some(RequestedLength::Frames(1)),
+        steps: Some(4),
+        ..Request::new("a ball", 1)
+    };
+    let plan = Planner::open(&model).unwrap().plan(request, None, budgets).unwrap();
+    assert_eq!(plan.choice.weights, WeightsIn::Streamed);
+    let counted = plan.memory.unwrap().kinds.into_iter().find(|kind| kind.kind == "weights").unwrap();
+    assert!(2 * counted.misses < counted.puts, "{} of {} groups came late", counted.misses, counted.puts);
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use evanesce_wan::checkpoint::Checkpoint;
+use evanesce_wan::checkpoint::{Checkpoint, HeldWeights};
 use evanesce_wan::weights::{Component, GroupId};
 
 use crate::error::Result;
@@ -21,8 +21,10 @@ pub struct PartContents {
     pub name: &'static str,
     /// Groups that are resident or not.
     pub groups: usize,
-    /// Bytes of all groups.
+    /// Bytes of all groups, in the types that the checkpoint stores.
     pub bytes: u64,
+    /// The same where matrices of experts are held in bfloat16.
+    pub bf16_bytes: u64,
     /// Its identity among shared entries, in hexadecimal.
     pub fingerprint: String,
 }
@@ -35,6 +37,7 @@ impl ModelContents {
     pub fn read(directory: &Path) -> Result<Self> {
         let checkpoint = Checkpoint::open(directory)?;
         let components: Vec<_> = checkpoint.components().collect();
+        let rounded = checkpoint.description().clone().holding(HeldWeights::Bf16);
         let mut parts = Vec::new();
         for component in components {
             let mut bytes = 0;
@@ -48,6 +51,7 @@ impl ModelContents {
                 name: name(component),
                 groups: checkpoint.groups(component).len(),
                 bytes,
+                bf16_bytes: rounded.groups(component).iter().map(|group| group.len_bytes as u64).sum(),
                 fingerprint: digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect(),
             });
         }

@@ -48,7 +48,7 @@ pub use error::{EngineError, Fault, Result};
 pub use evanesce_cache::{
     Budgets, Counters, Disk, DiskRemains, JobId, Kind, KindCounters, Tier, TierTraffic, Usage,
 };
-pub use evanesce_wan::checkpoint::{Context, ContextSample, Description, Positions, Rollout};
+pub use evanesce_wan::checkpoint::{Context, ContextSample, Description, HeldWeights, Positions, Rollout};
 pub use evanesce_wan::kernels;
 pub use evanesce_wan::schedule::Solver;
 pub use evanesce_wan::transformer::{Codec, LoneBlock};

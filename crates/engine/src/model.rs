@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use evanesce_cache::{Budgets, Cache, Counters, Disk};
-use evanesce_wan::checkpoint::Checkpoint;
+use evanesce_wan::checkpoint::{Checkpoint, HeldWeights};
 use evanesce_wan::text::{TextEncoder, Tokenizer};
 use evanesce_wan::transformer::Transformer;
 use evanesce_wan::weights::Component;
@@ -35,12 +35,13 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens the checkpoint in `directory` over a new cache. Reads configurations and headers, no weights.
+    /// Opens the checkpoint in `directory` over a new cache, with weights in the types that it stores. Reads configurations and
+    /// headers, no weights.
     ///
     /// # Errors
     /// What is missing, misshapen or unknown in the checkpoint, in one sentence.
     pub fn open(directory: &Path, budgets: Budgets) -> Result<Self> {
-        Self::open_over(directory, Cache::new(budgets))
+        Self::open_holding(directory, HeldWeights::Stored, budgets, None)
     }
 
     /// As [`Self::open`] with a disk under the tiers in memory: [`Disk::open`] makes one.
@@ -48,7 +49,24 @@ impl Model {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with_disk(directory: &Path, budgets: Budgets, disk: Disk) -> Result<Self> {
-        Self::open_over(directory, Cache::with_disk(budgets, disk))
+        Self::open_holding(directory, HeldWeights::Stored, budgets, Some(disk))
+    }
+
+    /// As [`Self::open`] with weights in the types that `held` says, and with a disk under the tiers in memory if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_holding(
+        directory: &Path,
+        held: HeldWeights,
+        budgets: Budgets,
+        disk: Option<Disk>,
+    ) -> Result<Self> {
+        let cache = match disk {
+            None => Cache::new(budgets),
+            Some(disk) => Cache::with_disk(budgets, disk),
+        };
+        Self::open_over(directory, held, cache)
     }
 
     /// The small checkpoint that the tests of the whole engine run.
@@ -58,8 +76,8 @@ impl Model {
         Self::open(&directory, budgets).expect("it is committed")
     }
 
-    fn open_over(directory: &Path, cache: Cache) -> Result<Self> {
-        let checkpoint = Arc::new(Checkpoint::open(directory)?);
+    fn open_over(directory: &Path, held: HeldWeights, cache: Cache) -> Result<Self> {
+        let checkpoint = Arc::new(Checkpoint::open(directory)?.holding(held));
         let tokenizer = open_tokenizer(&checkpoint)?;
         let fingerprints = checkpoint.components().map(|c| Ok((c, checkpoint.fingerprint(c)?)));
         let fingerprints = fingerprints.collect::<Result<_>>()?;

@@ -1,5 +1,5 @@
-//! Which weights are in memory: groups as shared entries, read from the checkpoint when they are missing, and for the next
-//! expert while the last step of the other one runs.
+//! Which weights are in memory: groups as shared entries, read from the checkpoint when they are missing; ahead of their read
+//! where an expert does not fit, and for the next expert while the last step of the other one runs.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -29,6 +29,8 @@ struct Shelf {
     /// Groups that some thread is reading right now.
     reading: Mutex<BTreeSet<GroupId>>,
     read: Condvar,
+    /// Groups that wait to be prefetched, and that nobody has read since they were asked for.
+    asked: Mutex<BTreeSet<GroupId>>,
 }
 
 /// Removes a group from `reading` on every way out, and wakes whoever waits for it.
@@ -45,6 +47,11 @@ impl Shelf {
     /// The set is consistent after every single operation on it, so a panic elsewhere cannot spoil it.
     fn reading(&self) -> MutexGuard<'_, BTreeSet<GroupId>> {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Self::reading`].
+    fn asked(&self) -> MutexGuard<'_, BTreeSet<GroupId>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn key(&self, id: GroupId) -> ContentKey {
@@ -80,28 +87,33 @@ impl Shelf {
     /// Whether there is room now that needs nothing to leave, or only what nobody will read before.
     fn prefetch(&self, wanted: Wanted) {
         let Wanted { id, distance_ticks } = wanted;
+        // Whoever reads a group takes it off the list: to bring it now would be too late for that read.
+        if !self.asked().remove(&id) {
+            return;
+        }
         let _claim = self.claim(id);
         if self.cache.shared_contains(&self.key(id)) {
             return;
         }
         let Ok(group) = self.spec(id) else { return };
-        let spec = weights_spec(group.len_bytes).displace(Displace::NeededAfter { ticks: distance_ticks });
+        let spec = weights_spec(group).displace(Displace::NeededAfter { ticks: distance_ticks });
         // A refusal is no failure: the group is read when it is needed, and that read reports what is wrong.
         drop(self.read_in(id, spec));
     }
 }
 
-/// How a group of weights is put.
-pub(crate) fn weights_spec(len_bytes: usize) -> PutSpec {
-    PutSpec::shared(Tier::Device, len_bytes).recover(Recover::Reload)
+/// How a group of weights is put; before encoding it is what the checkpoint stores.
+pub(crate) fn weights_spec(group: &GroupSpec) -> PutSpec {
+    let put = PutSpec::shared(Tier::Device, group.len_bytes).recover(Recover::Reload);
+    put.raw_bytes(group.stored_bytes as u64)
 }
 
 /// A group to prefetch.
 #[derive(Clone, Copy, Debug)]
-struct Wanted {
-    id: GroupId,
-    /// Ticks until it will be read: what is read sooner must not leave for it.
-    distance_ticks: u64,
+pub(crate) struct Wanted {
+    pub(crate) id: GroupId,
+    /// What is read sooner than in so many ticks must not leave for it.
+    pub(crate) distance_ticks: u64,
 }
 
 /// The weights of one model, and the thread that prefetches them.
@@ -119,7 +131,8 @@ impl Weights {
         blueprint: Arc<Blueprint>,
         cache: Cache,
     ) -> Result<Self, EngineError> {
-        let shelf = Shelf { checkpoint, blueprint, cache, reading: Mutex::default(), read: Condvar::new() };
+        let (reading, asked) = (Mutex::default(), Mutex::default());
+        let shelf = Shelf { checkpoint, blueprint, cache, reading, read: Condvar::new(), asked };
         let shelf = Arc::new(shelf);
         let (sender, receiver) = sync_channel(PREFETCH_QUEUE_GROUPS);
         let for_thread = Arc::clone(&shelf);
@@ -143,9 +156,15 @@ impl Weights {
     }
 
     fn request(&self, wanted: Wanted) {
-        if let Some(sender) = &self.wanted {
-            // A full queue drops the request: see PREFETCH_QUEUE_GROUPS.
-            _ = sender.try_send(wanted);
+        let shelf = &*self.shelf;
+        let is_there = shelf.cache.shared_contains(&shelf.key(wanted.id));
+        // What waits already is not asked for twice.
+        if is_there || !shelf.asked().insert(wanted.id) {
+            return;
+        }
+        // A full queue drops the request: see PREFETCH_QUEUE_GROUPS.
+        if self.wanted.as_ref().is_none_or(|sender| sender.try_send(wanted).is_err()) {
+            shelf.asked().remove(&wanted.id);
         }
     }
 }
@@ -175,6 +194,29 @@ pub(crate) struct Position {
     pub(crate) next: Option<(Component, Tick)>,
 }
 
+impl Position {
+    /// What is read ahead while a pass that stands here has `group` in use, what is needed sooner first: the group after it, and
+    /// that of the next pass's component for which there is room, the groups before `group` having been read for the last time.
+    ///
+    /// The group after it is read ahead by experts, and where there are two of them: admission keeps room for one group more than
+    /// the one in use there, and nowhere else.
+    pub(crate) fn read_ahead(&self, blueprint: &Blueprint, group: GroupId) -> impl Iterator<Item = Wanted> {
+        let GroupId { component, index } = group;
+        let now = self.first.0 + index as u64;
+        let [high, low] = blueprint.experts();
+        let is_one_of_two = high != low && [high, low].contains(&component);
+        // What is read together with it must not leave for it either.
+        let after = Wanted { id: GroupId { component, index: index + 1 }, distance_ticks: 2 };
+        let next = self.next.map(|(component, first)| Wanted {
+            id: GroupId { component, index },
+            distance_ticks: (first.0 + index as u64).saturating_sub(now),
+        });
+        let n_groups = move |component| blueprint.group_bytes(component).len();
+        let exists = move |wanted: &Wanted| wanted.id.index < n_groups(wanted.id.component);
+        [is_one_of_two.then_some(after), next].into_iter().flatten().filter(exists)
+    }
+}
+
 /// Leases groups for one forward pass of one job.
 #[derive(Debug)]
 pub(crate) struct JobWeights<'a> {
@@ -182,18 +224,6 @@ pub(crate) struct JobWeights<'a> {
     job: &'a Job,
     position: Position,
     waits: &'a Waits,
-}
-
-impl JobWeights<'_> {
-    fn prefetch_behind(&self, index: usize, now: Tick) {
-        let Some((component, first)) = self.position.next else { return };
-        // While group `index` is read, the groups before it have been read for the last time.
-        let id = GroupId { component, index };
-        if index < self.weights.shelf.checkpoint.groups(component).len() {
-            let distance_ticks = (first.0 + index as u64).saturating_sub(now.0);
-            self.weights.request(Wanted { id, distance_ticks });
-        }
-    }
 }
 
 struct LeasedGroup<'a> {
@@ -218,15 +248,71 @@ impl WeightSource for JobWeights<'_> {
         let now = Tick(self.position.first.0 + id.index as u64);
         self.job.tick(now);
         let key = shelf.key(id);
+        shelf.asked().remove(&id);
         let is_missing = !shelf.cache.shared_contains(&key);
         let lease = self.waits.around(Wait::Weights, is_missing, || {
             let _claim = shelf.claim(id);
             match self.job.shared_get(&key) {
                 Some(lease) => Ok(lease),
-                None => shelf.read_in(id, weights_spec(spec.len_bytes)),
+                None => shelf.read_in(id, weights_spec(spec)),
             }
         })?;
-        self.prefetch_behind(id.index, now);
+        for wanted in self.position.read_ahead(&shelf.blueprint, id) {
+            self.weights.request(wanted);
+        }
         Ok(Box::new(LeasedGroup { spec, lease }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use evanesce_cache::Budgets;
+
+    use super::*;
+    use crate::model::Model;
+
+    const BUDGETS: Budgets = Budgets { device_bytes: 1 << 30, host_bytes: 0 };
+    const POSITION: Position = Position { first: Tick(100), next: None };
+
+    /// The groups of `component` that are there when `group` of it was read, and all that was asked for then has come.
+    fn there_after(component: Component, group: usize) -> Vec<usize> {
+        let model = Model::golden(BUDGETS);
+        let (cache, blueprint) = (model.cache.clone(), Arc::clone(&model.blueprint));
+        let (job, waits) = (cache.open_job(), Waits::default());
+        let weights = model.weights.for_job(&job, POSITION, &waits);
+        drop(weights.lease(GroupId { component, index: group }).unwrap());
+        // Its thread ends when it has brought what it was asked for.
+        drop(model);
+        let is_there = |index: &usize| {
+            let key = blueprint.weights_key(GroupId { component, index: *index });
+            cache.shared_contains(&key)
+        };
+        (0..blueprint.group_bytes(component).len()).filter(is_there).collect()
+    }
+
+    #[test]
+    fn the_group_of_an_expert_behind_the_one_in_use_is_asked_for_before_it_is_read() {
+        for expert in [Component::HighNoise, Component::LowNoise] {
+            assert_eq!(there_after(expert, 0), [0, 1]);
+            assert_eq!(there_after(expert, 1), [1, 2]);
+            // Nothing follows the last.
+            let last = Model::golden(BUDGETS).blueprint.group_bytes(expert).len() - 1;
+            assert_eq!(there_after(expert, last), [last]);
+        }
+        // There is no room to count on for a second group of these.
+        assert_eq!(there_after(Component::TextEncoder, 0), [0]);
+    }
+
+    #[test]
+    fn what_was_asked_for_and_is_read_before_it_comes_is_not_brought_again() {
+        let model = Model::golden(BUDGETS);
+        let shelf = &*model.weights.shelf;
+        let id = GroupId { component: Component::HighNoise, index: 1 };
+        let wanted = Wanted { id, distance_ticks: 2 };
+        shelf.prefetch(wanted);
+        assert!(!shelf.cache.shared_contains(&shelf.key(id)), "nobody asks for it any more");
+        shelf.asked().insert(id);
+        shelf.prefetch(wanted);
+        assert!(shelf.cache.shared_contains(&shelf.key(id)) && shelf.asked().is_empty());
     }
 }

@@ -8,8 +8,8 @@ use std::path::Path;
 use evanesce_engine::plan::{Moved, PagesIn, Plan, Planner, TierBudgets};
 use evanesce_engine::report::MemoryReport;
 use evanesce_engine::{
-    Budgets, Context, ContextSample, Description, Disk, KvCodec, Model, Outcome, Positions, Request,
-    RequestedLength, Rollout, Silent,
+    Budgets, Context, ContextSample, Description, Disk, HeldWeights, KvCodec, Model, Outcome, Positions,
+    Request, RequestedLength, Rollout, Silent,
 };
 use support::rollout::{causal_checkpoint, causal_checkpoint_that_sees, golden_request};
 use support::tree::copy_tree;
@@ -222,7 +222,7 @@ fn configurations_alone_are_enough() {
     assert!(Model::open(dir.path(), support::AMPLE).is_err());
     let plan = |dir: &Path| Planner::open(dir).unwrap().plan(support::request(), None, AMPLE).unwrap();
     let (without, with) = (plan(dir.path()), plan(&whole));
-    // Its weights are f32; without them, what Wan publishes is expected: bfloat16 but for the VAE.
+    // Its weights are f32; without them, what Wan publishes is expected: f32 but for the text encoder.
     let weights = |plan: &Plan| {
         plan.memory.as_ref().unwrap().kinds.iter().find(|k| k.kind == "weights").unwrap().peak_bytes
     };
@@ -243,7 +243,8 @@ fn the_full_size_model_has_the_pages_that_its_shapes_say() {
         context_sample: ContextSample::X0,
     };
     let steps = vec![1000, 850, 700, 550, 350, 275, 200, 125];
-    let description = Description::wan22_t2v_a14b().with_rollout(rollout).with_few_steps(steps);
+    let description = Description::wan22_t2v_a14b().holding(HeldWeights::Bf16);
+    let description = description.with_rollout(rollout).with_few_steps(steps);
     let planner = Planner::new(description).unwrap();
     let plan = |size, host_gib: u64| {
         let request = Request {
@@ -263,12 +264,36 @@ fn the_full_size_model_has_the_pages_that_its_shapes_say() {
         let expected = 2.0 * 18.0 * per_frame;
         assert!((gib(pages.peak_bytes) / expected - 1.0).abs() < 0.01, "{size:?}: {}", gib(pages.peak_bytes));
         assert_eq!(plan.choice.pages, PagesIn::Device);
-        // Both experts' weights, 53.2 GiB, and the text encoder's.
+        // Both experts' weights, 26.67 GiB each, the text encoder's and the decoder's.
         let weights = plan.memory.as_ref().unwrap().kinds.iter().find(|kind| kind.kind == "weights").unwrap();
         assert!(
-            (gib(weights.peak_bytes) - (53.23 + 10.58 + 0.27)).abs() < 0.1,
+            (gib(weights.peak_bytes) - (2.0 * 26.67 + 10.58 + 0.27)).abs() < 0.1,
             "{}",
             gib(weights.peak_bytes)
         );
+        // Each is read once, the experts in f32.
+        let read: u64 = plan.units.iter().map(|unit| unit.moved.weights_bytes).sum();
+        assert!((gib(read) - (2.0 * 53.23 + 10.58 + 0.27)).abs() < 0.1, "{}", gib(read));
     }
+}
+
+#[test]
+fn weights_held_in_bf16_are_counted_as_a_plan_foresees() {
+    let checkpoint = golden("checkpoint");
+    let description = Description::open(&checkpoint).unwrap().holding(HeldWeights::Bf16);
+    let plan = Planner::new(description).unwrap().plan(support::request(), None, AMPLE).unwrap();
+    let budgets = Budgets { device_bytes: AMPLE.device_bytes, host_bytes: 0 };
+    let made = |held| {
+        let model = Model::open_holding(&checkpoint, held, budgets, None).unwrap();
+        run(&model, support::request(), Kept::default().outputs(), &mut Silent).unwrap()
+    };
+    let (outcome, exact) = (made(HeldWeights::Bf16), made(HeldWeights::Stored));
+    check_peaks(&plan, &outcome, 0.02);
+    let weights = |memory: &MemoryReport| {
+        let kind = memory.kinds.iter().find(|kind| kind.kind == "weights").unwrap();
+        (kind.puts, kind.encoded_bytes, kind.raw_bytes)
+    };
+    assert_eq!(weights(&outcome.memory), weights(plan.memory.as_ref().unwrap()));
+    let ((_, held, read), (_, all, stored)) = (weights(&outcome.memory), weights(&exact.memory));
+    assert!(held < all && read == stored && all == stored, "{held} of {read}, {all} of {stored}");
 }

@@ -6,6 +6,7 @@ mod outside;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use evanesce_engine::HeldWeights;
 use serde::Deserialize;
 
 use crate::job::Class;
@@ -37,6 +38,8 @@ pub struct Config {
     pub data: PathBuf,
     /// The checkpoint.
     pub model: Option<PathBuf>,
+    /// How the experts' matrices are held in memory.
+    pub weights: HeldWeights,
     /// Budget of the Device tier, as people write sizes.
     pub device_memory: Option<String>,
     /// Budget of the Host tier.
@@ -75,6 +78,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             data: PathBuf::from("evanesce-data"),
             model: None,
+            weights: HeldWeights::Bf16,
             device_memory: None,
             host_memory: None,
             threads: None,
@@ -274,6 +278,7 @@ const TOP: &[&str] = &[
     "listen",
     "data",
     "model",
+    "weights",
     "device_memory",
     "host_memory",
     "threads",
@@ -586,6 +591,7 @@ mod tests {
         assert!(refused("retention_hours = -1.0").contains("retention_hours"));
         assert!(refused("[[keys]]\ntenant = 'a'\nblake3 = 'zz'").contains("64 hexadecimal digits"));
         assert!(refused("log_format = 'xml'").contains("text"));
+        assert!(refused("weights = 'f32'").contains("`bf16` or `stored`"));
         assert!(refused("cors_origins = ['*']").contains("https://example.org"));
         assert!(refused("[webhooks]\nsecret = 'short'").contains("whsec_"));
         assert!(refused("[traces]\nendpoint = 'x'").contains("127.0.0.1:4318"));

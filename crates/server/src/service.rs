@@ -242,8 +242,8 @@ impl Service {
 /// Opens the checkpoint, with embeddings that outlive the process.
 async fn open_model(config: &Config, model_dir: &Path, budgets: Budgets) -> Result<Model, ServeError> {
     let directory = config.data.display().to_string();
-    let model_path = model_dir.to_path_buf();
-    let opened = tokio::task::spawn_blocking(move || Model::open(&model_path, budgets));
+    let (model_path, held) = (model_dir.to_path_buf(), config.weights);
+    let opened = tokio::task::spawn_blocking(move || Model::open_holding(&model_path, held, budgets, None));
     let model = opened.await.map_err(|e| io_error("the model")(io::Error::other(e)))??;
     let limit_bytes = config.snapshots.embeddings_bytes_max;
     let model = model.keep_embeddings(&config.data.join("embeddings"), limit_bytes);

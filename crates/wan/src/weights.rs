@@ -50,7 +50,7 @@ pub struct TensorSpec {
     /// Canonical name: diffusers' for the transformer and the VAE, transformers' for the text encoder, with the whole
     /// path inside the component (`blocks.3.attn1.to_q.weight`).
     pub name: String,
-    /// Element type in memory, the same as in the checkpoint.
+    /// Element type in memory: that of the checkpoint, unless numbers are rounded as they are read.
     pub dtype: Dtype,
     /// Shape, outermost first.
     pub shape: Vec<usize>,
@@ -103,6 +103,8 @@ pub struct GroupSpec {
     pub tensors: BTreeMap<String, TensorSpec>,
     /// Bytes of the whole group, padding included.
     pub len_bytes: usize,
+    /// What these bytes would be in the types of the checkpoint: more where numbers are rounded as they are read.
+    pub stored_bytes: usize,
 }
 
 impl GroupSpec {
@@ -117,7 +119,17 @@ impl GroupSpec {
             offset_bytes = (offset_bytes + spec.len_bytes()).next_multiple_of(TENSOR_ALIGN_BYTES);
             packed.insert(name, spec);
         }
-        Self { tensors: packed, len_bytes: offset_bytes }
+        Self { tensors: packed, len_bytes: offset_bytes, stored_bytes: offset_bytes }
+    }
+
+    /// The same group, every tensor in rows and of the type that `held` gives it in memory. What the checkpoint stores stays.
+    #[must_use]
+    pub(crate) fn with_types(&self, held: impl Fn(&TensorSpec) -> Dtype) -> Self {
+        let mut tensors: Vec<_> = self.tensors.values().collect();
+        tensors.sort_by_key(|tensor| tensor.offset_bytes);
+        let typed =
+            tensors.into_iter().map(|tensor| (tensor.name.clone(), held(tensor), tensor.shape.clone()));
+        Self { stored_bytes: self.stored_bytes, ..Self::pack(typed) }
     }
 
     /// The same group with the matrices of linear layers packed, as far as they can be in their own bytes; `is_linear` says

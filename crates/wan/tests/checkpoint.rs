@@ -12,11 +12,12 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use directory::{Stored, copy_of, diffusers_directory, drawn, edit_json, safetensors, stored};
-use evanesce_wan::checkpoint::{Checkpoint, Description, Layout};
+use evanesce_wan::checkpoint::{Checkpoint, Description, HeldWeights, Layout};
 use evanesce_wan::schedule::{Grid, Solver};
 use evanesce_wan::transformer::{Branch, NoCrossKv, TextRows, Transformer};
 use evanesce_wan::weights::{Component, GroupId, GroupSpec, MapSource, Order, WeightGroup, WeightSource};
 use evanesce_wan::{Result, WanError};
+use half::bf16;
 use serde_json::json;
 
 /// Every component of a checkpoint with two experts.
@@ -341,8 +342,73 @@ fn what_matrices_in_rows_are_turned_in_is_known_and_nothing_where_all_are_packed
     assert_eq!(checkpoint.description().turned_bytes(Component::HighNoise), 2 * 16 * 32 * 4);
     // Half precision is never packed.
     assert!(checkpoint.description().turned_bytes(Component::VaeDecoder) > 0);
-    let published = Description::wan22_t2v_a14b();
-    assert_eq!(COMPONENTS.map(|component| published.turned_bytes(component)), [0; 5]);
+    for held in HeldWeights::ALL {
+        let published = Description::wan22_t2v_a14b().holding(held);
+        assert_eq!(COMPONENTS.map(|component| published.turned_bytes(component)), [0; 5], "{held:?}");
+    }
+}
+
+#[test]
+fn the_published_experts_take_53_gib_to_read_and_half_of_it_to_hold_in_bf16() {
+    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+    let sizes = |held: HeldWeights, component: Component| {
+        let published = Description::wan22_t2v_a14b().holding(held);
+        let groups = published.groups(component);
+        let sum = |bytes: fn(&GroupSpec) -> usize| gib(groups.iter().map(bytes).sum());
+        [sum(|group| group.len_bytes), sum(|group| group.stored_bytes)]
+    };
+    for (held, component, in_memory, in_files) in [
+        (HeldWeights::Stored, Component::HighNoise, 53.23, 53.23),
+        (HeldWeights::Bf16, Component::HighNoise, 26.67, 53.23),
+        (HeldWeights::Bf16, Component::LowNoise, 26.67, 53.23),
+        (HeldWeights::Bf16, Component::TextEncoder, 10.58, 10.58),
+        (HeldWeights::Bf16, Component::VaeDecoder, 0.27, 0.27),
+    ] {
+        let got = sizes(held, component);
+        let off = got.iter().zip([in_memory, in_files]).map(|(got, expected)| (got - expected).abs());
+        assert!(off.fold(0.0, f64::max) < 0.01, "{component:?} held {held:?}: {got:?}");
+    }
+}
+
+/// Whether the tensor of a transformer is a matrix that may be held in bfloat16.
+fn is_rounded(tensor: &Stored) -> bool {
+    let kept = ["scale_shift_table", "time_embedder"];
+    tensor.shape.len() > 1 && !kept.iter().any(|part| tensor.name.contains(part))
+}
+
+#[test]
+fn an_expert_stored_in_f32_and_held_in_bf16_is_bit_for_bit_one_whose_matrices_are_stored_so() {
+    let [exact, coarse] = [diffusers_directory(), diffusers_directory()];
+    let mut tensors = drawn(Component::LowNoise);
+    let mut changed = 0;
+    for tensor in tensors.iter_mut().filter(|tensor| is_rounded(tensor)) {
+        let numbers = tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        let numbers: Vec<_> = numbers.map(|exact| (exact, bf16::from_f32(exact))).collect();
+        changed += numbers.iter().filter(|(exact, rounded)| rounded.to_f32() != *exact).count();
+        tensor.bytes = numbers.iter().flat_map(|(_, rounded)| rounded.to_le_bytes()).collect();
+        "BF16".clone_into(&mut tensor.dtype);
+    }
+    assert!(changed > 1000, "what is rounded loses something: {changed}");
+    let path = coarse.path().join("transformer_2/diffusion_pytorch_model.safetensors");
+    fs::write(path, safetensors(&tensors)).unwrap();
+    let plain = Checkpoint::open(exact.path()).unwrap();
+    let held = Checkpoint::open(exact.path()).unwrap().holding(HeldWeights::Bf16);
+    let stored = Checkpoint::open(coarse.path()).unwrap();
+    let low = Component::LowNoise;
+    for ((ours, theirs), plain) in held.groups(low).iter().zip(stored.groups(low)).zip(plain.groups(low)) {
+        assert_eq!((&ours.tensors, ours.len_bytes), (&theirs.tensors, theirs.len_bytes));
+        assert!(ours.len_bytes < plain.len_bytes && ours.stored_bytes == plain.len_bytes);
+    }
+    assert!(read_all(&held, low) == read_all(&stored, low));
+    // What is in memory is told apart from the same files held otherwise; all else is as it was.
+    assert_ne!(held.fingerprint(low).unwrap(), plain.fingerprint(low).unwrap());
+    for component in COMPONENTS.into_iter().filter(|component| *component != low) {
+        assert_eq!(held.groups(component), plain.groups(component));
+        assert_eq!(held.fingerprint(component).unwrap(), plain.fingerprint(component).unwrap());
+    }
+    let untouched = Checkpoint::open(exact.path()).unwrap().holding(HeldWeights::Stored);
+    assert_eq!(untouched.groups(low), plain.groups(low));
+    assert_eq!(untouched.fingerprint(low).unwrap(), plain.fingerprint(low).unwrap());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Tokenizing against transformers, as stored by `xtask/goldens/text.py`, and what the loader makes of broken files.
+//! Tokenizing against transformers, as stored by `xtask/goldens/text.py` and `unigram.py`, and what the loader makes of broken files.
 
 use std::path::Path;
 
@@ -26,6 +26,24 @@ fn prompts_get_the_ids_of_the_reference() {
     for Case { text, ids } in &cases {
         assert_eq!(tokenizer.prompt_ids(text).unwrap(), *ids, "for {text:?}");
     }
+}
+
+/// UMT5's tokenizer is of this kind: unigrams under `nmt_nfkc`, which folds widths, ligatures, circled numbers and squared words.
+#[test]
+fn the_character_map_that_sentencepiece_compiles_is_accepted_and_gives_the_ids_of_the_reference() {
+    let file = include_bytes!("goldens/text/unigram.json");
+    let tokenizer = load(file).unwrap();
+    let cases: Vec<Case> = serde_json::from_str(include_str!("goldens/text/unigram_tokens.json")).unwrap();
+    for Case { text, ids } in &cases {
+        assert_eq!(tokenizer.prompt_ids(text).unwrap(), *ids, "for {text:?}");
+    }
+    // The map is what folds: without it these are other tokens.
+    let mut json: serde_json::Value = serde_json::from_slice(file).unwrap();
+    json["normalizer"] = serde_json::Value::Null;
+    let plain = load(&serde_json::to_vec(&json).unwrap()).unwrap();
+    let folded = "① ㎏ ㍿";
+    assert_eq!(tokenizer.prompt_ids(folded).unwrap(), tokenizer.prompt_ids("1 kg 株式会社").unwrap());
+    assert_ne!(plain.prompt_ids(folded).unwrap(), tokenizer.prompt_ids(folded).unwrap());
 }
 
 #[test]

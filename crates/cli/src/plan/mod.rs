@@ -74,6 +74,7 @@ fn planner(args: &PlanArgs) -> anyhow::Result<(String, Planner)> {
             (directory.display().to_string(), open(&directory)?)
         }
     };
+    let description = description.holding(args.weights);
     let description = match rollout(args, description.rollout()) {
         None => description,
         Some(rollout) => description.with_rollout(rollout),

@@ -125,7 +125,7 @@ impl Page<'_> {
         let tiers = &self.outcome.memory.tiers;
         let kind = |name: &str| self.outcome.memory.kinds.iter().find(|kind| kind.kind == name);
         let pages = kind("self_kv").map_or((0, 0), |kind| (kind.arrived_before_use, kind.arrived_late));
-        let read = kind("weights").map_or(0, |kind| kind.encoded_bytes);
+        let read = kind("weights").map_or(0, |kind| kind.raw_bytes);
         let traffic = |at: usize| tiers.get(at).map(|tier| tier.traffic).unwrap_or_default();
         let [host, disk] = [traffic(1), traffic(2)];
         let [weights, waited] = [Wait::Weights, Wait::Pages].map(|what| self.waits.of(what));

@@ -54,7 +54,7 @@ pub struct Planner {
 /// Bytes that moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// Weights, from the checkpoint into the device.
+    /// Weights, from the checkpoint into the device, in the types that the checkpoint stores.
     pub weights_bytes: u64,
     /// From the device into the host.
     pub to_host_bytes: u64,
@@ -269,7 +269,7 @@ impl Moved {
     fn so_far(counters: &Counters) -> Self {
         let [host, disk] = [Tier::Host, Tier::Disk].map(|tier| counters.tier(tier).traffic);
         Self {
-            weights_bytes: counters.kind(Kind::Weights).encoded_bytes,
+            weights_bytes: counters.kind(Kind::Weights).raw_bytes,
             to_host_bytes: host.demoted_bytes,
             from_host_bytes: host.promoted_bytes,
             to_disk_bytes: disk.demoted_bytes,

@@ -21,7 +21,7 @@ use crate::keys::{self, BranchName, LatentRole};
 use crate::progress::Stage;
 use crate::report::MemoryNow;
 use crate::request::JobSpec;
-use crate::residency::{Position, weights_spec};
+use crate::residency::{Position, Wanted, weights_spec};
 use crate::self_kv::FramePages;
 use crate::start;
 use crate::text::workspace_bytes;
@@ -426,7 +426,7 @@ impl<'a> Rehearsal<'a> {
         }
     }
 
-    /// As `JobWeights::lease`, the next expert's group brought behind it at once.
+    /// As `JobWeights::lease`, with what is read ahead brought behind it at once.
     fn lease_group(&self, component: Component, index: usize, position: Position) -> Result<Lease> {
         let now = Tick(position.first.0 + index as u64);
         self.job.tick(now);
@@ -434,12 +434,12 @@ impl<'a> Rehearsal<'a> {
             Some(lease) => lease,
             None => self.read_in(component, index, Displace::Anything)?,
         };
-        if let Some((next, first)) = position.next {
-            let ticks = (first.0 + index as u64).saturating_sub(now.0);
-            let is_there = self.cache.shared_contains(&self.group_key(next, index));
-            if index < self.blueprint.group_bytes(next).len() && !is_there {
+        let group = GroupId { component, index };
+        for Wanted { id, distance_ticks } in position.read_ahead(self.blueprint, group) {
+            if !self.cache.shared_contains(&self.blueprint.weights_key(id)) {
+                let displace = Displace::NeededAfter { ticks: distance_ticks };
                 // A refusal is no failure: the group is read when it is needed.
-                drop(self.read_in(next, index, Displace::NeededAfter { ticks }));
+                drop(self.read_in(id.component, id.index, displace));
             }
         }
         Ok(lease)
@@ -450,8 +450,9 @@ impl<'a> Rehearsal<'a> {
     }
 
     fn read_in(&self, component: Component, index: usize, displace: Displace) -> Result<Lease> {
-        let len_bytes = self.blueprint.group_bytes(component).nth(index).unwrap_or(0);
-        let spec = weights_spec(len_bytes).displace(displace);
+        let group = self.blueprint.description.groups(component).get(index);
+        let no_group = || EngineError::Cache(format!("{component:?} has no group {index}"));
+        let spec = weights_spec(group.ok_or_else(no_group)?).displace(displace);
         let put = self.cache.shared_put_with(self.group_key(component, index), spec);
         put.map_err(EngineError::cache)?.commit().map_err(EngineError::cache)
     }

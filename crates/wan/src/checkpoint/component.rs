@@ -7,7 +7,7 @@ use evanesce_kernels::Dtype;
 use super::files::{Located, WeightFiles};
 use super::mapping::WeightFile;
 use crate::error::{Result, WanError};
-use crate::weights::{GroupSpec, TENSOR_ALIGN_BYTES};
+use crate::weights::{GroupSpec, TENSOR_ALIGN_BYTES, TensorSpec};
 use crate::{text, transformer, vae};
 
 /// Tensors by group, as model modules list them: (canonical name, shape).
@@ -127,17 +127,26 @@ fn place(i: u64, len_bytes: u64) -> u64 {
 }
 
 impl ComponentWeights {
-    /// Fills `out` with group `spec`: tensors at their offsets, each in its order, zeros between them.
+    /// Fills `out` with group `spec`: tensors at their offsets, each in its type and order, zeros between them.
     pub(crate) fn read(&self, spec: &GroupSpec, out: &mut [u8]) -> Result<()> {
         for tensor in spec.tensors.values() {
             let start = tensor.offset_bytes;
             let end = start + tensor.len_bytes();
             let Located { file, entry } = &self.tensors[&tensor.name];
-            self.files[*file].copy_range(entry.offset_bytes, &mut out[start..end])?;
+            let file = &self.files[*file];
+            match (entry.dtype, tensor.dtype) {
+                (Dtype::F32, Dtype::BF16) => file.round_range(entry.offset_bytes, &mut out[start..end])?,
+                _ => file.copy_range(entry.offset_bytes, &mut out[start..end])?,
+            }
             tensor.settle(&mut out[start..end]);
             out[end..end.next_multiple_of(TENSOR_ALIGN_BYTES)].fill(0);
         }
         Ok(())
+    }
+
+    /// Whether the tensor's numbers are rounded as they are read.
+    pub(crate) fn rounds(&self, tensor: &TensorSpec) -> bool {
+        self.tensors.get(&tensor.name).is_some_and(|located| located.entry.dtype != tensor.dtype)
     }
 
     /// Feeds names, types, shapes and samples of every tensor to `hasher`; a tensor that is no longer than all samples

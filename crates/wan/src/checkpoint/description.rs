@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::component::is_linear;
+use super::held::HeldWeights;
 use super::open::{Want, assumed_group, open};
 use super::rollout::{Positions, ROLLOUT_LATENT_FRAMES_MAX, Rollout};
 use super::settings::{Defaults, Settings};
@@ -36,7 +37,7 @@ impl Description {
         Ok(open(dir, Want::Sizes)?.description)
     }
 
-    /// Wan2.2-T2V-A14B as it is published, with the official settings.
+    /// Wan2.2-T2V-A14B as it is published, with the official settings: experts of 53.2 GiB each in f32, the text encoder in bfloat16.
     #[must_use]
     pub fn wan22_t2v_a14b() -> Self {
         let expert = TransformerConfig { layers: 40, ..LoneBlock::wan22_t2v_a14b() };
@@ -54,6 +55,17 @@ impl Description {
         let groups = groups.collect();
         let settings = Settings::official();
         Self { experts: experts.into(), text, vae, settings, groups, tokenizer: None }
+    }
+
+    /// The same with its weights held in memory as `held` says.
+    #[must_use]
+    pub fn holding(mut self, held: HeldWeights) -> Self {
+        for (component, groups) in &mut self.groups {
+            for group in groups {
+                *group = group.with_types(|tensor| held.type_of(*component, tensor)).with_packed(is_linear);
+            }
+        }
+        self
     }
 
     /// The same made block by block in this way, as checkpoints trained for it are.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use half::bf16;
 use memmap2::{Mmap, MmapOptions};
 
 use crate::error::{Result, WanError};
@@ -52,6 +53,20 @@ impl WeightFile {
         Ok(())
     }
 
+    /// Fills `out` with bfloat16 numbers: the f32 ones from `offset_bytes` on, rounded to the nearest, ties to even. Nothing stays
+    /// mapped.
+    pub(crate) fn round_range(&self, offset_bytes: u64, out: &mut [u8]) -> Result<()> {
+        for (index, window) in out.chunks_mut(WINDOW_BYTES / 2).enumerate() {
+            let start_bytes = offset_bytes + (index * WINDOW_BYTES) as u64;
+            let stored = self.map(start_bytes, 2 * window.len())?;
+            for (number, place) in stored.chunks_exact(4).zip(window.chunks_exact_mut(2)) {
+                let number = f32::from_le_bytes([number[0], number[1], number[2], number[3]]);
+                place.copy_from_slice(&bf16::from_f32(number).to_le_bytes());
+            }
+        }
+        Ok(())
+    }
+
     /// Fills `out`, a few bytes, with those from `offset_bytes` on, without mapping: a mapping that is read in one place brings
     /// in the pages around it.
     pub(crate) fn read_at(&self, offset_bytes: u64, out: &mut [u8]) -> Result<()> {
@@ -76,5 +91,26 @@ impl WeightFile {
         // the file meanwhile can change the numbers read, and one that truncates it can end this process, as with any
         // mapped file; nothing here ever writes or truncates a checkpoint.
         unsafe { options.map(&self.file) }.map_err(io)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_rounded_to_the_nearest_and_ties_to_even() {
+        let numbers = [1.0_f32, 1.003_906_25, 1.011_718_75, -1.004, f32::INFINITY, f32::NAN];
+        // They need not lie at a multiple of their size.
+        let bytes: Vec<u8> =
+            [7; 3].into_iter().chain(numbers.into_iter().flat_map(f32::to_le_bytes)).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let mut out = [0; 12];
+        WeightFile::open(file.path()).unwrap().round_range(3, &mut out).unwrap();
+        let rounded: Vec<f32> =
+            out.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+        assert_eq!(rounded[..5], [1.0, 1.0, 1.015_625, -1.007_812_5, f32::INFINITY]);
+        assert!(rounded[5].is_nan());
     }
 }

@@ -10,6 +10,7 @@ mod description;
 pub(crate) mod fields;
 mod files;
 mod header;
+mod held;
 mod mapping;
 mod open;
 mod pickle;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 pub use description::Description;
 pub use files::parse_index;
 pub use header::{Entry, parse_header};
+pub use held::HeldWeights;
 pub use pickle::{PickledTensor, parse_pickle};
 pub use rollout::{Context, ContextSample, Positions, ROLLOUT_LATENT_FRAMES_MAX, Rollout};
 pub use settings::Defaults;
@@ -69,6 +71,12 @@ impl Checkpoint {
     /// [`WanError::Checkpoint`] or [`WanError::Io`], one sentence that names the file and what would be right.
     pub fn open(dir: &Path) -> Result<Self> {
         open::open(dir, open::Want::Weights)
+    }
+
+    /// The same with its weights held in memory as `held` says.
+    #[must_use]
+    pub fn holding(self, held: HeldWeights) -> Self {
+        Self { description: self.description.holding(held), ..self }
     }
 
     /// What it is, without its weights.
@@ -161,7 +169,7 @@ impl Checkpoint {
         self.description.groups(component)
     }
 
-    /// Copies a group's tensors into `out`, in the layout of its [`GroupSpec`] and the types of the files. Files are
+    /// Copies a group's tensors into `out`, in the layout and the types of its [`GroupSpec`]. Files are
     /// mapped window by window and unmapped at once, so the process holds `out` and little more.
     ///
     /// # Errors
@@ -178,7 +186,8 @@ impl Checkpoint {
     }
 
     /// Identity of a component's content: its tensors' names, types and shapes, samples of their numbers, every number of
-    /// its configuration, and the tokenizer for the text encoder. Equal for the same content in either layout.
+    /// its configuration, the tokenizer for the text encoder, and which tensors are rounded as they are read. Equal for the same
+    /// content in either layout.
     ///
     /// Of a tensor up to 4 KiB all bytes count, of a larger one as many, in samples all over it. So weights that were trained on
     /// or converted anew are told apart, since they differ nearly everywhere; a few numbers changed between the samples of a
@@ -192,6 +201,10 @@ impl Checkpoint {
         })?;
         let mut hasher = blake3::Hasher::new();
         weights.identify(&mut hasher)?;
+        let tensors = self.groups(component).iter().flat_map(|group| group.tensors.values());
+        for tensor in tensors.filter(|tensor| weights.rounds(tensor)) {
+            hasher.update(format!("{} in {:?}\n", tensor.name, tensor.dtype).as_bytes());
+        }
         hasher.update(self.configuration(component).as_bytes());
         if component == Component::TextEncoder {
             hasher.update(&open::read_tokenizer(&self.tokenizer)?);

@@ -330,11 +330,13 @@ fn self_forcing_file(dir: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// A group as Wan publishes it: the VAE in f32, everything else in bfloat16.
+/// A group as Wan publishes it, in either layout: the text encoder in bfloat16, the transformers and the VAE in f32.
 pub(super) fn assumed_group(component: Component, group: Vec<(String, Vec<usize>)>) -> GroupSpec {
     let dtype = match component {
-        Component::VaeEncoder | Component::VaeDecoder => Dtype::F32,
-        Component::TextEncoder | Component::HighNoise | Component::LowNoise => Dtype::BF16,
+        Component::TextEncoder => Dtype::BF16,
+        Component::HighNoise | Component::LowNoise | Component::VaeEncoder | Component::VaeDecoder => {
+            Dtype::F32
+        }
     };
     GroupSpec::pack(group.into_iter().map(|(name, shape)| (name, dtype, shape))).with_packed(is_linear)
 }
