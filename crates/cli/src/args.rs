@@ -65,6 +65,10 @@ pub(crate) struct Serve {
     /// Memory for what has to make room there but is needed again [default: an eighth of what is free].
     #[arg(long, value_name = "BYTES")]
     pub(crate) host_memory: Option<String>,
+    /// A directory and how much of it may be used for what finds no room in memory, such as /fast/ssd:64GiB: one file, set
+    /// aside at the start and removed at the end [default: none].
+    #[arg(long, value_name = "DIR:BYTES")]
+    pub(crate) disk_cache: Option<String>,
     /// Threads for arithmetic [default: one per processor].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,

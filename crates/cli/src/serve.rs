@@ -5,16 +5,16 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use evanesce_engine::{Budgets, EngineError, Fault};
+use evanesce_engine::{Budgets, Disk, EngineError, Fault};
 use evanesce_server::config::{ConfigError, LogFormat, TEMPLATE};
 use evanesce_server::id::random_hex;
 use evanesce_server::webhooks::Secret;
-use evanesce_server::{Config, ServeError, key_digest, serve_until_signalled};
+use evanesce_server::{Config, Memory, ServeError, key_digest, serve_until_signalled};
 
 use crate::args::Serve;
 use crate::machine;
 use crate::progress::say;
-use crate::quantity::parse_bytes;
+use crate::quantity::{DiskCache, parse_bytes, parse_disk_cache};
 
 /// Runs the command and says how it went: 0 stopped when asked, 2 bad input, 1 anything else.
 pub(crate) fn run(args: Serve) -> ExitCode {
@@ -82,8 +82,18 @@ fn serve(args: Serve) -> anyhow::Result<()> {
             ConfigError("no checkpoint: the one that ships with evanesce was not found beside this program; name one with --model DIR".to_owned())
         })?,
     };
-    serve_until_signalled(config, &model, budgets, |address| say(&format!("listening on http://{address}")))?;
+    let disk = config.disk_cache.as_deref().map(open_disk).transpose()?;
+    let memory = Memory { budgets, disk };
+    serve_until_signalled(config, &model, memory, |address| say(&format!("listening on http://{address}")))?;
     Ok(())
+}
+
+/// The disk tier that the configuration names; its file is there from now on.
+fn open_disk(text: &str) -> Result<Disk, ConfigError> {
+    let DiskCache { directory, bytes } = parse_disk_cache(text)
+        .map_err(|sentence| ConfigError(format!("disk_cache is {text:?}; {sentence}")))?;
+    Disk::open(&directory, bytes as u64)
+        .map_err(|error| ConfigError(format!("disk_cache cannot be used: {error}")))
 }
 
 /// The file's configuration with the flags laid over it.
@@ -106,6 +116,7 @@ fn config(args: Serve) -> Result<Config, ConfigError> {
     config.model = args.model.or(config.model);
     config.device_memory = args.device_memory.or(config.device_memory);
     config.host_memory = args.host_memory.or(config.host_memory);
+    config.disk_cache = args.disk_cache.or(config.disk_cache);
     config.threads = args.threads.map(usize::from).or(config.threads);
     let format = args.log_format.as_deref().and_then(LogFormat::from_name);
     config.log_format = format.unwrap_or(config.log_format);

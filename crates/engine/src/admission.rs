@@ -108,6 +108,12 @@ impl Needs {
         self.first_bytes.max(self.stage_bytes + on_device) as u64
     }
 
+    /// The least Device tier in which the job finishes where the disk takes pages and the host, of this budget, only passes them on.
+    pub(crate) fn device_bytes_beside_disk(&self, host_bytes: u64, disk: Option<&Disk>) -> u64 {
+        let passing_bytes = (2 * self.pages.group_pages * self.pages.page_bytes) as u64;
+        self.device_bytes_beside(host_bytes.min(passing_bytes), disk)
+    }
+
     /// Bytes of the host that the job's pages may come to need beside a device of this budget: those that find no room there, and
     /// one group more that comes down before another one has left.
     pub(crate) fn host_bytes_for_pages(&self, device_bytes: u64) -> u64 {

@@ -145,6 +145,16 @@ impl Model {
         Ok(needs.device_bytes_beside(host_bytes, self.cache.disk()))
     }
 
+    /// As [`Self::device_bytes_needed`], where the disk alone takes pages that are not read at once, and a host of so many bytes only
+    /// passes them on: what is there for others may stay. The same as that where there is no disk.
+    ///
+    /// # Errors
+    /// When a prompt cannot be tokenized.
+    pub fn device_bytes_beside_disk(&self, spec: &JobSpec, host_bytes: u64) -> Result<u64> {
+        let needs = Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?);
+        Ok(needs.device_bytes_beside_disk(host_bytes, self.cache.disk()))
+    }
+
     /// The expert for a component; a checkpoint with one transformer uses it for everything.
     pub(crate) fn expert(&self, component: Component) -> &Transformer {
         self.blueprint.expert(component)

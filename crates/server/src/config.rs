@@ -41,6 +41,8 @@ pub struct Config {
     pub device_memory: Option<String>,
     /// Budget of the Host tier.
     pub host_memory: Option<String>,
+    /// Directory and size of the Disk tier, as people write them; left out: there is none.
+    pub disk_cache: Option<String>,
     /// Threads for arithmetic.
     pub threads: Option<usize>,
     /// How long ended jobs are kept.
@@ -77,6 +79,7 @@ impl Default for Config {
             model: None,
             device_memory: None,
             host_memory: None,
+            disk_cache: None,
             threads: None,
             retention_hours: 168.0,
             cors_origins: Vec::new(),
@@ -276,6 +279,7 @@ const TOP: &[&str] = &[
     "model",
     "device_memory",
     "host_memory",
+    "disk_cache",
     "threads",
     "retention_hours",
     "cors_origins",
@@ -369,6 +373,11 @@ impl Config {
         let mut config: Self = toml::from_str(text).map_err(|error| ConfigError(one_line(text, &error)))?;
         if table.contains_key("data") {
             config.data = directory.join(config.data);
+        }
+        // The size stands behind the directory. Where there is no directory, that is still to be seen.
+        let place = config.disk_cache.as_mut().filter(|place| !place.starts_with(':'));
+        if let Some(place) = place {
+            *place = directory.join(&*place).to_string_lossy().into_owned();
         }
         // A program without a directory is looked for where programs are.
         let program = config.encoder.ffmpeg.as_mut().filter(|program| program.components().count() > 1);
@@ -553,6 +562,9 @@ mod tests {
         assert_eq!(named.model.as_deref(), Some(Path::new("/models/wan")));
         assert_eq!(named.webhooks.certificates.as_deref(), Some(Path::new("/etc/evanesce/authority.pem")));
         assert_eq!(named.encoder.ffmpeg.as_deref(), Some(Path::new("ffmpeg")));
+        let disk = |text: &str| read(&format!("disk_cache = \"{text}\"")).disk_cache.unwrap();
+        assert_eq!(disk("cache:2GiB"), "/etc/evanesce/cache:2GiB");
+        assert_eq!([disk("/ssd:2GiB"), disk(":2GiB")], ["/ssd:2GiB", ":2GiB"]);
         let beside = read("[encoder]\nffmpeg = \"bin/ffmpeg\"").encoder.ffmpeg;
         assert_eq!(beside.as_deref(), Some(Path::new("/etc/evanesce/bin/ffmpeg")));
         // What flags may still change is not refused yet.

@@ -198,13 +198,17 @@ pub struct JobMemory {
     pub device: TierBytes,
     /// Where what must make room waits.
     pub host: TierBytes,
+    /// Where what the host cannot hold waits.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub disk: TierBytes,
 }
 
 impl JobMemory {
     /// The same job when it owns nothing.
     pub(crate) fn let_go(self) -> Self {
         let let_go = |tier: TierBytes| TierBytes { owned_bytes: 0, ..tier };
-        Self { device: let_go(self.device), host: let_go(self.host) }
+        Self { device: let_go(self.device), host: let_go(self.host), disk: let_go(self.disk) }
     }
 }
 

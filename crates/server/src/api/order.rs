@@ -213,18 +213,22 @@ fn check_class(app: &App, class: Class, needed_bytes: u64) -> Result<(), ApiErro
     checked.map_err(|sentence| ApiError::body(sentence).with_code("does_not_fit"))
 }
 
-/// The bytes to plan for a job; one that can never fit is refused with what would. What fits only when memory is not short waits.
+/// The bytes to plan for a job; one that can never fit is refused with what would. What fits only when memory is not short waits, and
+/// what fits only with pages on disk is planned with more than there is, so it has the device, and the disk, to itself.
 fn fitting_bytes(app: &App, spec: &JobSpec) -> Result<u64, ApiError> {
-    let model = &app.model;
-    let now_bytes = model.counters().tier(Tier::Device).budget_bytes;
-    let budget_bytes = now_bytes.max(app.terms.rules.room.device_bytes);
+    let (model, room) = (&app.model, app.terms.rules.room);
+    let counters = model.counters();
+    let most = |tier: Tier, planned: u64| counters.tier(tier).budget_bytes.max(planned);
+    let budget_bytes = most(Tier::Device, room.device_bytes);
+    let host_bytes = most(Tier::Host, room.host_bytes);
+    // The host is for parked jobs: nobody's pages count on it.
     let needed = |frames: usize| {
         let shorter = JobSpec { frames, ..spec.clone() };
-        model.device_bytes_needed(&shorter).map_err(ApiError::internal)
+        model.device_bytes_beside_disk(&shorter, host_bytes).map_err(ApiError::internal)
     };
     let needed_bytes = needed(spec.frames)?;
     if needed_bytes <= budget_bytes {
-        return Ok(needed_bytes);
+        return model.device_bytes_needed(spec).map_err(ApiError::internal);
     }
     // More frames never need less: the largest that fits is found by halving.
     let (mut fits, mut too_many) = (None, (spec.frames - 1) / 4);

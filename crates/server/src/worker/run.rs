@@ -245,7 +245,7 @@ fn open(model: &Model, door: &Door<'_>, job: &Job) -> Result<(Outputs, Draft), E
 
 fn memory(now: &Usage, most: &Usage) -> JobMemory {
     let tier = |tier| TierBytes { owned_bytes: now.bytes[tier], peak_bytes: most.peak_bytes[tier] };
-    JobMemory { device: tier(Tier::Device), host: tier(Tier::Host) }
+    JobMemory { device: tier(Tier::Device), host: tier(Tier::Host), disk: tier(Tier::Disk) }
 }
 
 /// The engine's request for an order: nothing is left to defaults, so a restart gives the same video.
