@@ -19,7 +19,7 @@ use crate::api::pollers::Pollers;
 use crate::api::{App, router};
 use crate::board::Board;
 use crate::clock::UnixMs;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Pages};
 use crate::http;
 use crate::id::random_hex;
 use crate::job::Job;
@@ -147,6 +147,7 @@ impl Service {
         let lock = lock(&config.data)?;
         let (listener, address) = listen(config.listen).await?;
         let model = Arc::new(open_model(&config, model_dir, memory.into()).await?);
+        let pages = Pages::open(&config.pages, &model)?;
         let store = SqliteStore::open(&config.data.join("jobs.sqlite")).await?;
         let encoder = config.encoder.encoder();
         encoder.check().map_err(ConfigError)?;
@@ -190,6 +191,7 @@ impl Service {
             access,
             courier,
             limits: config.limits,
+            pages,
             encoder,
             queue_limits: QueueLimits {
                 total: config.queue.jobs_max,

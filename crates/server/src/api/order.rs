@@ -8,7 +8,7 @@ use super::access::Tenant;
 use super::error::ApiError;
 use crate::config::Limits;
 use crate::encoder::Encoder;
-use crate::job::{Class, Order};
+use crate::job::{Class, Order, OrderPages};
 use crate::wire::CreateVideo;
 
 /// Deadlines further away than a week mean nothing.
@@ -30,7 +30,7 @@ pub(super) fn order(app: &App, tenant: &Tenant, asked: CreateVideo) -> Result<Or
     }
     check_prompts(&asked, limits)?;
     check_numbers(&asked, limits)?;
-    let request = request(&asked, &app.model, drawn_seed)?;
+    let request = app.pages.fill(request(&asked, &app.model, drawn_seed)?);
     check_shape(&request, app)?;
     let length = request.length;
     let spec = JobSpec::new(request, app.model.checkpoint()).map_err(|error| match error {
@@ -55,6 +55,7 @@ pub(super) fn order(app: &App, tenant: &Tenant, asked: CreateVideo) -> Result<Or
     let device_bytes = fitting_bytes(app, &spec)?;
     check_class(app, class, device_bytes)?;
     let seconds = asked.seconds.unwrap_or_else(|| duration(spec.frames, spec.fps));
+    let pages = OrderPages::of(&spec);
     Ok(Order {
         model: app.model_name.clone(),
         steps: spec.steps(),
@@ -69,6 +70,7 @@ pub(super) fn order(app: &App, tenant: &Tenant, asked: CreateVideo) -> Result<Or
         guidance_low: spec.guidance_low,
         boundary: spec.boundary,
         shift: spec.shift,
+        pages,
         seed: spec.seed,
         class,
         quality: asked.quality.unwrap_or_default(),
