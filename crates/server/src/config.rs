@@ -7,6 +7,7 @@ mod pages;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use evanesce_engine::snapshot::Rhythm;
 use serde::Deserialize;
 
 use crate::job::Class;
@@ -185,13 +186,22 @@ pub struct SnapshotConfig {
     pub embeddings_bytes_max: u64,
 }
 
+impl SnapshotConfig {
+    /// When one is due.
+    pub(crate) fn rhythm(&self) -> Rhythm {
+        let Self { every_units, every_seconds, share_max, .. } = *self;
+        Rhythm { every_units, every_seconds, share_max }
+    }
+}
+
 impl Default for SnapshotConfig {
     fn default() -> Self {
+        let Rhythm { every_units, every_seconds, share_max } = Rhythm::default();
         Self {
             mode: SnapshotKeeps::Full,
-            every_units: 10,
-            every_seconds: 60.0,
-            share_max: 0.1,
+            every_units,
+            every_seconds,
+            share_max,
             disk_bytes_max: None,
             embeddings_bytes_max: 256 << 20,
         }
