@@ -10,11 +10,12 @@ use anyhow::{Context, anyhow};
 use evanesce_engine::fidelity::Part;
 use evanesce_engine::progress::{Event, Observer};
 use evanesce_engine::{
-    Budgets, CancelToken, Disk, EngineError, JobRun, JobSpec, Model, Outcome, Outputs, Request, Solver,
-    VideoTarget, WaitWatcher, fidelity,
+    Budgets, CancelToken, Disk, EngineError, JobRun, JobSpec, Model, Outcome, Outputs, Progress, Request,
+    Solver, VideoTarget, WaitWatcher, fidelity,
 };
 
 use crate::args::{Generate, SolverName};
+use crate::keep::Keeper;
 use crate::machine;
 use crate::output;
 use crate::progress::{Display, say};
@@ -39,6 +40,7 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
     .context("cannot listen for interrupts")?;
     evanesce_engine::use_threads(args.threads.map(usize::from))?;
     check_files(args)?;
+    let mut keeper = args.snapshots.as_deref().map(Keeper::open).transpose()?;
 
     let directory = match &args.model {
         Some(directory) => directory.clone(),
@@ -54,7 +56,10 @@ fn make_video(args: &Generate) -> anyhow::Result<()> {
 
     let mut display = Display::new();
     let mut recorder = Recorder::default();
-    let outcome = drive(&model, args, &cancel, &mut display, &mut recorder)?;
+    let outcome = drive(&model, args, &cancel, &mut display, &mut recorder, keeper.as_mut())?;
+    if let Some(keeper) = keeper {
+        keeper.forget();
+    }
     let (times, total_s) = (display.into_times(), started.elapsed().as_secs_f64());
     let process_peak_bytes = machine::process_peak_bytes();
     let page = args.report.as_deref().map(|path| -> anyhow::Result<()> {
@@ -141,13 +146,14 @@ fn drive(
     cancel: &CancelToken,
     display: &mut Display,
     recorder: &mut Recorder,
+    mut keeper: Option<&mut Keeper>,
 ) -> anyhow::Result<Outcome> {
     check_reference(model, args)?;
-    let mut job = JobRun::admit(model, request(args)?, outputs(args), cancel.clone())?;
+    let mut job = begin(model, args, cancel, keeper.as_deref_mut())?;
     let id = job.id();
     let ended = catch_unwind(AssertUnwindSafe(move || {
         let mut display = Bomb { events_left: args.panic_at, display };
-        while job.advance(&mut display)?.is_more() {
+        while advance(&mut job, &mut display, keeper.as_deref_mut())?.is_more() {
             recorder.note(display.display.stage(), model.memory_now());
         }
         job.finish()
@@ -166,6 +172,35 @@ fn drive(
         (_, Err(wrong)) => format!("no video was made, and the cache contradicts itself: {wrong}"),
     });
     Err(error)
+}
+
+/// The job, where it was kept last if it was.
+fn begin<'m>(
+    model: &'m Model,
+    args: &Generate,
+    cancel: &CancelToken,
+    keeper: Option<&mut Keeper>,
+) -> Result<JobRun<'m>, EngineError> {
+    let kept = match keeper {
+        Some(keeper) => keeper.resume(model, request(args)?, outputs(args), cancel.clone())?,
+        None => None,
+    };
+    match kept {
+        Some(job) => Ok(job),
+        None => JobRun::admit(model, request(args)?, outputs(args), cancel.clone()),
+    }
+}
+
+/// Does the next unit; a job that is to be kept is, when that is due.
+fn advance(
+    job: &mut JobRun<'_>,
+    observer: &mut dyn Observer,
+    keeper: Option<&mut Keeper>,
+) -> Result<Progress, EngineError> {
+    match keeper {
+        Some(keeper) => keeper.advance(job, observer),
+        None => job.advance(observer),
+    }
 }
 
 /// Panics at an event, where a test asks for it.

@@ -7,6 +7,7 @@ mod clip;
 mod compare;
 mod generate;
 mod inspect;
+mod keep;
 mod machine;
 mod output;
 mod plan;

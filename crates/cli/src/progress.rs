@@ -117,7 +117,13 @@ impl Display {
     }
 
     fn advance(&mut self, stage: Stage, done_units: usize) {
+        if stage != self.stage {
+            // A job that goes on from a snapshot may stand in the middle of a stage.
+            self.start(stage, done_units);
+        }
+        self.n_units = self.n_units.max(done_units);
         if let Some(bar) = &self.bar {
+            bar.set_length(self.n_units as u64);
             bar.set_position(done_units as u64);
             return;
         }

@@ -6,16 +6,16 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use evanesce_engine::{Budgets, EngineError, Fault};
+use evanesce_engine::{Budgets, Disk, EngineError, Fault};
 use evanesce_server::config::{ConfigError, LogFormat, TEMPLATE};
 use evanesce_server::id::random_hex;
 use evanesce_server::webhooks::Secret;
-use evanesce_server::{Config, ServeError, key_digest, serve_until_signalled};
+use evanesce_server::{Config, Memory, ServeError, key_digest, serve_until_signalled};
 
 use crate::args::Serve;
 use crate::machine;
 use crate::progress::say;
-use crate::quantity::parse_bytes;
+use crate::quantity::{DiskCache, parse_bytes, parse_disk_cache};
 
 /// Runs the command and says how it went: 0 stopped when asked, 2 bad input, 1 anything else.
 pub(crate) fn run(args: Serve) -> ExitCode {
@@ -64,6 +64,7 @@ fn serve(args: Serve) -> anyhow::Result<()> {
         return print_key(tenant);
     }
     let (file, flags) = (args.config.clone(), [args.device_memory, args.host_memory]);
+    let disk_flag = args.disk_cache.clone();
     let config = config(args)?;
     let budgets = budgets(flags, &config, file.as_deref())?;
     evanesce_engine::use_threads(config.threads)?;
@@ -73,7 +74,9 @@ fn serve(args: Serve) -> anyhow::Result<()> {
             ConfigError("no checkpoint: the one that ships with evanesce was not found beside this program; name one with --model DIR".to_owned())
         })?,
     };
-    serve_until_signalled(config, &model, budgets, |address| say(&format!("listening on http://{address}")))?;
+    let disk = open_disk(disk_flag, &config, file.as_deref())?;
+    let memory = Memory { budgets, disk };
+    serve_until_signalled(config, &model, memory, |address| say(&format!("listening on http://{address}")))?;
     Ok(())
 }
 
@@ -107,7 +110,29 @@ fn budgets(
     })
 }
 
-/// The file's configuration with the flags laid over it, but for those that [`budgets`] reads.
+/// The disk tier that the flag names, else the file; its file is there from now on.
+fn open_disk(
+    flag: Option<DiskCache>,
+    config: &Config,
+    file: Option<&Path>,
+) -> Result<Option<Disk>, ConfigError> {
+    let open = |DiskCache { directory, bytes }: DiskCache| Disk::open(&directory, bytes as u64);
+    match (flag, &config.disk_cache) {
+        (Some(flag), _) => {
+            open(flag).map(Some).map_err(|error| ConfigError(format!("--disk-cache cannot be used: {error}")))
+        }
+        (None, None) => Ok(None),
+        (None, Some(text)) => {
+            let named = parse_disk_cache(text)
+                .map_err(|sentence| in_file(file, format_args!("disk_cache is {text:?}; {sentence}")))?;
+            open(named)
+                .map(Some)
+                .map_err(|error| in_file(file, format_args!("disk_cache cannot be used: {error}")))
+        }
+    }
+}
+
+/// The file's configuration with the flags laid over it, but for those that [`budgets`] and [`open_disk`] read.
 fn config(args: Serve) -> Result<Config, ConfigError> {
     let path = args.config;
     let named = |problem: &dyn Display| in_file(path.as_deref(), problem);

@@ -47,11 +47,15 @@ fn serve(data: &Path) -> Serving {
 }
 
 fn serve_over(model: &Path, data: &Path) -> Serving {
-    serve_by(evanesce(), model, data)
+    serve_with(model, data, &[])
+}
+
+fn serve_with(model: &Path, data: &Path, more: &[&str]) -> Serving {
+    serve_by(evanesce(), model, data, more)
 }
 
 /// A service that keeps jobs on disk after every third unit, whatever that costs.
-fn serve_by(mut command: Command, model: &Path, data: &Path) -> Serving {
+fn serve_by(mut command: Command, model: &Path, data: &Path, more: &[&str]) -> Serving {
     let config = data.join("evanesce.toml");
     let text = "[snapshots]\nevery_units = 3\nshare_max = 1.0\n";
     std::fs::write(&config, text).unwrap();
@@ -60,7 +64,7 @@ fn serve_by(mut command: Command, model: &Path, data: &Path) -> Serving {
         .arg(config)
         .arg("--data")
         .arg(data);
-    let mut child = command.arg("--model").arg(model).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.arg("--model").arg(model).args(more).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(|line| line.unwrap());
     let address =
         lines.find_map(|line| line.strip_prefix("listening on http://").map(|at| at.parse().unwrap()));
@@ -448,7 +452,7 @@ fn a_hangup_ends_the_service_in_good_order_and_the_job_goes_on_later() {
 #[test]
 fn a_service_that_was_started_to_ignore_hangups_lives_on() {
     let dir = tempfile::tempdir().unwrap();
-    let mut serving = serve_by(evanesce_after("trap '' HUP"), &golden_checkpoint(), dir.path());
+    let mut serving = serve_by(evanesce_after("trap '' HUP"), &golden_checkpoint(), dir.path(), &[]);
     serving.signal("-HUP");
     let id = serving.client.create(&request(1, 2, "standard"));
     assert_eq!(serving.client.wait(&id)["status"], "completed");
@@ -466,6 +470,26 @@ fn a_file_that_may_not_grow_is_an_error_and_ends_nothing_on_the_spot() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.trim_end().lines().next_back().unwrap().starts_with("error: "), "{stderr}");
+}
+
+#[test]
+fn a_disk_tier_is_one_file_that_ends_with_the_service_and_what_a_kill_leaves_goes_at_the_next_start() {
+    let (data, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let disk = format!("{}:1MiB", cache.path().display());
+    let start = || serve_with(&golden_checkpoint(), data.path(), &["--disk-cache", &disk]);
+    let mut killed = start();
+    let names = support::names_in(cache.path());
+    assert_eq!(names.len(), 1);
+    killed.child.kill().unwrap();
+    killed.child.wait().unwrap();
+    assert_eq!(support::names_in(cache.path()), names);
+    let mut serving = start();
+    let left = support::names_in(cache.path());
+    assert!(left.len() == 1 && left != names, "{left:?}");
+    let status = Command::new("kill").arg("-TERM").arg(serving.child.id().to_string()).status().unwrap();
+    assert!(status.success());
+    assert_eq!(serving.child.wait().unwrap().code(), Some(0));
+    assert_eq!(support::names_in(cache.path()), [""; 0]);
 }
 
 #[test]
@@ -503,6 +527,17 @@ fn the_printed_configuration_starts_a_service_and_mistakes_are_named() {
     let lots = "host_memory = \"lots\"\n";
     assert!(refused(lots, &[]).contains("evanesce.toml: host_memory is \"lots\"; write a size as 8GiB"));
     assert!(refused(lots, &["--host-memory", "1GiB", "--model", "nowhere"]).contains("nowhere"));
+    assert!(refused(&text, &["--disk-cache", "lots"]).contains("such as /fast/ssd:64GiB"));
+    assert!(
+        refused(&text, &["--disk-cache", "nowhere:1MiB"]).contains("--disk-cache cannot be used: nowhere")
+    );
+    // A path of the file is one from the file on.
+    let named = text.replace("# disk_cache = \"/fast/ssd:64GiB\"", "disk_cache = \"missing:1MiB\"");
+    let beside = dir.path().join("missing");
+    assert!(
+        refused(&named, &[])
+            .contains(&format!("evanesce.toml: disk_cache cannot be used: {}", beside.display()))
+    );
     let key = evanesce().args(["serve", "--new-key", "alice"]).output().unwrap();
     let section = String::from_utf8(key.stdout).unwrap();
     assert!(refused(&section, &["--listen", "0.0.0.0:0", "--model", "nowhere"]).contains("nowhere"));

@@ -126,13 +126,20 @@ impl Needs {
         self.pages.all_bytes + self.given.all_bytes
     }
 
-    /// The least Host tier beside which the job finishes in a device of this budget without a disk, if that is enough for what must
-    /// be there: room for the pages and given latents that find none on the device, and for two groups on their way.
-    pub(crate) fn host_bytes_beside(&self, device_bytes: u64) -> u64 {
+    /// The least Device tier in which the job finishes where the disk takes pages and the host, of this budget, only passes them on.
+    pub(crate) fn device_bytes_beside_disk(&self, host_bytes: u64, disk: Option<&Disk>) -> u64 {
+        let passing_bytes = (2 * self.pages.group_pages * self.pages.page_bytes) as u64;
+        self.device_bytes_beside(host_bytes.min(passing_bytes), disk)
+    }
+
+    /// The least Host tier beside which the job finishes in a device of this budget and beside that disk, if that is enough for what
+    /// must be there: room for the pages and given latents that find none on the device or the disk, and for two groups on their way.
+    pub(crate) fn host_bytes_beside(&self, device_bytes: u64, disk: Option<&Disk>) -> u64 {
         let device_bytes = usize::try_from(device_bytes).unwrap_or(usize::MAX);
         let beyond = |all: usize, besides: usize| all.saturating_sub(device_bytes.saturating_sub(besides));
         let at_start = beyond(self.given.all_bytes, self.given.start_bytes);
-        match beyond(self.waiting_bytes(), self.stage_bytes).max(at_start) {
+        let on_disk = disk.map_or(0, |disk| self.disk_holds(disk));
+        match beyond(self.waiting_bytes(), self.stage_bytes).max(at_start).saturating_sub(on_disk) {
             0 => 0,
             below => {
                 let pieces = below.div_ceil(self.piece_bytes()) + 2 * self.pages.group_pages;
@@ -152,18 +159,22 @@ impl Needs {
         let (piece_bytes, slack_pieces) = (self.piece_bytes(), 2 * self.pages.group_pages);
         let Some(host_pieces) = host_bytes.checked_div(piece_bytes) else { return 0 };
         let Some(host_pieces) = host_pieces.checked_sub(slack_pieces) else { return 0 };
-        let disk_bytes = disk.map_or(0, |disk| {
-            let slack_bytes = disk.entry_bytes(piece_bytes).saturating_mul(slack_pieces as u64);
-            let room_bytes = disk.budget_bytes().saturating_sub(slack_bytes);
-            // A record is longer than what it holds, a small one by more of its length.
-            let held_bytes = |bytes: usize| {
-                let pieces = room_bytes / disk.entry_bytes(bytes).max(1);
-                usize::try_from(pieces).unwrap_or(usize::MAX).saturating_mul(bytes)
-            };
-            let sizes = [self.pages.page_bytes, self.given.frame_bytes].into_iter().filter(|size| *size > 0);
-            sizes.map(held_bytes).min().unwrap_or(0)
-        });
+        let disk_bytes = disk.map_or(0, |disk| self.disk_holds(disk));
         host_pieces.saturating_mul(piece_bytes).saturating_add(disk_bytes)
+    }
+
+    /// Bytes of what waits that this disk can take, beside two groups on their way.
+    fn disk_holds(&self, disk: &Disk) -> usize {
+        let slack_pieces = 2 * self.pages.group_pages as u64;
+        let slack_bytes = disk.entry_bytes(self.piece_bytes()).saturating_mul(slack_pieces);
+        let room_bytes = disk.budget_bytes().saturating_sub(slack_bytes);
+        // A record is longer than what it holds, a small one by more of its length.
+        let held_bytes = |bytes: usize| {
+            let pieces = room_bytes / disk.entry_bytes(bytes).max(1);
+            usize::try_from(pieces).unwrap_or(usize::MAX).saturating_mul(bytes)
+        };
+        let sizes = [self.pages.page_bytes, self.given.frame_bytes].into_iter().filter(|size| *size > 0);
+        sizes.map(held_bytes).min().unwrap_or(0)
     }
 
     /// All pages of keys and values that the job keeps at once, in the device's bytes.
@@ -192,7 +203,7 @@ impl Needs {
 pub(crate) fn spare_room(model: &Model, job: &Job, needs: &Needs, bytes: u64) -> Option<Reservation> {
     let counters = model.counters();
     let [device, host] = [Tier::Device, Tier::Host].map(|tier| counters.tier(tier));
-    let promised = needs.host_bytes_beside(device.budget_bytes).min(host.budget_bytes);
+    let promised = needs.host_bytes_beside(device.budget_bytes, None).min(host.budget_bytes);
     let has_given = needs.given.all_bytes > 0;
     let waits = |kind: Kind| kind == Kind::SelfKv || (has_given && kind == Kind::Latent);
     let waits_there = |owned: &Owned| waits(owned.key.kind) && owned.tier == Tier::Host;
@@ -301,9 +312,9 @@ mod tests {
         for given in [Given::default(), given] {
             let needs = Needs { first_bytes: 0, stage_bytes: 1000, pages, given };
             let alone = needs.device_bytes();
-            assert_eq!([alone, alone + 1].map(|bytes| needs.host_bytes_beside(bytes)), [0; 2]);
+            assert_eq!([alone, alone + 1].map(|bytes| needs.host_bytes_beside(bytes, None)), [0; 2]);
             for device_bytes in [1400, 1500, 1900, alone - 1] {
-                let host_bytes = needs.host_bytes_beside(device_bytes);
+                let host_bytes = needs.host_bytes_beside(device_bytes, None);
                 assert!(needs.device_bytes_beside(host_bytes, None) <= device_bytes, "{device_bytes}");
                 assert!(needs.device_bytes_beside(host_bytes - 1, None) > device_bytes, "{device_bytes}");
             }

@@ -163,14 +163,25 @@ impl Model {
         Ok(needs.device_bytes_beside(host_bytes, self.cache.disk()))
     }
 
-    /// The least bytes of the host beside which the job finishes in so many of the device, without a disk; 0 where it needs none.
+    /// The least bytes of the host beside which the job finishes in so many of the device; 0 where it needs none, or the disk
+    /// holds all that must wait.
     /// Fewer of the device than [`Self::device_bytes_least`] are never enough.
     ///
     /// # Errors
     /// When a prompt cannot be tokenized.
     pub fn host_bytes_least(&self, spec: &JobSpec, device_bytes: u64) -> Result<u64> {
         let needs = Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?);
-        Ok(needs.host_bytes_beside(device_bytes))
+        Ok(needs.host_bytes_beside(device_bytes, self.cache.disk()))
+    }
+
+    /// As [`Self::device_bytes_needed`], where the disk alone takes pages that are not read at once, and a host of so many bytes only
+    /// passes them on: what is there for others may stay. The same as that where there is no disk.
+    ///
+    /// # Errors
+    /// When a prompt cannot be tokenized.
+    pub fn device_bytes_beside_disk(&self, spec: &JobSpec, host_bytes: u64) -> Result<u64> {
+        let needs = Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?);
+        Ok(needs.device_bytes_beside_disk(host_bytes, self.cache.disk()))
     }
 
     /// The expert for a component; a checkpoint with one transformer uses it for everything.

@@ -19,6 +19,7 @@ use std::path::Path;
 
 use evanesce_cache::Key;
 use evanesce_wan::weights::Component;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::blocks::Blocks;
@@ -152,6 +153,57 @@ impl KvOverrides {
     }
 }
 
+/// How all pages of a job are stored: what a file says. It is kept as such a file, too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Value", into = "Value")]
+pub struct PageStorage {
+    /// The codec of most pages.
+    pub codec: KvCodec,
+    /// Pages that are stored in other codecs.
+    pub overrides: KvOverrides,
+}
+
+impl PageStorage {
+    /// All pages in the codec of this name; what has a dot or a separator in it is a file that says it for every layer.
+    ///
+    /// # Errors
+    /// When it is neither, or what is wrong with the file, in one sentence.
+    pub fn open(name: &str) -> Result<Self> {
+        if let Some(codec) = KvCodec::from_name(name) {
+            return Ok(Self { codec, overrides: KvOverrides::default() });
+        }
+        if !Self::is_file(name) {
+            let names = KvCodec::NAMES.join(", ");
+            let message =
+                format!("{name:?} is no codec; write one of {names}, or a file such as calibrate writes");
+            return Err(EngineError::Request(message));
+        }
+        let (codec, overrides) = KvOverrides::read(Path::new(name))?;
+        Ok(Self { codec, overrides })
+    }
+
+    /// Whether [`Self::open`] takes this for a file.
+    #[must_use]
+    pub fn is_file(name: &str) -> bool {
+        KvCodec::from_name(name).is_none() && name.contains(['.', '/', '\\'])
+    }
+}
+
+impl TryFrom<Value> for PageStorage {
+    type Error = String;
+
+    fn try_from(value: Value) -> std::result::Result<Self, String> {
+        let (codec, overrides) = KvOverrides::from_json(&value)?;
+        Ok(Self { codec, overrides })
+    }
+}
+
+impl From<PageStorage> for Value {
+    fn from(storage: PageStorage) -> Self {
+        storage.overrides.to_json(storage.codec)
+    }
+}
+
 fn codec_from(value: &Value) -> std::result::Result<KvCodec, String> {
     let known = |name: &str| {
         KvCodec::from_name(name)
@@ -232,6 +284,8 @@ impl PageCodecs<'_> {
 
 #[cfg(test)]
 mod tests {
+    use evanesce_wan::transformer::Codec;
+
     use super::*;
 
     #[test]
@@ -249,6 +303,22 @@ mod tests {
             KvOverrides::from_json(&least),
             Ok((KvCodec::from_name("int8").unwrap(), KvOverrides::default()))
         );
+    }
+
+    #[test]
+    fn storage_is_kept_whatever_its_codecs_are_called_and_named_or_read_from_a_file() {
+        let halves = KvCodec { keys: Codec::F32, values: Codec::Int2 };
+        let overrides = KvOverrides { sink: Some(halves), ..KvOverrides::default() };
+        let storage = PageStorage { codec: halves, overrides };
+        let kept = serde_json::to_string(&storage).unwrap();
+        assert_eq!(serde_json::from_str::<PageStorage>(&kept).unwrap(), storage);
+        assert!(serde_json::from_str::<PageStorage>("{}").unwrap_err().to_string().contains("base"));
+        let file = tempfile::NamedTempFile::with_suffix(".json").unwrap();
+        std::fs::write(file.path(), &kept).unwrap();
+        assert_eq!(PageStorage::open(file.path().to_str().unwrap()).unwrap(), storage);
+        assert_eq!(PageStorage::open("k8v4").unwrap().codec, KvCodec::from_name("k8v4").unwrap());
+        let refusal = PageStorage::open("int3").unwrap_err().to_string();
+        assert!(refusal.contains("\"int3\" is no codec") && refusal.contains("int4"), "{refusal}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::start;
 pub const MAX_STEPS: usize = 1000;
 
 /// Earlier latent frames that a block sees, at most: as many as a checkpoint may name.
-const WINDOW_FRAMES_MAX: usize = 1024;
+pub const WINDOW_FRAMES_MAX: usize = 1024;
 
 /// How long a video somebody asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -95,6 +95,18 @@ impl Request {
             kv_window: None,
             kv_sink: None,
         }
+    }
+}
+
+impl Request {
+    /// Checks what is asked of pages of keys and values, and nothing else.
+    ///
+    /// # Errors
+    /// As [`JobSpec::new`].
+    pub fn check_pages(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let description = checkpoint.description();
+        rollout(self, description)?;
+        check_codecs(self.kv_codec, &self.kv_overrides, description)
     }
 }
 

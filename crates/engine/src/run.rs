@@ -295,7 +295,8 @@ impl<'m> JobRun<'m> {
     /// video.
     ///
     /// # Errors
-    /// [`EngineError::Cancelled`] when somebody asked, else whatever went wrong. The job is over then: drop it.
+    /// [`EngineError::Cancelled`] when somebody asked, before the unit begins, so that a [snapshot](Self::snapshot) can still be taken;
+    /// else whatever went wrong. The job is over then: drop it.
     pub fn advance(&mut self, observer: &mut dyn Observer) -> Result<Progress> {
         if self.cancel.is_cancelled() {
             return Err(EngineError::Cancelled);

@@ -73,19 +73,29 @@ impl Default for KvCodec {
     }
 }
 
-/// Kept by name.
+/// Kept by name, or as `f32/int2` where the pair has none.
 impl Serialize for KvCodec {
     fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
-        let name = self.name().ok_or_else(|| serde::ser::Error::custom("a codec without a name"))?;
-        name.serialize(to)
+        match self.name() {
+            Some(name) => to.serialize_str(name),
+            None => to.collect_str(&format_args!("{}/{}", self.keys.as_str(), self.values.as_str())),
+        }
     }
 }
 
 impl<'de> Deserialize<'de> for KvCodec {
     fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
         let name = String::deserialize(from)?;
-        Self::from_name(&name).ok_or_else(|| serde::de::Error::custom("not the name of a codec"))
+        let codec = Self::from_name(&name).or_else(|| pair(&name));
+        codec.ok_or_else(|| serde::de::Error::custom("not the name of a codec"))
     }
+}
+
+/// A pair that has no name.
+fn pair(text: &str) -> Option<KvCodec> {
+    let (keys, values) = text.split_once('/')?;
+    let codec = |name: &str| Codec::ALL.into_iter().find(|codec| codec.as_str() == name);
+    Some(KvCodec { keys: codec(keys)?, values: codec(values)? })
 }
 
 /// The pages of one expert and branch, as one block sees them.
@@ -269,6 +279,18 @@ mod tests {
         context: Context::PerExpert,
         context_sample: ContextSample::X0,
     };
+
+    #[test]
+    fn every_pair_of_codecs_is_kept_also_one_that_has_no_name() {
+        for keys in Codec::ALL {
+            for values in Codec::ALL {
+                let codec = KvCodec { keys, values };
+                let kept = serde_json::to_string(&codec).expect("it is text");
+                assert_eq!(serde_json::from_str::<KvCodec>(&kept).expect("it was kept"), codec, "{kept}");
+            }
+        }
+        assert!(serde_json::from_str::<KvCodec>("\"int8/int3\"").is_err());
+    }
 
     /// The same frame and layer of both experts and branches, each poisoned with numbers of its own: whatever order they are
     /// written in, each reads its own.

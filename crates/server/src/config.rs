@@ -2,11 +2,13 @@
 
 mod keys;
 mod outside;
+mod pages;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use evanesce_engine::HeldWeights;
+use evanesce_engine::snapshot::Rhythm;
 use serde::Deserialize;
 
 use crate::job::Class;
@@ -16,6 +18,8 @@ use keys::check_keys;
 
 pub use keys::KeyConfig;
 pub use outside::{EncoderConfig, LogFormat, TraceConfig, WebhookConfig};
+pub(crate) use pages::Pages;
+pub use pages::PagesConfig;
 
 /// Every key, commented: what `evanesce serve --print-config` prints.
 pub const TEMPLATE: &str = include_str!("evanesce.toml");
@@ -44,6 +48,8 @@ pub struct Config {
     pub device_memory: Option<String>,
     /// Budget of the Host tier.
     pub host_memory: Option<String>,
+    /// Directory and size of the Disk tier, as people write them; left out: there is none.
+    pub disk_cache: Option<String>,
     /// Threads for arithmetic.
     pub threads: Option<usize>,
     /// How long ended jobs are kept.
@@ -56,6 +62,8 @@ pub struct Config {
     pub queue: QueueConfig,
     /// What a request may ask for.
     pub limits: Limits,
+    /// How pages of keys and values are stored.
+    pub pages: PagesConfig,
     /// What each class may count on.
     pub classes: ClassesConfig,
     /// Snapshots of jobs under way.
@@ -81,12 +89,14 @@ impl Default for Config {
             weights: HeldWeights::Bf16,
             device_memory: None,
             host_memory: None,
+            disk_cache: None,
             threads: None,
             retention_hours: 168.0,
             cors_origins: Vec::new(),
             log_format: LogFormat::default(),
             queue: QueueConfig::default(),
             limits: Limits::default(),
+            pages: PagesConfig::default(),
             classes: ClassesConfig::default(),
             snapshots: SnapshotConfig::default(),
             pressure: PressureConfig::default(),
@@ -180,13 +190,22 @@ pub struct SnapshotConfig {
     pub embeddings_bytes_max: u64,
 }
 
+impl SnapshotConfig {
+    /// When one is due.
+    pub(crate) fn rhythm(&self) -> Rhythm {
+        let Self { every_units, every_seconds, share_max, .. } = *self;
+        Rhythm { every_units, every_seconds, share_max }
+    }
+}
+
 impl Default for SnapshotConfig {
     fn default() -> Self {
+        let Rhythm { every_units, every_seconds, share_max } = Rhythm::default();
         Self {
             mode: SnapshotKeeps::Full,
-            every_units: 10,
-            every_seconds: 60.0,
-            share_max: 0.1,
+            every_units,
+            every_seconds,
+            share_max,
             disk_bytes_max: None,
             embeddings_bytes_max: 256 << 20,
         }
@@ -281,12 +300,14 @@ const TOP: &[&str] = &[
     "weights",
     "device_memory",
     "host_memory",
+    "disk_cache",
     "threads",
     "retention_hours",
     "cors_origins",
     "log_format",
     "queue",
     "limits",
+    "pages",
     "classes",
     "snapshots",
     "pressure",
@@ -295,6 +316,7 @@ const TOP: &[&str] = &[
     "encoder",
     "keys",
 ];
+const PAGES: &[&str] = &["codec", "window", "sink"];
 const CLASSES: &[&str] = &["interactive", "standard", "background"];
 const CLASS: &[&str] =
     &["device_guarantee", "device_limit", "host_guarantee", "host_limit", "disk_guarantee", "disk_limit"];
@@ -349,6 +371,7 @@ impl Config {
         let sections = [
             ("queue", QUEUE),
             ("limits", LIMITS),
+            ("pages", PAGES),
             ("classes", CLASSES),
             ("snapshots", SNAPSHOTS),
             ("pressure", PRESSURE),
@@ -374,6 +397,12 @@ impl Config {
         let mut config: Self = toml::from_str(text).map_err(|error| ConfigError(one_line(text, &error)))?;
         if table.contains_key("data") {
             config.data = directory.join(config.data);
+        }
+        config.pages.place_in(directory);
+        // The size stands behind the directory. Where there is no directory, that is still to be seen.
+        let place = config.disk_cache.as_mut().filter(|place| !place.starts_with(':'));
+        if let Some(place) = place {
+            *place = directory.join(&*place).to_string_lossy().into_owned();
         }
         // A program without a directory is looked for where programs are.
         let program = config.encoder.ffmpeg.as_mut().filter(|program| program.components().count() > 1);
@@ -410,6 +439,7 @@ impl Config {
             ));
         }
         self.limits.check()?;
+        self.pages.check()?;
         self.check_classes()?;
         self.check_memory()?;
         self.check_outside()?;
@@ -558,6 +588,11 @@ mod tests {
         assert_eq!(named.model.as_deref(), Some(Path::new("/models/wan")));
         assert_eq!(named.webhooks.certificates.as_deref(), Some(Path::new("/etc/evanesce/authority.pem")));
         assert_eq!(named.encoder.ffmpeg.as_deref(), Some(Path::new("ffmpeg")));
+        let disk = |text: &str| read(&format!("disk_cache = \"{text}\"")).disk_cache.unwrap();
+        assert_eq!(disk("cache:2GiB"), "/etc/evanesce/cache:2GiB");
+        assert_eq!([disk("/ssd:2GiB"), disk(":2GiB")], ["/ssd:2GiB", ":2GiB"]);
+        let codec = |text: &str| read(&format!("[pages]\ncodec = \"{text}\"")).pages.codec.unwrap();
+        assert_eq!([codec("int8"), codec("c.json")], ["int8", "/etc/evanesce/c.json"]);
         let beside = read("[encoder]\nffmpeg = \"bin/ffmpeg\"").encoder.ffmpeg;
         assert_eq!(beside.as_deref(), Some(Path::new("/etc/evanesce/bin/ffmpeg")));
         // What flags may still change is not refused yet.
@@ -568,9 +603,8 @@ mod tests {
     fn the_printed_configuration_is_the_default_one_and_names_every_key() {
         assert_eq!(Config::parse(TEMPLATE).unwrap(), Config::default());
         assert_eq!(Config::parse("").unwrap(), Config::default());
-        for key in [TOP, QUEUE, LIMITS, CLASSES, CLASS, SNAPSHOTS, PRESSURE, WEBHOOKS, TRACES, ENCODER, KEYS]
-            .concat()
-        {
+        let sections = [QUEUE, LIMITS, PAGES, CLASSES, CLASS, SNAPSHOTS, PRESSURE, WEBHOOKS, TRACES, ENCODER];
+        for key in [TOP, KEYS].into_iter().chain(sections).flatten() {
             let line = |line: &str| {
                 let name = line.trim_start_matches(['#', ' ', '[']);
                 name.trim_start_matches("classes.").starts_with(key) || name.starts_with(key)
@@ -586,6 +620,11 @@ mod tests {
         assert!(refused("[queue]\njob_max = 3").contains("queue.jobs_max"));
         assert!(refused("[limits]\nframes = 3").contains("limits.frames_max"));
         assert!(refused("[[keys]]\nname = 'x'").contains("the nearest is keys."));
+        assert!(refused("[pages]\ncodecs = 'int8'").contains("pages.codec"));
+        assert!(
+            refused("[pages]\nwindow = 0").contains("window of [pages] is 0; it lies between 1 and 1024")
+        );
+        assert!(refused("[pages]\nsink = 1025").contains("between 0 and 1024"));
         assert!(refused("listen = '0.0.0.0:80'").contains("needs keys"));
         assert!(refused("[queue]\njobs_max = 0").contains("at least 1"));
         assert!(refused("retention_hours = -1.0").contains("retention_hours"));

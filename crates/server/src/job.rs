@@ -1,5 +1,7 @@
 //! A job as it is kept: what was asked with every default filled in, and what has become of it.
 
+use evanesce_engine::JobSpec;
+use evanesce_engine::page_codecs::PageStorage;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -105,6 +107,9 @@ pub struct Order {
     pub boundary: f64,
     /// Shift of the noise schedule.
     pub shift: f64,
+    /// Keys and values of earlier frames; `None` for a video that is made at once, and for one that was accepted by a service that
+    /// could not choose.
+    pub pages: Option<OrderPages>,
     /// Seed of the initial noise.
     pub seed: u64,
     /// Whose jobs go first.
@@ -115,6 +120,26 @@ pub struct Order {
     pub deadline_s: Option<f64>,
     /// Bytes of the Device tier that are planned for it.
     pub device_bytes: u64,
+}
+
+/// Keys and values of earlier frames, in a video that is made block by block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderPages {
+    /// How they are stored.
+    pub storage: PageStorage,
+    /// Latent frames right before a block that it sees.
+    pub window: usize,
+    /// Latent frames at the beginning that every block sees, besides.
+    pub sink: usize,
+}
+
+impl OrderPages {
+    /// Those of a job that is made block by block.
+    pub(crate) fn of(spec: &JobSpec) -> Option<Self> {
+        let rollout = spec.rollout?;
+        let storage = PageStorage { codec: spec.kv_codec, overrides: spec.kv_overrides.clone() };
+        Some(Self { storage, window: rollout.recent_frames, sink: rollout.sink_frames })
+    }
 }
 
 /// Where a job stands. There are four, because clients poll while they see one of the first two.
@@ -198,13 +223,17 @@ pub struct JobMemory {
     pub device: TierBytes,
     /// Where what must make room waits.
     pub host: TierBytes,
+    /// Where what the host cannot hold waits.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub disk: TierBytes,
 }
 
 impl JobMemory {
     /// The same job when it owns nothing.
     pub(crate) fn let_go(self) -> Self {
         let let_go = |tier: TierBytes| TierBytes { owned_bytes: 0, ..tier };
-        Self { device: let_go(self.device), host: let_go(self.host) }
+        Self { device: let_go(self.device), host: let_go(self.host), disk: let_go(self.disk) }
     }
 }
 

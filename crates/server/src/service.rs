@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evanesce_engine::video::EncoderPool;
-use evanesce_engine::{Budgets, EngineError, Model, Tier};
+use evanesce_engine::{Budgets, Disk, EngineError, Model, Tier};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::{oneshot, watch};
@@ -19,7 +19,7 @@ use crate::api::pollers::Pollers;
 use crate::api::{App, router};
 use crate::board::Board;
 use crate::clock::UnixMs;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Pages};
 use crate::http;
 use crate::id::random_hex;
 use crate::job::Job;
@@ -74,6 +74,21 @@ fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> ServeError {
     move |source| ServeError::Io { what, source }
 }
 
+/// What holds what jobs and weights are made of: two tiers in memory, and a disk under them where there is to be one.
+#[derive(Debug)]
+pub struct Memory {
+    /// Of the tiers in memory.
+    pub budgets: Budgets,
+    /// Takes pages that find no room there. Its file goes when the service has ended.
+    pub disk: Option<Disk>,
+}
+
+impl From<Budgets> for Memory {
+    fn from(budgets: Budgets) -> Self {
+        Self { budgets, disk: None }
+    }
+}
+
 /// A service that runs until it is told to stop.
 pub struct Service {
     address: SocketAddr,
@@ -121,17 +136,19 @@ impl Service {
     ///
     /// # Errors
     /// What is wrong with the configuration, the checkpoint, the data directory or the address, in one sentence.
-    pub async fn start(config: Config, model_dir: &Path, budgets: Budgets) -> Result<Self, ServeError> {
+    pub async fn start(
+        config: Config,
+        model_dir: &Path,
+        memory: impl Into<Memory>,
+    ) -> Result<Self, ServeError> {
         config.check()?;
         set_format(config.log_format);
         let directory = config.data.display().to_string();
         std::fs::create_dir_all(&config.data).map_err(io_error(format!("cannot make {directory}")))?;
         let lock = lock(&config.data)?;
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(io_error(format!("cannot listen on {}", config.listen)))?;
-        let address = listener.local_addr().map_err(io_error("the address is gone"))?;
-        let model = Arc::new(open_model(&config, model_dir, budgets).await?);
+        let (listener, address) = listen(config.listen).await?;
+        let model = Arc::new(open_model(&config, model_dir, memory.into()).await?);
+        let pages = Pages::open(&config.pages, &model)?;
         let store = SqliteStore::open(&config.data.join("jobs.sqlite")).await?;
         let encoder = config.encoder.encoder();
         encoder.check().map_err(ConfigError)?;
@@ -175,6 +192,7 @@ impl Service {
             access,
             courier,
             limits: config.limits,
+            pages,
             encoder,
             queue_limits: QueueLimits {
                 total: config.queue.jobs_max,
@@ -239,11 +257,19 @@ impl Service {
     }
 }
 
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let listener =
+        TcpListener::bind(address).await.map_err(io_error(format!("cannot listen on {address}")))?;
+    let address = listener.local_addr().map_err(io_error("the address is gone"))?;
+    Ok((listener, address))
+}
+
 /// Opens the checkpoint, with embeddings that outlive the process.
-async fn open_model(config: &Config, model_dir: &Path, budgets: Budgets) -> Result<Model, ServeError> {
+async fn open_model(config: &Config, model_dir: &Path, memory: Memory) -> Result<Model, ServeError> {
     let directory = config.data.display().to_string();
     let (model_path, held) = (model_dir.to_path_buf(), config.weights);
-    let opened = tokio::task::spawn_blocking(move || Model::open_holding(&model_path, held, budgets, None));
+    let Memory { budgets, disk } = memory;
+    let opened = tokio::task::spawn_blocking(move || Model::open_holding(&model_path, held, budgets, disk));
     let model = opened.await.map_err(|e| io_error("the model")(io::Error::other(e)))??;
     let limit_bytes = config.snapshots.embeddings_bytes_max;
     let model = model.keep_embeddings(&config.data.join("embeddings"), limit_bytes);
@@ -378,7 +404,7 @@ async fn sweep(app: &App) -> Result<(), StoreError> {
 pub fn serve_until_signalled(
     config: Config,
     model_dir: &Path,
-    budgets: Budgets,
+    memory: impl Into<Memory>,
     on_start: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
@@ -386,7 +412,7 @@ pub fn serve_until_signalled(
     let runtime = runtime.worker_threads(2).enable_all().build().map_err(io_error("cannot start"))?;
     runtime.block_on(async {
         outlive_file_limits();
-        let service = Service::start(config, model_dir, budgets).await?;
+        let service = Service::start(config, model_dir, memory).await?;
         let (stopper, stops) = (service.stopper(), Stops::listen());
         tokio::spawn(async move {
             stops.arrive().await;

@@ -14,6 +14,7 @@ mod inspect;
 mod manifest;
 mod parts;
 mod resume;
+mod rhythm;
 mod shapes;
 mod take;
 
@@ -23,6 +24,7 @@ use std::io::{self, Write};
 pub use capture::{Capture, Written};
 pub use directory::SnapshotDirectory;
 pub use inspect::{Contents, KindContents, inspect};
+pub use rhythm::{Rhythm, SinceKept};
 pub use take::Captured;
 pub(crate) use take::Kept;
 

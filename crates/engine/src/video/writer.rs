@@ -128,6 +128,9 @@ impl Mp4Writer {
     /// Takes over the frames of a video that was saved, as if they had been pushed here.
     fn replay(&mut self, facts: &[u8], stream: &mut dyn Read) -> Result<()> {
         let facts: Facts = serde_json::from_slice(facts).map_err(|_| FOREIGN_STATE)?;
+        if facts.qp.is_some_and(|qp| qp != self.settings.quality.qp()) {
+            return Err(VideoError::State("what was saved is of another quality"));
+        }
         if self.muxer.frames() > 0 {
             return Err(VideoError::State("it has frames already"));
         }
@@ -164,6 +167,9 @@ fn read_piece(stream: &mut dyn Read, len: usize, piece: &mut Vec<u8>) -> io::Res
 struct Facts {
     table: SampleTable,
     parameter_sets: ParameterSets,
+    /// Left out by earlier builds, whose videos were all of the one quality.
+    #[serde(default)]
+    qp: Option<u8>,
 }
 
 const FOREIGN_STATE: VideoError = VideoError::State("what was saved is no state of a video");
@@ -184,7 +190,8 @@ impl FrameSink for Mp4Writer {
             return Ok(None);
         }
         let (table, parameter_sets) = (self.muxer.table().clone(), self.encoder.parameter_sets().clone());
-        let facts = serde_json::to_vec(&Facts { table, parameter_sets });
+        let qp = Some(self.settings.quality.qp());
+        let facts = serde_json::to_vec(&Facts { table, parameter_sets, qp });
         let facts = facts.map_err(|error| VideoError::Container(error.to_string()))?;
         // Copied, because the end of the video moves what is in the file.
         let mut tail = Vec::new();

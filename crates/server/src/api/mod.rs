@@ -32,7 +32,7 @@ use self::error::ApiError;
 use self::pollers::Pollers;
 use crate::board::Board;
 use crate::clock::UnixMs;
-use crate::config::Limits;
+use crate::config::{Limits, Pages};
 use crate::encoder::Encoder;
 use crate::id::VideoId;
 use crate::job::Job;
@@ -55,6 +55,8 @@ pub(crate) struct App {
     pub(crate) access: Access,
     pub(crate) courier: Courier,
     pub(crate) limits: Limits,
+    /// How pages of keys and values are stored.
+    pub(crate) pages: Pages,
     /// What makes the files of the videos.
     pub(crate) encoder: Encoder,
     pub(crate) queue_limits: QueueLimits,

@@ -8,7 +8,7 @@ use super::access::Tenant;
 use super::error::ApiError;
 use crate::config::Limits;
 use crate::encoder::Encoder;
-use crate::job::{Class, Order};
+use crate::job::{Class, Order, OrderPages};
 use crate::wire::CreateVideo;
 
 /// Deadlines further away than a week mean nothing.
@@ -30,7 +30,7 @@ pub(super) fn order(app: &App, tenant: &Tenant, asked: CreateVideo) -> Result<Or
     }
     check_prompts(&asked, limits)?;
     check_numbers(&asked, limits)?;
-    let request = request(&asked, &app.model, drawn_seed)?;
+    let request = app.pages.fill(request(&asked, &app.model, drawn_seed)?);
     check_shape(&request, app)?;
     let length = request.length;
     let spec = JobSpec::new(request, app.model.checkpoint()).map_err(|error| match error {
@@ -55,6 +55,7 @@ pub(super) fn order(app: &App, tenant: &Tenant, asked: CreateVideo) -> Result<Or
     let device_bytes = fitting_bytes(app, &spec)?;
     check_class(app, class, device_bytes)?;
     let seconds = asked.seconds.unwrap_or_else(|| duration(spec.frames, spec.fps));
+    let pages = OrderPages::of(&spec);
     Ok(Order {
         model: app.model_name.clone(),
         steps: spec.steps(),
@@ -69,6 +70,7 @@ pub(super) fn order(app: &App, tenant: &Tenant, asked: CreateVideo) -> Result<Or
         guidance_low: spec.guidance_low,
         boundary: spec.boundary,
         shift: spec.shift,
+        pages,
         seed: spec.seed,
         class,
         quality: asked.quality.unwrap_or_default(),
@@ -213,18 +215,22 @@ fn check_class(app: &App, class: Class, needed_bytes: u64) -> Result<(), ApiErro
     checked.map_err(|sentence| ApiError::body(sentence).with_code("does_not_fit"))
 }
 
-/// The bytes to plan for a job; one that can never fit is refused with what would. What fits only when memory is not short waits.
+/// The bytes to plan for a job; one that can never fit is refused with what would. What fits only when memory is not short waits, and
+/// what fits only with pages on disk is planned with more than there is, so it has the device, and the disk, to itself.
 fn fitting_bytes(app: &App, spec: &JobSpec) -> Result<u64, ApiError> {
-    let model = &app.model;
-    let now_bytes = model.counters().tier(Tier::Device).budget_bytes;
-    let budget_bytes = now_bytes.max(app.terms.rules.room.device_bytes);
+    let (model, room) = (&app.model, app.terms.rules.room);
+    let counters = model.counters();
+    let most = |tier: Tier, planned: u64| counters.tier(tier).budget_bytes.max(planned);
+    let budget_bytes = most(Tier::Device, room.device_bytes);
+    let host_bytes = most(Tier::Host, room.host_bytes);
+    // The host is for parked jobs: nobody's pages count on it.
     let needed = |frames: usize| {
         let shorter = JobSpec { frames, ..spec.clone() };
-        model.device_bytes_needed(&shorter).map_err(ApiError::internal)
+        model.device_bytes_beside_disk(&shorter, host_bytes).map_err(ApiError::internal)
     };
     let needed_bytes = needed(spec.frames)?;
     if needed_bytes <= budget_bytes {
-        return Ok(needed_bytes);
+        return model.device_bytes_needed(spec).map_err(ApiError::internal);
     }
     // More frames never need less: the largest that fits is found by halving.
     let (mut fits, mut too_many) = (None, (spec.frames - 1) / 4);

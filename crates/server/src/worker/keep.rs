@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use evanesce_engine::EngineError;
 use evanesce_engine::snapshot::{
-    Capture, Captured, SnapshotDirectory, SnapshotError, SnapshotMode, SnapshotStore, Taken, Written,
+    Capture, Captured, SinceKept, SnapshotDirectory, SnapshotError, SnapshotMode, SnapshotStore, Taken,
+    Written,
 };
 
 use super::run::Run;
@@ -65,26 +66,22 @@ impl Drop for Pending {
 /// What a snapshot cost: what was written, and how long that took.
 pub(super) type Kept = Result<Option<(Taken, Duration)>, EngineError>;
 
-/// How much a job has done since it was kept, and what that cost. What it waited does not count: nothing more would be lost.
+/// How much a job has done since it was kept.
 #[derive(Debug)]
 pub(super) struct Tend {
-    units: u32,
-    worked: Duration,
-    took: Duration,
-    block: usize,
+    since: SinceKept,
     /// Whether this start of the job has been kept before.
     pub(super) was_kept: bool,
 }
 
 impl Tend {
     pub(super) fn new(block: usize) -> Self {
-        Self { units: 0, worked: Duration::ZERO, took: Duration::ZERO, block, was_kept: false }
+        Self { since: SinceKept::new(block), was_kept: false }
     }
 
     /// Counts a unit.
     pub(super) fn count(&mut self, took: Duration) {
-        self.units += 1;
-        self.worked += took;
+        self.since.count(took);
     }
 }
 
@@ -145,14 +142,7 @@ impl Keeper {
 
     /// Whether a snapshot is due.
     pub(super) fn is_due(&self, run: &Run<'_>) -> bool {
-        let block = run.run.position().block;
-        let tend = &run.tend;
-        let wanted = tend.units >= self.config.every_units
-            || tend.worked.as_secs_f64() >= self.config.every_seconds
-            || block != tend.block;
-        let affordable = self.config.share_max >= 1.0
-            || tend.took.as_secs_f64() <= self.config.share_max * tend.worked.as_secs_f64();
-        wanted && affordable
+        self.config.rhythm().is_due(&run.tend.since, run.run.position().block)
     }
 
     /// Begins a snapshot, if there are to be any and the job stands where one can be taken: what is to be kept is copied, and
@@ -210,13 +200,12 @@ impl Keeper {
         let Some((outcome, took)) = written else { return Ok(None) };
         run.pending = None;
         // What writing takes of the disk counts as well.
-        run.tend.took += took;
+        run.tend.since.add_cost(took);
         Ok(run.run.captured(outcome)?.map(|taken| (taken, took)))
     }
 
     fn begin_again(run: &mut Run<'_>, took: Duration) {
-        let block = run.run.position().block;
-        run.tend = Tend { units: 0, worked: Duration::ZERO, took, block, was_kept: run.tend.was_kept };
+        run.tend.since = SinceKept::after(run.run.position().block, took);
     }
 
     /// Takes a snapshot and waits until it is written, if there are to be any and the job stands where one can be taken. What it

@@ -1,6 +1,6 @@
 //! What the engine's thread does when memory is short: reads how full it is, and lets jobs give up what their quality allows.
 
-use evanesce_engine::{Budgets, Counters, JobSpec, KvCodec, Tier};
+use evanesce_engine::{Budgets, Counters, JobSpec, Kind, KvCodec, Tier};
 
 use super::run::request;
 use super::{Task, Worker};
@@ -32,10 +32,14 @@ impl Strain {
     }
 
     /// Bytes that jobs hold as a share of what the tier should hold: what the shared pool has is dropped for whoever
-    /// needs the room.
+    /// needs the room, and pages of the device make room where the disk has some for them.
     fn read(&mut self, counters: &Counters) -> Level {
+        let disk = counters.tier(Tier::Disk);
+        let disk_bytes = disk.budget_bytes.saturating_sub(disk.used_bytes);
         let share = |tier: Tier, wanted: u64| {
-            let held = counters.tier(tier).used_bytes.saturating_sub(counters.shared.bytes[tier]);
+            let shared = counters.shared.bytes[tier];
+            let pages = if tier == Tier::Device { counters.kind(Kind::SelfKv).bytes[tier] } else { 0 };
+            let held = pressing_bytes(counters.tier(tier).used_bytes, shared, (pages, disk_bytes));
             if wanted == 0 { 0.0 } else { held as f64 / wanted as f64 }
         };
         let tiers = [
@@ -57,6 +61,11 @@ impl Strain {
         };
         Budgets { device_bytes: share(self.wanted.device_bytes), host_bytes: share(self.wanted.host_bytes) }
     }
+}
+
+/// What is used of a tier and makes no room for whoever needs it: what the shared pool has does, and pages do as far as the disk takes them.
+fn pressing_bytes(used: u64, shared: u64, (pages, disk_bytes): (u64, u64)) -> u64 {
+    used.saturating_sub(shared).saturating_sub(pages.min(disk_bytes))
 }
 
 impl Worker<'_> {
@@ -219,5 +228,17 @@ impl Worker<'_> {
             Ok(Fenced::Yes) => {}
             Err(error) => note(&job.id, format!("keeps its size, since another cannot be noted: {error}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_press_as_far_as_the_disk_has_no_room_for_them() {
+        let pressing = |pages, disk_bytes| pressing_bytes(100, 20, (pages, disk_bytes));
+        assert_eq!(pressing(60, 0), 80, "there is no disk, or it is full");
+        assert_eq!([pressing(60, 50), pressing(60, 1000)], [30, 20]);
     }
 }

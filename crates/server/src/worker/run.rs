@@ -245,11 +245,12 @@ fn open(model: &Model, door: &Door<'_>, job: &Job) -> Result<(Outputs, Draft), E
 
 fn memory(now: &Usage, most: &Usage) -> JobMemory {
     let tier = |tier| TierBytes { owned_bytes: now.bytes[tier], peak_bytes: most.peak_bytes[tier] };
-    JobMemory { device: tier(Tier::Device), host: tier(Tier::Host) }
+    JobMemory { device: tier(Tier::Device), host: tier(Tier::Host), disk: tier(Tier::Disk) }
 }
 
 /// The engine's request for an order: nothing is left to defaults, so a restart gives the same video.
 pub(crate) fn request(order: &Order) -> Request {
+    let pages = order.pages.as_ref();
     Request {
         negative: Some(order.negative_prompt.clone()),
         size: Some((order.width, order.height)),
@@ -260,6 +261,10 @@ pub(crate) fn request(order: &Order) -> Request {
         guidance_low: Some(order.guidance_low),
         boundary: Some(order.boundary),
         shift: Some(order.shift),
+        kv_codec: pages.map(|pages| pages.storage.codec),
+        kv_overrides: pages.map(|pages| pages.storage.overrides.clone()).unwrap_or_default(),
+        kv_window: pages.map(|pages| pages.window),
+        kv_sink: pages.map(|pages| pages.sink),
         ..Request::new(order.prompt.clone(), order.seed)
     }
 }

@@ -1,8 +1,10 @@
 //! The contract of a job store; whatever implements it must pass all of it, each part on a store of its own that is empty.
 
+use evanesce_engine::KvCodec;
+use evanesce_engine::page_codecs::{KvOverrides, PageStorage};
 use evanesce_server::clock::UnixMs;
 use evanesce_server::id::VideoId;
-use evanesce_server::job::{Class, Failure, Job, JobMemory, Order, Quality, Status, Webhook};
+use evanesce_server::job::{Class, Failure, Job, JobMemory, Order, OrderPages, Quality, Status, Webhook};
 use evanesce_server::store::{
     Abandoned, Attempt, Cancelled, Direction, Ending, Fenced, Inserted, JobStore, Lease, NewJob, Page,
     QueueLimits,
@@ -10,6 +12,11 @@ use evanesce_server::store::{
 
 const WIDE: QueueLimits = QueueLimits { total: 1000, per_tenant: 1000 };
 pub(crate) const MOMENTS: (UnixMs, UnixMs) = (UnixMs(5_000), UnixMs(9_000));
+
+fn storage() -> PageStorage {
+    let overrides = KvOverrides { sink: Some(KvCodec::default()), ..KvOverrides::default() };
+    PageStorage { codec: KvCodec::from_name("k8v4").unwrap(), overrides }
+}
 
 pub(crate) fn order(seed: u64) -> Order {
     Order {
@@ -26,6 +33,7 @@ pub(crate) fn order(seed: u64) -> Order {
         guidance_low: 0.1 + 0.2,
         boundary: 0.875,
         shift: 3.0,
+        pages: Some(OrderPages { storage: storage(), window: 6, sink: 3 }),
         seed,
         class: Class::Interactive,
         quality: Quality::Draft,

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use evanesce_engine::Budgets;
 use evanesce_server::service::Stopper;
-use evanesce_server::{BudgetSetter, Config, ServeError, Service};
+use evanesce_server::{BudgetSetter, Config, Memory, ServeError, Service};
 use sqlx::SqlitePool;
 use sqlx::sqlite::SqliteConnectOptions;
 
@@ -31,12 +31,18 @@ pub(crate) fn shipped() -> PathBuf {
 
 /// The same checkpoint, made causal: blocks of 3 latent frames. The directory must outlive the service.
 pub(crate) fn causal_checkpoint() -> tempfile::TempDir {
+    causal_checkpoint_that_sees(4)
+}
+
+/// As [`causal_checkpoint`], with so many latent frames right before a block that it sees.
+pub(crate) fn causal_checkpoint_that_sees(recent_frames: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     tree::copy_tree(&checkpoint(), dir.path());
     let path = dir.path().join("model_index.json");
     let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    let causal =
-        serde_json::json!({"block_frames": 3, "sink_frames": 2, "recent_frames": 4, "positions": "window"});
+    let causal = serde_json::json!(
+        {"block_frames": 3, "sink_frames": 2, "recent_frames": recent_frames, "positions": "window"}
+    );
     index["evanesce"] = serde_json::json!({ "causal": causal });
     std::fs::write(path, index.to_string()).unwrap();
     dir
@@ -65,13 +71,17 @@ pub(crate) fn start_with(config: Config, budgets: Budgets) -> Result<Running, St
 }
 
 /// A service over another checkpoint than the engine's golden one.
-pub(crate) fn start_over(checkpoint: PathBuf, config: Config, budgets: Budgets) -> Result<Running, String> {
+pub(crate) fn start_over(
+    checkpoint: PathBuf,
+    config: Config,
+    memory: impl Into<Memory> + Send + 'static,
+) -> Result<Running, String> {
     let (told, address) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::spawn(move || {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
-            match Service::start(config, &checkpoint, budgets).await {
+            match Service::start(config, &checkpoint, memory).await {
                 Ok(service) => {
                     let runtime = tokio::runtime::Handle::current();
                     told.send(Ok((service.address(), service.stopper(), service.budgets(), runtime)))

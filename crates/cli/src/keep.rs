@@ -1,0 +1,166 @@
+//! `generate --snapshots`: the job is kept on disk while it is made, and the same command goes on from there.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use evanesce_engine::progress::{Event, Observer};
+use evanesce_engine::snapshot::{Rhythm, SinceKept, SnapshotDirectory, SnapshotError, SnapshotMode};
+use evanesce_engine::video::VideoError;
+use evanesce_engine::{CancelToken, EngineError, JobRun, Model, Outputs, Progress, Request};
+
+use crate::progress::say;
+
+/// A place of its own in the directory that is named: a snapshot removes what it does not know.
+const NAME: &str = "evanesce-job";
+
+/// Keeps one job.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    directory: PathBuf,
+    snapshot: SnapshotDirectory,
+    rhythm: Rhythm,
+    since: SinceKept,
+    /// Whether there is a snapshot of this job.
+    is_kept: bool,
+    /// Of the directory: commands would remove each other's parts. It goes with the process, however that ends.
+    _lock: File,
+}
+
+impl Keeper {
+    /// Makes the directory, and holds it.
+    ///
+    /// # Errors
+    /// When nothing can be written there, or another command keeps its job there.
+    pub(crate) fn open(directory: &Path) -> Result<Self, EngineError> {
+        let cannot = |error: std::io::Error| {
+            let message = format!("no snapshot can be kept there ({error}): name another directory");
+            EngineError::file(directory, message)
+        };
+        std::fs::create_dir_all(directory).map_err(cannot)?;
+        let lock = File::open(directory).map_err(cannot)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let message = "is used by another evanesce: wait for it, or name another directory";
+                return Err(EngineError::file(directory, message));
+            }
+            Err(TryLockError::Error(error)) => return Err(cannot(error)),
+        }
+        // Whether a file can be made there shows when one is; it goes at once.
+        let made = tempfile::Builder::new().prefix(".evanesce-").tempfile_in(directory);
+        made.map(drop).map_err(cannot)?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            snapshot: SnapshotDirectory::new(directory.join(NAME)),
+            rhythm: Rhythm::default(),
+            since: SinceKept::new(0),
+            is_kept: false,
+            _lock: lock,
+        })
+    }
+
+    /// The job where it was kept last. `None` where nothing is kept, or something else, which stays until this job is kept.
+    ///
+    /// # Errors
+    /// As [`JobRun::resume`], but for what is wrong with the snapshot itself.
+    pub(crate) fn resume<'m>(
+        &mut self,
+        model: &'m Model,
+        request: Request,
+        outputs: Outputs,
+        cancel: CancelToken,
+    ) -> Result<Option<JobRun<'m>>, EngineError> {
+        let place = self.directory.display();
+        match JobRun::resume(model, request, outputs, cancel, &self.snapshot) {
+            Ok(Some(job)) => {
+                let position = job.position();
+                say(&format!("goes on from {place}, at {position}"));
+                (self.since, self.is_kept) = (SinceKept::new(position.block), true);
+                Ok(Some(job))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => match unfit(&error) {
+                Some(why) => {
+                    say(&format!("begins anew, since {place} has no snapshot of this job: {why}"));
+                    Ok(None)
+                }
+                None => Err(error),
+            },
+        }
+    }
+
+    /// Does the job's next unit, and keeps it if that is due, or if somebody stopped it and it costs less than would be lost.
+    ///
+    /// # Errors
+    /// As [`JobRun::advance`]. A job that cannot be kept goes on, and the last snapshot stands.
+    pub(crate) fn advance(
+        &mut self,
+        job: &mut JobRun<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Progress, EngineError> {
+        let began = now();
+        let advanced = job.advance(observer);
+        match &advanced {
+            Ok(Progress::More) => {
+                self.since.count(began.elapsed());
+                if self.rhythm.is_due(&self.since, job.position().block) {
+                    self.keep(job, observer);
+                }
+            }
+            // It stands where the last unit left it.
+            Err(EngineError::Cancelled) => self.leave(job, observer),
+            Ok(Progress::Done) | Err(_) => {}
+        }
+        advanced
+    }
+
+    fn leave(&mut self, job: &mut JobRun<'_>, observer: &mut dyn Observer) {
+        if self.since.is_worth_keeping() {
+            self.keep(job, observer);
+        }
+        if self.is_kept {
+            let place = self.directory.display();
+            let notice = format!("the job is kept in {place}: the same command goes on from there");
+            observer.on_event(Event::Notice(&notice));
+        }
+    }
+
+    fn keep(&mut self, job: &mut JobRun<'_>, observer: &mut dyn Observer) {
+        let began = now();
+        let taken = job.snapshot(&self.snapshot, SnapshotMode::Full);
+        // One that failed is not tried again at once; where none can be taken, the next unit may end where one can.
+        if !matches!(taken, Ok(None)) {
+            self.since = SinceKept::after(job.position().block, began.elapsed());
+        }
+        match taken {
+            Ok(taken) => self.is_kept |= taken.is_some(),
+            Err(error) => {
+                observer.on_event(Event::Notice(&format!("goes on without a new snapshot: {error}")));
+            }
+        }
+    }
+
+    /// Removes what was kept of a job that is done.
+    pub(crate) fn forget(self) {
+        if let Err(error) = self.snapshot.remove() {
+            say(&format!("{} cannot be removed: {error}", self.snapshot.path().display()));
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the command line may look at the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Why a snapshot is none to go on from; `None` for what would stop a job that begins anew as well, or may pass.
+fn unfit(error: &EngineError) -> Option<String> {
+    match error {
+        EngineError::Snapshot(SnapshotError::Foreign(what)) => Some(format!("what is there is of {what}")),
+        EngineError::Snapshot(SnapshotError::Io { .. }) => None,
+        EngineError::Snapshot(damaged) => Some(damaged.to_string()),
+        EngineError::Video(state @ VideoError::State(_)) => Some(state.to_string()),
+        _ => None,
+    }
+}
