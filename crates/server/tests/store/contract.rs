@@ -14,7 +14,8 @@ const WIDE: QueueLimits = QueueLimits { total: 1000, per_tenant: 1000 };
 pub(crate) const MOMENTS: (UnixMs, UnixMs) = (UnixMs(5_000), UnixMs(9_000));
 
 fn storage() -> PageStorage {
-    let overrides = KvOverrides { sink: Some(KvCodec::default()), ..KvOverrides::default() };
+    let mut overrides = KvOverrides::default();
+    overrides.sink = Some(KvCodec::default());
     PageStorage { codec: KvCodec::from_name("k8v4").unwrap(), overrides }
 }
 

@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn numbers_are_rounded_to_the_nearest_and_ties_to_even() {
-        let numbers = [1.0_f32, 1.003_906_25, 1.011_718_75, -1.004, f32::INFINITY, f32::NAN];
+        let numbers = [1.0_f32, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -1.004, f32::INFINITY, f32::NAN];
         // They need not lie at a multiple of their size.
         let bytes: Vec<u8> =
             [7; 3].into_iter().chain(numbers.into_iter().flat_map(f32::to_le_bytes)).collect();
