@@ -586,6 +586,26 @@ fn nobody_stands_back_for_a_job_that_waits_for_the_one_that_stands_back() {
 }
 
 #[test]
+fn the_last_in_order_gives_way_first_and_only_worse_classes_on_the_device_come_before_a_job() {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 8, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    let at = |class, place| Entry { place, ..Entry::new(class, 10) };
+    schedule.arrive(0, at(Class::Background, Place::Device));
+    schedule.arrive(1, at(Class::Interactive, Place::Device));
+    schedule.arrive(2, at(Class::Standard, Place::Host));
+    schedule.arrive(3, at(Class::Background, Place::Device));
+    assert_eq!(schedule.last_first(), [3, 0, 2, 1]);
+    let before = |schedule: &Schedule| Class::ALL.map(|class| schedule.worse_on_device(class));
+    assert_eq!(before(&schedule), [1, 1, 0], "two of a class count once, and what is parked does not");
+    schedule.moved(2, Place::Device);
+    assert_eq!(before(&schedule), [2, 1, 0]);
+    schedule.moved(0, Place::Host);
+    schedule.moved(3, Place::Snapshot);
+    assert_eq!(before(&schedule), [1, 0, 0]);
+}
+
+#[test]
 fn snapshots_of_a_class_stay_within_its_share_of_the_disk() {
     let rules = Rules {
         room: Room { device_bytes: 100, host_bytes: 0 },
