@@ -334,7 +334,7 @@ impl Memory {
             out.line(&format!("evanesce_job_moves_total{{how=\"{how}\"}}"), count);
         }
         out.head("evanesce_pressure", "gauge", "How short memory is: 1 for the level that holds.");
-        for level in [Level::Calm, Level::Watch, Level::High, Level::Critical] {
+        for level in Level::ALL {
             let name = level.as_str();
             out.line(&format!("evanesce_pressure{{level=\"{name}\"}}"), u8::from(level == self.level));
         }

@@ -1,4 +1,5 @@
-//! When memory is short, and what gives way then. Pure: levels follow from shares, and what a job gives up from level and quality.
+//! When memory is short, and what gives way then. Pure: levels follow from shares, and what a job gives up from the level that its
+//! class goes by and from its quality.
 
 use crate::config::PressureConfig;
 use crate::job::Quality;
@@ -18,6 +19,15 @@ pub enum Level {
 }
 
 impl Level {
+    /// All levels, from enough to least.
+    pub const ALL: [Self; 4] = [Self::Calm, Self::Watch, Self::High, Self::Critical];
+
+    /// The level that a job under way goes by: one less for each worse class that has a job on the device. These give way first.
+    #[must_use]
+    pub fn behind(self, worse_classes: usize) -> Self {
+        Self::ALL[(self as usize).saturating_sub(worse_classes)]
+    }
+
     /// The name in metrics and in the log.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -56,7 +66,7 @@ impl Gauge {
     pub fn read(&mut self, share: f64) -> Level {
         let above = |slack: f64| {
             let passed = self.marks.iter().filter(|mark| share >= **mark - slack).count();
-            [Level::Calm, Level::Watch, Level::High, Level::Critical][passed]
+            Level::ALL[passed]
         };
         // Between a mark and its lower edge the level stays what it was.
         self.level = self.level.clamp(above(0.0), above(self.hysteresis));
@@ -86,11 +96,11 @@ pub struct Relief {
     pub pages: Pages,
     /// Coming blocks see half the window.
     pub halves_window: bool,
-    /// A job that has not begun begins smaller.
+    /// A job that has not begun begins smaller. Whatever its class: none that is under way can.
     pub begins_smaller: bool,
 }
 
-/// What a job of this quality gives up.
+/// What a job of this quality gives up at the level that it goes by ([`Level::behind`]).
 #[must_use]
 pub fn relief(level: Level, quality: Quality) -> Relief {
     let is_high = level >= Level::High;
@@ -134,7 +144,7 @@ mod tests {
 
     #[test]
     fn an_exact_job_never_gives_up_a_bit_of_its_video() {
-        for level in [Level::Calm, Level::Watch, Level::High, Level::Critical] {
+        for level in Level::ALL {
             let relief = relief(level, Quality::Exact);
             assert_eq!(
                 (relief.pages, relief.halves_window, relief.begins_smaller),
@@ -145,6 +155,21 @@ mod tests {
         assert_eq!((balanced.pages, balanced.halves_window), (Pages::Int8, false));
         let draft = relief(Level::Critical, Quality::Draft);
         assert_eq!((draft.pages, draft.halves_window, draft.begins_smaller), (Pages::Int4, true, true));
+    }
+
+    #[test]
+    fn a_job_goes_by_one_level_less_for_each_worse_class_on_the_device() {
+        let behind = |worse_classes| Level::ALL.map(|level| level.behind(worse_classes).as_str());
+        assert_eq!(behind(0), ["calm", "watch", "high", "critical"]);
+        assert_eq!(behind(1), ["calm", "calm", "watch", "high"]);
+        assert_eq!(behind(2), ["calm", "calm", "calm", "watch"]);
+        // So of two jobs that would give up the same one gives way first, and with it alone memory may be enough.
+        let pages = |worse_classes| {
+            Level::ALL.map(|level| relief(level.behind(worse_classes), Quality::Balanced).pages)
+        };
+        assert_eq!(pages(0), [Pages::AsAsked, Pages::AsAsked, Pages::Int8, Pages::Int8]);
+        assert_eq!(pages(1), [Pages::AsAsked, Pages::AsAsked, Pages::AsAsked, Pages::Int8]);
+        assert_eq!(pages(2), [Pages::AsAsked; 4]);
     }
 
     #[test]

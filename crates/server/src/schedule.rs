@@ -350,6 +350,21 @@ impl Schedule {
         waiting.into_iter().map(|(seq, _)| *seq).collect()
     }
 
+    /// All jobs, the last in order first: so they give way.
+    #[must_use]
+    pub fn last_first(&self) -> Vec<Seq> {
+        let mut jobs: Vec<_> = self.jobs.iter().collect();
+        jobs.sort_by_key(|(seq, entry)| Reverse(order(**seq, entry)));
+        jobs.into_iter().map(|(seq, _)| *seq).collect()
+    }
+
+    /// How many classes worse than this one have jobs on the device.
+    #[must_use]
+    pub fn worse_on_device(&self, class: Class) -> usize {
+        let is_there = |worse: Class| self.on_device().any(|(_, entry)| entry.class == worse);
+        Class::ALL.into_iter().filter(|worse| *worse > class && is_there(*worse)).count()
+    }
+
     /// What to do next, at this moment.
     #[must_use]
     pub fn choose(&self, now: i64) -> Choice {

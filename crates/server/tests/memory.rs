@@ -86,6 +86,41 @@ fn what_became_of_reads_and_pages_is_told_with_the_memory_and_is_what_the_metric
 }
 
 #[test]
+fn beside_a_worse_class_on_the_device_a_job_gives_up_nothing_of_its_video_that_it_would_give_up_alone() {
+    let causal = causal_checkpoint();
+    let slow = body(1, 41, 150, "background", "balanced");
+    let quick = body(2, 41, 3, "interactive", "balanced");
+    let expected = undisturbed(causal.path(), std::slice::from_ref(&quick)).remove(0);
+    // Before the cut no job could hold what counts as much; after it each does, and neither is parked for it.
+    let ample = Budgets { device_bytes: 1 << 50, host_bytes: 1 << 50 };
+    let cut = Budgets { device_bytes: needed_bytes(causal.path(), 41) * 3, ..ample };
+    let dir = tempfile::tempdir().unwrap();
+    let running = service(causal.path().to_path_buf(), ample, dir.path(), |config| {
+        let (watch, high, critical, hysteresis) = (1e-6, 2e-6, 1.0, 5e-7);
+        let process_bytes_max = Some(1 << 60);
+        config.pressure = PressureConfig { watch, high, critical, hysteresis, process_bytes_max };
+    });
+    let client = running.client();
+    let gave_up_bits =
+        |video: &Value| video["degradations"].as_array().unwrap().contains(&json!("pages_int8"));
+    let slow = client.create(&slow);
+    let now = || client.get(&format!("/v1/videos/{slow}")).json();
+    until_denoising(&client, &slow);
+    assert_eq!(now()["degradations"], json!([]));
+    running.set_budgets(cut);
+    until("background gives way", || gave_up_bits(&now()));
+    let beside = client.create(&quick);
+    let ended = client.wait(&beside);
+    assert_eq!((&ended["status"], gave_up_bits(&ended)), (&json!("completed"), false), "{ended}");
+    assert_eq!(now()["status"], "in_progress", "it was passed");
+    assert!(client.video(&beside) == expected);
+    // With nobody worse beside it, it is the first to give way.
+    assert_eq!(client.wait(&slow)["status"], "completed");
+    let ended = client.wait(&client.create(&quick));
+    assert_eq!((&ended["status"], gave_up_bits(&ended)), (&json!("completed"), true), "{ended}");
+}
+
+#[test]
 fn budgets_cut_in_the_middle_cost_no_job_and_exact_ones_no_bit() {
     let causal = causal_checkpoint();
     for checkpoint in [causal.path().to_path_buf(), checkpoint()] {

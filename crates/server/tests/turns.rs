@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
+use evanesce_server::config::ClassesConfig;
 use evanesce_server::job::Class;
 use evanesce_server::schedule::{
     Choice, DiskShares, Entry, Place, Quota, Quotas, Room, Rules, Schedule, Seq, Share,
@@ -583,6 +584,49 @@ fn nobody_stands_back_for_a_job_that_waits_for_the_one_that_stands_back() {
     schedule.arrive(1, Entry { share, ..Entry::new(Class::Standard, 50) });
     schedule.hold_back(Some(Class::Background));
     assert_eq!(schedule.choose(0), Choice::Resume(0));
+}
+
+#[test]
+fn the_last_in_order_gives_way_first_and_only_worse_classes_on_the_device_come_before_a_job() {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 8, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    let at = |class, place| Entry { place, ..Entry::new(class, 10) };
+    schedule.arrive(0, at(Class::Background, Place::Device));
+    schedule.arrive(1, at(Class::Interactive, Place::Device));
+    schedule.arrive(2, at(Class::Standard, Place::Host));
+    schedule.arrive(3, at(Class::Background, Place::Device));
+    assert_eq!(schedule.last_first(), [3, 0, 2, 1]);
+    let before = |schedule: &Schedule| Class::ALL.map(|class| schedule.worse_on_device(class));
+    assert_eq!(before(&schedule), [1, 1, 0], "two of a class count once, and what is parked does not");
+    schedule.moved(2, Place::Device);
+    assert_eq!(before(&schedule), [2, 1, 0]);
+    schedule.moved(0, Place::Host);
+    schedule.moved(3, Place::Snapshot);
+    assert_eq!(before(&schedule), [1, 0, 0]);
+}
+
+#[test]
+fn a_guarantee_is_lent_while_its_class_has_no_jobs_and_otherwise_not_even_ageing_takes_it() {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let choice = |guarantee: f64, is_alone: bool| {
+        let mut quotas = [Quotas::default(); 3];
+        quotas[Class::Interactive as usize].device.guarantee = guarantee;
+        let mut schedule = Schedule::new(Rules { room, under_way_max: 4, ageing_units: 2, quotas });
+        schedule.arrive(0, Entry::new(Class::Background, 100));
+        if !is_alone {
+            let there = Entry { place: Place::Device, held_bytes: 10, ..Entry::new(Class::Interactive, 50) };
+            schedule.arrive(1, there);
+            schedule.served(1, 1);
+            schedule.served(1, 1);
+        }
+        schedule.choose(0)
+    };
+    assert_eq!(choice(0.25, true), Choice::Start(0), "nobody else is there");
+    assert_eq!(choice(0.25, false), Choice::Advance(1), "it needs what is guaranteed to another class");
+    // So there is none unless somebody sets it: background always has its turn.
+    let unless_set = ClassesConfig::default().interactive.device_guarantee;
+    assert_eq!(choice(unless_set, false), Choice::Park(1, Place::Host));
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What the engine's thread does when memory is short: reads how full it is, and lets jobs give up what their quality allows.
+//! What the engine's thread does when memory is short: reads how full it is, and lets jobs give up what their quality allows, those of
+//! worse classes first.
 
 use evanesce_engine::{Budgets, Counters, JobSpec, Kind, KvCodec, Tier};
 
@@ -96,8 +97,8 @@ impl Worker<'_> {
             if self.strain.process.level() > Level::Calm {
                 self.model.cache().trim();
             }
-            let seqs: Vec<_> = self.tasks.keys().copied().collect();
-            for seq in seqs {
+            // Who gives way first finds the room that the host has.
+            for seq in self.schedule.last_first() {
                 self.relieve_job(seq, level, ran == Some(seq));
             }
         }
@@ -141,7 +142,9 @@ impl Worker<'_> {
 
     fn relieve_job(&mut self, seq: Seq, level: Level, runs: bool) {
         let Some(task) = self.tasks.get_mut(&seq) else { return };
-        let relief = relief(level, task.job.order.quality);
+        let order = &task.job.order;
+        let level = level.behind(self.schedule.worse_on_device(order.class));
+        let relief = relief(level, order.quality);
         let is_parked = self.schedule.entry(seq).is_none_or(|entry| entry.place != Place::Device);
         let mut gave_way = Vec::new();
         let Some(run) = &mut task.run else { return };
@@ -174,7 +177,7 @@ impl Worker<'_> {
         run.relief = Some(relief);
         if undone {
             self.means.metrics.gave_way("undone");
-            note(&task.job.id, "gives nothing up any more: memory is not short");
+            note(&task.job.id, "stores pages as asked again: there is memory, or a worse class gives way");
         }
         for what in gave_way {
             self.give_way(seq, what);
@@ -199,10 +202,15 @@ impl Worker<'_> {
 
     /// Lets a draft that begins now begin smaller, where memory is critically short.
     pub(super) fn begin_smaller(&mut self, seq: Seq) {
+        if self.strain.level == Level::Critical {
+            // What was parked since the last unit may have made room.
+            self.relieve(None);
+        }
         let grid_px = self.model.checkpoint().size_rule().pixels;
         let Some(Task { job, .. }) = self.tasks.get_mut(&seq) else { return };
         let has_begun = self.keeper.of(&job.id).is_some_and(|snapshot| snapshot.path().exists());
         let is_smaller = job.degradations.iter().any(|what| what == "smaller_size");
+        // Nobody under way can give this up, so it is nobody's turn before: what a worse class can do by now is to be parked.
         if has_begun || is_smaller || !relief(self.strain.level, job.order.quality).begins_smaller {
             return;
         }
