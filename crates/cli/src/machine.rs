@@ -1,34 +1,40 @@
 //! What this machine offers and what this process has used.
 
 use std::hash::{BuildHasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use evanesce_server::control_groups;
 
 /// The checkpoint that ships with evanesce and makes a video at once, and the one that makes it block by block.
 pub(crate) const SHAPES: &str = "models/shapes";
 pub(crate) const SHAPES_CAUSAL: &str = "models/shapes-causal";
 
-/// Bytes of memory that are free for use, as far as the system says: the least of what the machine and the control group have
-/// left.
+/// Bytes of memory that are free for use, as far as the system says: the least of what the machine and the control groups
+/// have left.
 pub(crate) fn available_bytes() -> usize {
     const WITHOUT_AN_ANSWER: usize = 8 << 30;
     let machine = proc_kib("/proc/meminfo", "MemAvailable:");
-    machine.into_iter().chain(left_in_group("/sys/fs/cgroup")).min().unwrap_or(WITHOUT_AN_ANSWER)
+    let groups = control_groups();
+    let groups = groups.iter().filter_map(|group| left_in_group(group));
+    machine.into_iter().chain(groups).min().unwrap_or(WITHOUT_AN_ANSWER)
 }
 
 /// Bytes that could be had at the very most, as far as the system says: a control group counts files that it would give up among
 /// what it holds, so here only its limit counts.
 pub(crate) fn most_bytes() -> usize {
     let machine = proc_kib("/proc/meminfo", "MemAvailable:");
-    machine.into_iter().chain(group_number("/sys/fs/cgroup", "memory.max")).min().unwrap_or(usize::MAX)
+    let groups = control_groups();
+    let groups = groups.iter().filter_map(|group| group_number(group, "memory.max"));
+    machine.into_iter().chain(groups).min().unwrap_or(usize::MAX)
 }
 
 /// Bytes that a control group may still take, where it has a limit.
-fn left_in_group(directory: &str) -> Option<usize> {
+fn left_in_group(directory: &Path) -> Option<usize> {
     Some(group_number(directory, "memory.max")?.saturating_sub(group_number(directory, "memory.current")?))
 }
 
-fn group_number(directory: &str, name: &str) -> Option<usize> {
-    std::fs::read_to_string(format!("{directory}/{name}")).ok()?.trim().parse().ok()
+fn group_number(directory: &Path, name: &str) -> Option<usize> {
+    std::fs::read_to_string(directory.join(name)).ok()?.trim().parse().ok()
 }
 
 /// The most memory this process has held at once, in bytes; 0 where the system does not say.
@@ -64,7 +70,7 @@ mod tests {
     #[test]
     fn a_control_group_leaves_what_its_limit_and_its_use_say() {
         let dir = tempfile::tempdir().expect("a directory");
-        let group = dir.path().to_str().expect("a name");
+        let group = dir.path();
         assert_eq!(left_in_group(group), None, "no control group");
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("a file");
         write("memory.current", "3000\n");

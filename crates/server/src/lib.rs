@@ -30,6 +30,7 @@ mod worker;
 
 pub use api::openapi_json;
 pub use config::Config;
+pub use machine::control_groups;
 pub use service::{BudgetSetter, Memory, ServeError, Service, serve_until_signalled};
 
 /// The digest of an API key, as the configuration keeps it.
