@@ -79,7 +79,7 @@ impl<'a> Summary<'a> {
         let mut lines = vec![
             String::new(),
             format!(
-                "{:<15}{:>10}{:>8}{:>8}{:>7}{:>8}{:>7}{:>8}{:>10}",
+                "{:<14}{:>10}{:>8}{:>8}{:>7}{:>8}{:>7}{:>8}{:>10}",
                 "kind", "peak", "puts", "hits", "misses", "expired", "pruned", "evicted", "returned"
             ),
         ];
@@ -88,7 +88,7 @@ impl<'a> Summary<'a> {
             let KindReport { expired, pruned, evicted, .. } = *counted;
             let (peak, returned) = (show(peak_bytes), show(returned_bytes));
             format!(
-                "{kind:<15}{peak:>10}{puts:>8}{hits:>8}{misses:>7}{expired:>8}{pruned:>7}{evicted:>8}{returned:>10}"
+                "{kind:<14}{peak:>10}{puts:>8}{hits:>8}{misses:>7}{expired:>8}{pruned:>7}{evicted:>8}{returned:>10}"
             )
         }));
         lines.extend(self.outcome.memory.tiers.iter().filter(|tier| tier.peak_bytes > 0).map(|tier| {
