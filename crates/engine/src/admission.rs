@@ -128,8 +128,8 @@ impl Needs {
 
     /// The least Device tier in which the job finishes where the disk takes pages and the host, of this budget, only passes them on.
     pub(crate) fn device_bytes_beside_disk(&self, host_bytes: u64, disk: Option<&Disk>) -> u64 {
-        let passing_bytes = (2 * self.pages.group_pages * self.pages.page_bytes) as u64;
-        self.device_bytes_beside(host_bytes.min(passing_bytes), disk)
+        let passing_bytes = 2 * self.pages.group_pages * self.piece_bytes();
+        self.device_bytes_beside(host_bytes.min(passing_bytes as u64), disk)
     }
 
     /// The least Host tier beside which the job finishes in a device of this budget and beside that disk, if that is enough for what
@@ -305,12 +305,28 @@ mod tests {
 
     use super::*;
 
+    /// Sixteen pages of one line, two of which move at once.
+    const PAGES: Pages = Pages { all_bytes: 16 * 64, staged_bytes: 2 * 64, page_bytes: 64, group_pages: 2 };
+    /// Nine latents of two lines.
+    const GIVEN: Given = Given { start_bytes: 1200, all_bytes: 9 * 128, frame_bytes: 128 };
+    const NEEDS: Needs = Needs { first_bytes: 0, stage_bytes: 1000, pages: PAGES, given: GIVEN };
+    /// Sixteen records of a block each: four are on their way, and twelve hold a page at least.
+    const DISK_BYTES: u64 = 64 << 10;
+    const DISK_HOLDS_BYTES: u64 = 12 * 64;
+
+    #[test]
+    fn given_latents_that_are_larger_than_pages_pass_through_a_host_on_their_way_to_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Disk::open(directory.path(), DISK_BYTES).unwrap();
+        let least = NEEDS.device_bytes() - DISK_HOLDS_BYTES;
+        assert_eq!(NEEDS.device_bytes_beside_disk(1 << 20, Some(&disk)), least);
+        assert_eq!(NEEDS.device_bytes_beside_disk(1 << 20, None), NEEDS.device_bytes());
+    }
+
     #[test]
     fn the_least_host_is_the_one_beside_which_a_device_is_enough() {
-        let pages = Pages { all_bytes: 16 * 64, staged_bytes: 2 * 64, page_bytes: 64, group_pages: 2 };
-        let given = Given { start_bytes: 1200, all_bytes: 9 * 128, frame_bytes: 128 };
-        for given in [Given::default(), given] {
-            let needs = Needs { first_bytes: 0, stage_bytes: 1000, pages, given };
+        for given in [Given::default(), GIVEN] {
+            let needs = Needs { given, ..NEEDS };
             let alone = needs.device_bytes();
             assert_eq!([alone, alone + 1].map(|bytes| needs.host_bytes_beside(bytes, None)), [0; 2]);
             for device_bytes in [1400, 1500, 1900, alone - 1] {
@@ -325,9 +341,7 @@ mod tests {
     fn what_is_spare_leaves_room_for_pages_that_are_still_to_come() {
         const HOST_BYTES: u64 = 6400;
         let model = Model::golden(Budgets { device_bytes: 1 << 20, host_bytes: HOST_BYTES });
-        // Sixteen pages of one line, two of which move at once.
-        let pages = Pages { all_bytes: 16 * 64, staged_bytes: 0, page_bytes: 64, group_pages: 2 };
-        let below = Needs { first_bytes: 0, stage_bytes: 1 << 20, pages, given: Given::default() };
+        let below = Needs { stage_bytes: 1 << 20, given: Given::default(), ..NEEDS };
         let in_device = Needs { stage_bytes: 0, ..below };
         let job = model.cache.open_job();
         let is_spare = |needs: &Needs, bytes| spare_room(&model, &job, needs, bytes).is_some();
