@@ -154,13 +154,12 @@ impl Needs {
     }
 
     /// Bytes of what waits that host and disk can take. Each keeps room for two groups: one that comes down while another one
-    /// has not left yet. What goes to disk passes through the host.
+    /// has not left yet. What a host without that room cannot take goes to the disk at once, and comes back from there.
     fn below_bytes(&self, host_bytes: usize, disk: Option<&Disk>) -> usize {
         let (piece_bytes, slack_pieces) = (self.piece_bytes(), 2 * self.pages.group_pages);
         let Some(host_pieces) = host_bytes.checked_div(piece_bytes) else { return 0 };
-        let Some(host_pieces) = host_pieces.checked_sub(slack_pieces) else { return 0 };
-        let disk_bytes = disk.map_or(0, |disk| self.disk_holds(disk));
-        host_pieces.saturating_mul(piece_bytes).saturating_add(disk_bytes)
+        let host_holds = host_pieces.saturating_sub(slack_pieces).saturating_mul(piece_bytes);
+        host_holds.saturating_add(disk.map_or(0, |disk| self.disk_holds(disk)))
     }
 
     /// Bytes of what waits that this disk can take, beside two groups on their way.
@@ -325,14 +324,19 @@ mod tests {
 
     #[test]
     fn the_least_host_is_the_one_beside_which_a_device_is_enough() {
-        for given in [Given::default(), GIVEN] {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Disk::open(directory.path(), DISK_BYTES).unwrap();
+        let both = |given: Given| [(given, None), (given, Some(&disk))];
+        for (given, disk) in [Given::default(), GIVEN].into_iter().flat_map(both) {
             let needs = Needs { given, ..NEEDS };
-            let alone = needs.device_bytes();
-            assert_eq!([alone, alone + 1].map(|bytes| needs.host_bytes_beside(bytes, None)), [0; 2]);
-            for device_bytes in [1400, 1500, 1900, alone - 1] {
-                let host_bytes = needs.host_bytes_beside(device_bytes, None);
-                assert!(needs.device_bytes_beside(host_bytes, None) <= device_bytes, "{device_bytes}");
-                assert!(needs.device_bytes_beside(host_bytes - 1, None) > device_bytes, "{device_bytes}");
+            // What the disk holds needs no host.
+            let alone = needs.device_bytes() - if disk.is_some() { DISK_HOLDS_BYTES } else { 0 };
+            assert_eq!(needs.device_bytes_beside(0, disk), alone);
+            assert_eq!([alone, alone + 1].map(|bytes| needs.host_bytes_beside(bytes, disk)), [0; 2]);
+            for device_bytes in [1400, 1500, 1900, alone - 1].into_iter().filter(|bytes| *bytes < alone) {
+                let host_bytes = needs.host_bytes_beside(device_bytes, disk);
+                assert!(needs.device_bytes_beside(host_bytes, disk) <= device_bytes, "{device_bytes}");
+                assert!(needs.device_bytes_beside(host_bytes - 1, disk) > device_bytes, "{device_bytes}");
             }
         }
     }
