@@ -1,7 +1,7 @@
 //! Which weights are in memory: groups as shared entries, read from the checkpoint when they are missing; ahead of their read
 //! where an expert does not fit, and for the next expert while the last step of the other one runs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -29,8 +29,9 @@ struct Shelf {
     /// Groups that some thread is reading right now.
     reading: Mutex<BTreeSet<GroupId>>,
     read: Condvar,
-    /// Groups that wait to be prefetched, and that nobody has read since they were asked for.
-    asked: Mutex<BTreeSet<GroupId>>,
+    /// Groups that wait to be prefetched, and that nobody has read since they were asked for: what is read sooner than in so many
+    /// ticks must not leave for one.
+    asked: Mutex<BTreeMap<GroupId, u64>>,
 }
 
 /// Removes a group from `reading` on every way out, and wakes whoever waits for it.
@@ -50,7 +51,7 @@ impl Shelf {
     }
 
     /// As [`Self::reading`].
-    fn asked(&self) -> MutexGuard<'_, BTreeSet<GroupId>> {
+    fn asked(&self) -> MutexGuard<'_, BTreeMap<GroupId, u64>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -84,13 +85,11 @@ impl Shelf {
         writer.commit().map_err(|error| crate::store_error(&key, error.refusal))
     }
 
-    /// Whether there is room now that needs nothing to leave, or only what nobody will read before.
-    fn prefetch(&self, wanted: Wanted) {
-        let Wanted { id, distance_ticks } = wanted;
+    /// Reads a group in that is still asked for, if there is room now that needs nothing to leave, or only what nobody will read
+    /// before.
+    fn prefetch(&self, id: GroupId) {
         // Whoever reads a group takes it off the list: to bring it now would be too late for that read.
-        if !self.asked().remove(&id) {
-            return;
-        }
+        let Some(distance_ticks) = self.asked().remove(&id) else { return };
         let _claim = self.claim(id);
         if self.cache.shared_contains(&self.key(id)) {
             return;
@@ -121,7 +120,7 @@ pub(crate) struct Wanted {
 pub(crate) struct Weights {
     shelf: Arc<Shelf>,
     /// `None` only while being dropped.
-    wanted: Option<SyncSender<Wanted>>,
+    wanted: Option<SyncSender<GroupId>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -156,15 +155,22 @@ impl Weights {
     }
 
     fn request(&self, wanted: Wanted) {
+        let Wanted { id, distance_ticks } = wanted;
         let shelf = &*self.shelf;
-        let is_there = shelf.cache.shared_contains(&shelf.key(wanted.id));
-        // What waits already is not asked for twice.
-        if is_there || !shelf.asked().insert(wanted.id) {
+        if shelf.cache.shared_contains(&shelf.key(id)) {
             return;
         }
+        let mut asked = shelf.asked();
+        // What waits already is not asked for twice: it comes for the soonest read that it was asked for.
+        if let Some(waiting) = asked.get_mut(&id) {
+            *waiting = distance_ticks.min(*waiting);
+            return;
+        }
+        asked.insert(id, distance_ticks);
+        drop(asked);
         // A full queue drops the request: see PREFETCH_QUEUE_GROUPS.
-        if self.wanted.as_ref().is_none_or(|sender| sender.try_send(wanted).is_err()) {
-            shelf.asked().remove(&wanted.id);
+        if self.wanted.as_ref().is_none_or(|sender| sender.try_send(id).is_err()) {
+            shelf.asked().remove(&id);
         }
     }
 }
@@ -178,9 +184,9 @@ impl Drop for Weights {
     }
 }
 
-fn serve(shelf: &Shelf, wanted: &Receiver<Wanted>) {
-    while let Ok(wanted) = wanted.recv() {
-        shelf.prefetch(wanted);
+fn serve(shelf: &Shelf, wanted: &Receiver<GroupId>) {
+    while let Ok(id) = wanted.recv() {
+        shelf.prefetch(id);
     }
 }
 
@@ -266,13 +272,26 @@ impl WeightSource for JobWeights<'_> {
 
 #[cfg(test)]
 mod tests {
-    use evanesce_cache::Budgets;
+    use evanesce_cache::{Budgets, Uses, entry_bytes};
 
     use super::*;
     use crate::model::Model;
 
     const BUDGETS: Budgets = Budgets { device_bytes: 1 << 30, host_bytes: 0 };
     const POSITION: Position = Position { first: Tick(100), next: None };
+
+    /// A group of the expert that comes first.
+    fn expert(index: usize) -> GroupId {
+        GroupId { component: Component::HighNoise, index }
+    }
+
+    /// Has the thread of `weights` wait for a group that no checkpoint has, so that what is asked for stays asked for.
+    fn hold_up(weights: &Weights) -> Reading<'_> {
+        let id = expert(99);
+        let held = weights.shelf.claim(id);
+        weights.request(Wanted { id, distance_ticks: 1 });
+        held
+    }
 
     /// The groups of `component` that are there when `group` of it was read, and all that was asked for then has come.
     fn there_after(component: Component, group: usize) -> Vec<usize> {
@@ -307,12 +326,32 @@ mod tests {
     fn what_was_asked_for_and_is_read_before_it_comes_is_not_brought_again() {
         let model = Model::golden(BUDGETS);
         let shelf = &*model.weights.shelf;
-        let id = GroupId { component: Component::HighNoise, index: 1 };
-        let wanted = Wanted { id, distance_ticks: 2 };
-        shelf.prefetch(wanted);
+        let id = expert(1);
+        shelf.prefetch(id);
         assert!(!shelf.cache.shared_contains(&shelf.key(id)), "nobody asks for it any more");
-        shelf.asked().insert(id);
-        shelf.prefetch(wanted);
+        shelf.asked().insert(id, 2);
+        shelf.prefetch(id);
         assert!(shelf.cache.shared_contains(&shelf.key(id)) && shelf.asked().is_empty());
+    }
+
+    #[test]
+    fn what_is_asked_for_again_comes_for_the_sooner_of_its_reads() {
+        let group_bytes = Model::golden(BUDGETS).blueprint.group_bytes(Component::HighNoise).nth(1).unwrap();
+        // Room for one layer: another one is there, and is read in fifty ticks.
+        let model = Model::golden(Budgets { device_bytes: entry_bytes(group_bytes), host_bytes: 0 });
+        let (shelf, job) = (&*model.weights.shelf, model.cache.open_job());
+        let there = shelf.spec(expert(2)).unwrap();
+        drop(shelf.read_in(expert(2), weights_spec(there)).unwrap());
+        job.announce(shelf.key(expert(2)), Uses::once(Tick(50)));
+        let _held_up = hold_up(&model.weights);
+        let request = |distance_ticks| model.weights.request(Wanted { id: expert(1), distance_ticks });
+        let comes = || {
+            shelf.prefetch(expert(1));
+            shelf.cache.shared_contains(&shelf.key(expert(1)))
+        };
+        request(100);
+        assert!(!comes(), "what is there is read before");
+        [100, 2, 100].into_iter().for_each(request);
+        assert!(comes());
     }
 }
