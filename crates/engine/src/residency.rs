@@ -119,7 +119,7 @@ pub(crate) struct Wanted {
 #[derive(Debug)]
 pub(crate) struct Weights {
     shelf: Arc<Shelf>,
-    /// `None` only while being dropped.
+    /// `None` once nothing more is asked for.
     wanted: Option<SyncSender<GroupId>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -173,14 +173,21 @@ impl Weights {
             shelf.asked().remove(&id);
         }
     }
-}
 
-impl Drop for Weights {
-    fn drop(&mut self) {
+    /// Waits until the thread has gone through what it was asked for, and ends it.
+    fn finish(&mut self) {
         self.wanted = None;
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
+    }
+}
+
+impl Drop for Weights {
+    fn drop(&mut self) {
+        // What still waits would be read for nobody.
+        self.shelf.asked().clear();
+        self.finish();
     }
 }
 
@@ -295,13 +302,12 @@ mod tests {
 
     /// The groups of `component` that are there when `group` of it was read, and all that was asked for then has come.
     fn there_after(component: Component, group: usize) -> Vec<usize> {
-        let model = Model::golden(BUDGETS);
-        let (cache, blueprint) = (model.cache.clone(), Arc::clone(&model.blueprint));
-        let (job, waits) = (cache.open_job(), Waits::default());
+        let mut model = Model::golden(BUDGETS);
+        let (job, waits) = (model.cache.open_job(), Waits::default());
         let weights = model.weights.for_job(&job, POSITION, &waits);
         drop(weights.lease(GroupId { component, index: group }).unwrap());
-        // Its thread ends when it has brought what it was asked for.
-        drop(model);
+        model.weights.finish();
+        let (cache, blueprint) = (&model.cache, &model.blueprint);
         let is_there = |index: &usize| {
             let key = blueprint.weights_key(GroupId { component, index: *index });
             cache.shared_contains(&key)
@@ -332,6 +338,17 @@ mod tests {
         shelf.asked().insert(id, 2);
         shelf.prefetch(id);
         assert!(shelf.cache.shared_contains(&shelf.key(id)) && shelf.asked().is_empty());
+    }
+
+    #[test]
+    fn what_still_waits_when_its_model_goes_is_read_for_nobody() {
+        let model = Model::golden(BUDGETS);
+        let shelf = Arc::clone(&model.weights.shelf);
+        shelf.asked().insert(expert(1), 2);
+        drop(model);
+        // As the thread does with what is left in its queue.
+        shelf.prefetch(expert(1));
+        assert!(!shelf.cache.shared_contains(&shelf.key(expert(1))));
     }
 
     #[test]
