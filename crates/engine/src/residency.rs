@@ -1,6 +1,7 @@
 //! Which weights are in memory: groups as shared entries, read from the checkpoint when they are missing; ahead of their read
 //! where an expert does not fit, and for the next expert while the last step of the other one runs.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -151,7 +152,7 @@ impl Weights {
         position: Position,
         waits: &'a Waits,
     ) -> JobWeights<'a> {
-        JobWeights { weights: self, job, position, waits }
+        JobWeights { weights: self, job, reads: PassReads::new(position), waits }
     }
 
     fn request(&self, wanted: Wanted) {
@@ -213,7 +214,7 @@ impl Position {
     ///
     /// The group after it is read ahead by experts, and where there are two of them: admission keeps room for one group more than
     /// the one in use there, and nowhere else.
-    pub(crate) fn read_ahead(&self, blueprint: &Blueprint, group: GroupId) -> impl Iterator<Item = Wanted> {
+    fn read_ahead(&self, blueprint: &Blueprint, group: GroupId) -> impl Iterator<Item = Wanted> {
         let GroupId { component, index } = group;
         let now = self.first.0 + index as u64;
         let [high, low] = blueprint.experts();
@@ -230,12 +231,42 @@ impl Position {
     }
 }
 
+/// The reads of one forward pass: group after group, and in between group 0 again, where keys and values of the text are missing in a
+/// later layer.
+#[derive(Debug)]
+pub(crate) struct PassReads {
+    position: Position,
+    /// The last group in order that was read.
+    furthest: Cell<Option<usize>>,
+}
+
+impl PassReads {
+    pub(crate) fn new(position: Position) -> Self {
+        Self { position, furthest: Cell::new(None) }
+    }
+
+    /// When group `index` is read.
+    pub(crate) fn tick(&self, index: usize) -> Tick {
+        Tick(self.position.first.0 + index as u64)
+    }
+
+    /// What is read ahead while `group` is in use, as [`Position::read_ahead`] says, if the pass gets on with it: what follows a group
+    /// that is read again has been read as well.
+    pub(crate) fn read_ahead(&self, blueprint: &Blueprint, group: GroupId) -> impl Iterator<Item = Wanted> {
+        let gets_on = self.furthest.get().is_none_or(|furthest| furthest < group.index);
+        if gets_on {
+            self.furthest.set(Some(group.index));
+        }
+        gets_on.then(|| self.position.read_ahead(blueprint, group)).into_iter().flatten()
+    }
+}
+
 /// Leases groups for one forward pass of one job.
 #[derive(Debug)]
 pub(crate) struct JobWeights<'a> {
     weights: &'a Weights,
     job: &'a Job,
-    position: Position,
+    reads: PassReads,
     waits: &'a Waits,
 }
 
@@ -258,8 +289,7 @@ impl WeightSource for JobWeights<'_> {
     fn lease(&self, id: GroupId) -> Result<Box<dyn WeightGroup + '_>> {
         let shelf = &*self.weights.shelf;
         let spec = shelf.spec(id)?;
-        let now = Tick(self.position.first.0 + id.index as u64);
-        self.job.tick(now);
+        self.job.tick(self.reads.tick(id.index));
         let key = shelf.key(id);
         shelf.asked().remove(&id);
         let is_missing = !shelf.cache.shared_contains(&key);
@@ -270,7 +300,7 @@ impl WeightSource for JobWeights<'_> {
                 None => shelf.read_in(id, weights_spec(spec)),
             }
         })?;
-        for wanted in self.position.read_ahead(&shelf.blueprint, id) {
+        for wanted in self.reads.read_ahead(&shelf.blueprint, id) {
             self.weights.request(wanted);
         }
         Ok(Box::new(LeasedGroup { spec, lease }))
@@ -326,6 +356,20 @@ mod tests {
         }
         // There is no room to count on for a second group of these.
         assert_eq!(there_after(Component::TextEncoder, 0), [0]);
+    }
+
+    #[test]
+    fn behind_a_group_that_a_pass_reads_again_nothing_is_read_ahead() {
+        let model = Model::golden(BUDGETS);
+        let (job, waits) = (model.cache.open_job(), Waits::default());
+        let _held_up = hold_up(&model.weights);
+        let weights = model.weights.for_job(&job, POSITION, &waits);
+        (0..2).for_each(|index| drop(weights.lease(expert(index)).unwrap()));
+        // It has left the device since.
+        assert!(model.cache.shared_remove(&model.blueprint.weights_key(expert(1))));
+        drop(weights.lease(expert(0)).unwrap());
+        let asked = model.weights.shelf.asked().clone();
+        assert!(asked.contains_key(&expert(2)) && !asked.contains_key(&expert(1)), "{asked:?}");
     }
 
     #[test]
