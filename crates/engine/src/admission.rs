@@ -26,6 +26,8 @@ pub(crate) struct Needs {
     first_bytes: usize,
     /// Of a step or a latent frame, without pages.
     stage_bytes: usize,
+    /// Beside any of these: the thread that reads weights ahead may be in the middle of one group whatever comes next.
+    read_ahead_bytes: usize,
     pages: Pages,
     given: Given,
 }
@@ -99,15 +101,15 @@ impl Needs {
             + stays(embedding_bytes + cross_kv_bytes)
             + group(Component::VaeDecoder);
         let pages = Pages::new(blueprint, spec, frame_tokens);
-        // The thread that reads weights ahead may be in the middle of one group whatever comes next.
-        let read_ahead = if experts[0] == experts[1] { 0 } else { over(experts, group) };
-        Self { first_bytes: text, stage_bytes: denoise.max(decode) + read_ahead, pages, given }
+        let read_ahead_bytes = if experts[0] == experts[1] { 0 } else { over(experts, group) };
+        Self { first_bytes: text, stage_bytes: denoise.max(decode), read_ahead_bytes, pages, given }
     }
 
     /// The least Device tier in which the job finishes without help from the tiers below.
     pub(crate) fn device_bytes(&self) -> u64 {
         let at_start = self.given.start_bytes + self.given.all_bytes;
-        self.first_bytes.max(at_start).max(self.stage_bytes + self.waiting_bytes()) as u64
+        let most = self.first_bytes.max(at_start).max(self.stage_bytes + self.waiting_bytes());
+        (most + self.read_ahead_bytes) as u64
     }
 
     /// The least Device tier in which the job finishes beside tiers of these budgets.
@@ -118,7 +120,8 @@ impl Needs {
         let latents_bytes = self.given.all_bytes.saturating_sub(below).max(self.given.frame_bytes);
         let at_start = self.given.start_bytes + latents_bytes;
         let on_device = self.waiting_bytes().saturating_sub(below).max(self.pages.staged_bytes);
-        self.first_bytes.max(at_start).max(self.stage_bytes + on_device) as u64
+        let most = self.first_bytes.max(at_start).max(self.stage_bytes + on_device);
+        (most + self.read_ahead_bytes) as u64
     }
 
     /// What waits for its read and may wait below the device: pages and given latents.
@@ -128,14 +131,15 @@ impl Needs {
 
     /// The least Device tier in which the job finishes where the disk takes pages and the host, of this budget, only passes them on.
     pub(crate) fn device_bytes_beside_disk(&self, host_bytes: u64, disk: Option<&Disk>) -> u64 {
-        let passing_bytes = (2 * self.pages.group_pages * self.pages.page_bytes) as u64;
-        self.device_bytes_beside(host_bytes.min(passing_bytes), disk)
+        let passing_bytes = 2 * self.pages.group_pages * self.piece_bytes();
+        self.device_bytes_beside(host_bytes.min(passing_bytes as u64), disk)
     }
 
     /// The least Host tier beside which the job finishes in a device of this budget and beside that disk, if that is enough for what
     /// must be there: room for the pages and given latents that find none on the device or the disk, and for two groups on their way.
     pub(crate) fn host_bytes_beside(&self, device_bytes: u64, disk: Option<&Disk>) -> u64 {
         let device_bytes = usize::try_from(device_bytes).unwrap_or(usize::MAX);
+        let device_bytes = device_bytes.saturating_sub(self.read_ahead_bytes);
         let beyond = |all: usize, besides: usize| all.saturating_sub(device_bytes.saturating_sub(besides));
         let at_start = beyond(self.given.all_bytes, self.given.start_bytes);
         let on_disk = disk.map_or(0, |disk| self.disk_holds(disk));
@@ -154,13 +158,12 @@ impl Needs {
     }
 
     /// Bytes of what waits that host and disk can take. Each keeps room for two groups: one that comes down while another one
-    /// has not left yet. What goes to disk passes through the host.
+    /// has not left yet. What a host without that room cannot take goes to the disk at once, and comes back from there.
     fn below_bytes(&self, host_bytes: usize, disk: Option<&Disk>) -> usize {
         let (piece_bytes, slack_pieces) = (self.piece_bytes(), 2 * self.pages.group_pages);
         let Some(host_pieces) = host_bytes.checked_div(piece_bytes) else { return 0 };
-        let Some(host_pieces) = host_pieces.checked_sub(slack_pieces) else { return 0 };
-        let disk_bytes = disk.map_or(0, |disk| self.disk_holds(disk));
-        host_pieces.saturating_mul(piece_bytes).saturating_add(disk_bytes)
+        let host_holds = host_pieces.saturating_sub(slack_pieces).saturating_mul(piece_bytes);
+        host_holds.saturating_add(disk.map_or(0, |disk| self.disk_holds(disk)))
     }
 
     /// Bytes of what waits that this disk can take, beside two groups on their way.
@@ -301,33 +304,83 @@ fn sum([high, low]: [Component; 2], bytes: impl Fn(Component) -> usize) -> usize
 
 #[cfg(test)]
 mod tests {
-    use evanesce_cache::{Budgets, Key, Lifetime};
+    use evanesce_cache::{Budgets, Cache, Key, Lifetime};
+    use evanesce_wan::text::TOKENS_MAX;
+    use evanesce_wan::weights::GroupId;
 
     use super::*;
+    use crate::request::{Request, RequestedLength};
+
+    /// Sixteen pages of one line, two of which move at once.
+    const PAGES: Pages = Pages { all_bytes: 16 * 64, staged_bytes: 2 * 64, page_bytes: 64, group_pages: 2 };
+    /// Nine latents of two lines.
+    const GIVEN: Given = Given { start_bytes: 1100, all_bytes: 9 * 128, frame_bytes: 128 };
+    const NEEDS: Needs =
+        Needs { first_bytes: 0, stage_bytes: 900, read_ahead_bytes: 100, pages: PAGES, given: GIVEN };
+    /// Sixteen records of a block each: four are on their way, and twelve hold a page at least.
+    const DISK_BYTES: u64 = 64 << 10;
+    const DISK_HOLDS_BYTES: u64 = 12 * 64;
+
+    #[test]
+    fn given_latents_that_are_larger_than_pages_pass_through_a_host_on_their_way_to_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Disk::open(directory.path(), DISK_BYTES).unwrap();
+        let least = NEEDS.device_bytes() - DISK_HOLDS_BYTES;
+        assert_eq!(NEEDS.device_bytes_beside_disk(1 << 20, Some(&disk)), least);
+        assert_eq!(NEEDS.device_bytes_beside_disk(1 << 20, None), NEEDS.device_bytes());
+    }
 
     #[test]
     fn the_least_host_is_the_one_beside_which_a_device_is_enough() {
-        let pages = Pages { all_bytes: 16 * 64, staged_bytes: 2 * 64, page_bytes: 64, group_pages: 2 };
-        let given = Given { start_bytes: 1200, all_bytes: 9 * 128, frame_bytes: 128 };
-        for given in [Given::default(), given] {
-            let needs = Needs { first_bytes: 0, stage_bytes: 1000, pages, given };
-            let alone = needs.device_bytes();
-            assert_eq!([alone, alone + 1].map(|bytes| needs.host_bytes_beside(bytes, None)), [0; 2]);
-            for device_bytes in [1400, 1500, 1900, alone - 1] {
-                let host_bytes = needs.host_bytes_beside(device_bytes, None);
-                assert!(needs.device_bytes_beside(host_bytes, None) <= device_bytes, "{device_bytes}");
-                assert!(needs.device_bytes_beside(host_bytes - 1, None) > device_bytes, "{device_bytes}");
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Disk::open(directory.path(), DISK_BYTES).unwrap();
+        let both = |given: Given| [(given, None), (given, Some(&disk))];
+        for (given, disk) in [Given::default(), GIVEN].into_iter().flat_map(both) {
+            let needs = Needs { given, ..NEEDS };
+            // What the disk holds needs no host.
+            let alone = needs.device_bytes() - if disk.is_some() { DISK_HOLDS_BYTES } else { 0 };
+            assert_eq!(needs.device_bytes_beside(0, disk), alone);
+            assert_eq!([alone, alone + 1].map(|bytes| needs.host_bytes_beside(bytes, disk)), [0; 2]);
+            for device_bytes in [1400, 1500, 1900, alone - 1].into_iter().filter(|bytes| *bytes < alone) {
+                let host_bytes = needs.host_bytes_beside(device_bytes, disk);
+                assert!(needs.device_bytes_beside(host_bytes, disk) <= device_bytes, "{device_bytes}");
+                assert!(needs.device_bytes_beside(host_bytes - 1, disk) > device_bytes, "{device_bytes}");
             }
         }
+    }
+
+    #[test]
+    fn where_a_prompt_decides_it_is_encoded_beside_a_group_that_is_still_being_read_ahead() {
+        let model = Model::golden(Budgets { device_bytes: 0, host_bytes: 0 });
+        let request = Request {
+            size: Some((48, 32)),
+            length: Some(RequestedLength::Frames(9)),
+            ..Request::new("a red ball", 1)
+        };
+        let spec = JobSpec::new(request, model.checkpoint()).unwrap();
+        let blueprint = &*model.blueprint;
+        let needs = Needs::new(blueprint, &spec, [TOKENS_MAX; 2]);
+        assert!(needs.first_bytes > needs.stage_bytes, "{needs:?}");
+        let group_bytes = |component| blueprint.group_bytes(component).max().unwrap();
+        // What it was asked for, and what whole lines take beyond that.
+        let budgets = Budgets { device_bytes: needs.device_bytes() + 64, host_bytes: 0 };
+        let cache = Cache::counting(budgets, 0);
+        let put = |component, len_bytes| {
+            cache.shared_put(blueprint.weights_key(GroupId { component, index: 0 }), Tier::Device, len_bytes)
+        };
+        let expert_bytes = group_bytes(Component::HighNoise).max(group_bytes(Component::LowNoise));
+        let _read_ahead = put(Component::HighNoise, expert_bytes).unwrap();
+        let text_bytes = group_bytes(Component::TextEncoder);
+        let besides_bytes = (needs.first_bytes - text_bytes) as u64;
+        let _besides = cache.reserve(&[(Tier::Device, besides_bytes)]).unwrap();
+        assert!(put(Component::TextEncoder, text_bytes).is_ok());
     }
 
     #[test]
     fn what_is_spare_leaves_room_for_pages_that_are_still_to_come() {
         const HOST_BYTES: u64 = 6400;
         let model = Model::golden(Budgets { device_bytes: 1 << 20, host_bytes: HOST_BYTES });
-        // Sixteen pages of one line, two of which move at once.
-        let pages = Pages { all_bytes: 16 * 64, staged_bytes: 0, page_bytes: 64, group_pages: 2 };
-        let below = Needs { first_bytes: 0, stage_bytes: 1 << 20, pages, given: Given::default() };
+        let below = Needs { stage_bytes: 1 << 20, read_ahead_bytes: 0, given: Given::default(), ..NEEDS };
         let in_device = Needs { stage_bytes: 0, ..below };
         let job = model.cache.open_job();
         let is_spare = |needs: &Needs, bytes| spare_room(&model, &job, needs, bytes).is_some();

@@ -1,7 +1,8 @@
 //! Which weights are in memory: groups as shared entries, read from the checkpoint when they are missing; ahead of their read
 //! where an expert does not fit, and for the next expert while the last step of the other one runs.
 
-use std::collections::BTreeSet;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -29,8 +30,9 @@ struct Shelf {
     /// Groups that some thread is reading right now.
     reading: Mutex<BTreeSet<GroupId>>,
     read: Condvar,
-    /// Groups that wait to be prefetched, and that nobody has read since they were asked for.
-    asked: Mutex<BTreeSet<GroupId>>,
+    /// Groups that wait to be prefetched, and that nobody has read since they were asked for: what is read sooner than in so many
+    /// ticks must not leave for one.
+    asked: Mutex<BTreeMap<GroupId, u64>>,
 }
 
 /// Removes a group from `reading` on every way out, and wakes whoever waits for it.
@@ -50,7 +52,7 @@ impl Shelf {
     }
 
     /// As [`Self::reading`].
-    fn asked(&self) -> MutexGuard<'_, BTreeSet<GroupId>> {
+    fn asked(&self) -> MutexGuard<'_, BTreeMap<GroupId, u64>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -84,13 +86,11 @@ impl Shelf {
         writer.commit().map_err(|error| crate::store_error(&key, error.refusal))
     }
 
-    /// Whether there is room now that needs nothing to leave, or only what nobody will read before.
-    fn prefetch(&self, wanted: Wanted) {
-        let Wanted { id, distance_ticks } = wanted;
+    /// Reads a group in that is still asked for, if there is room now that needs nothing to leave, or only what nobody will read
+    /// before.
+    fn prefetch(&self, id: GroupId) {
         // Whoever reads a group takes it off the list: to bring it now would be too late for that read.
-        if !self.asked().remove(&id) {
-            return;
-        }
+        let Some(distance_ticks) = self.asked().remove(&id) else { return };
         let _claim = self.claim(id);
         if self.cache.shared_contains(&self.key(id)) {
             return;
@@ -120,8 +120,8 @@ pub(crate) struct Wanted {
 #[derive(Debug)]
 pub(crate) struct Weights {
     shelf: Arc<Shelf>,
-    /// `None` only while being dropped.
-    wanted: Option<SyncSender<Wanted>>,
+    /// `None` once nothing more is asked for.
+    wanted: Option<SyncSender<GroupId>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -152,25 +152,31 @@ impl Weights {
         position: Position,
         waits: &'a Waits,
     ) -> JobWeights<'a> {
-        JobWeights { weights: self, job, position, waits }
+        JobWeights { weights: self, job, reads: PassReads::new(position), waits }
     }
 
     fn request(&self, wanted: Wanted) {
+        let Wanted { id, distance_ticks } = wanted;
         let shelf = &*self.shelf;
-        let is_there = shelf.cache.shared_contains(&shelf.key(wanted.id));
-        // What waits already is not asked for twice.
-        if is_there || !shelf.asked().insert(wanted.id) {
+        if shelf.cache.shared_contains(&shelf.key(id)) {
             return;
         }
+        let mut asked = shelf.asked();
+        // What waits already is not asked for twice: it comes for the soonest read that it was asked for.
+        if let Some(waiting) = asked.get_mut(&id) {
+            *waiting = distance_ticks.min(*waiting);
+            return;
+        }
+        asked.insert(id, distance_ticks);
+        drop(asked);
         // A full queue drops the request: see PREFETCH_QUEUE_GROUPS.
-        if self.wanted.as_ref().is_none_or(|sender| sender.try_send(wanted).is_err()) {
-            shelf.asked().remove(&wanted.id);
+        if self.wanted.as_ref().is_none_or(|sender| sender.try_send(id).is_err()) {
+            shelf.asked().remove(&id);
         }
     }
-}
 
-impl Drop for Weights {
-    fn drop(&mut self) {
+    /// Waits until the thread has gone through what it was asked for, and ends it.
+    fn finish(&mut self) {
         self.wanted = None;
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
@@ -178,9 +184,17 @@ impl Drop for Weights {
     }
 }
 
-fn serve(shelf: &Shelf, wanted: &Receiver<Wanted>) {
-    while let Ok(wanted) = wanted.recv() {
-        shelf.prefetch(wanted);
+impl Drop for Weights {
+    fn drop(&mut self) {
+        // What still waits would be read for nobody.
+        self.shelf.asked().clear();
+        self.finish();
+    }
+}
+
+fn serve(shelf: &Shelf, wanted: &Receiver<GroupId>) {
+    while let Ok(id) = wanted.recv() {
+        shelf.prefetch(id);
     }
 }
 
@@ -200,7 +214,7 @@ impl Position {
     ///
     /// The group after it is read ahead by experts, and where there are two of them: admission keeps room for one group more than
     /// the one in use there, and nowhere else.
-    pub(crate) fn read_ahead(&self, blueprint: &Blueprint, group: GroupId) -> impl Iterator<Item = Wanted> {
+    fn read_ahead(&self, blueprint: &Blueprint, group: GroupId) -> impl Iterator<Item = Wanted> {
         let GroupId { component, index } = group;
         let now = self.first.0 + index as u64;
         let [high, low] = blueprint.experts();
@@ -217,12 +231,42 @@ impl Position {
     }
 }
 
+/// The reads of one forward pass: group after group, and in between group 0 again, where keys and values of the text are missing in a
+/// later layer.
+#[derive(Debug)]
+pub(crate) struct PassReads {
+    position: Position,
+    /// The last group in order that was read.
+    furthest: Cell<Option<usize>>,
+}
+
+impl PassReads {
+    pub(crate) fn new(position: Position) -> Self {
+        Self { position, furthest: Cell::new(None) }
+    }
+
+    /// When group `index` is read.
+    pub(crate) fn tick(&self, index: usize) -> Tick {
+        Tick(self.position.first.0 + index as u64)
+    }
+
+    /// What is read ahead while `group` is in use, as [`Position::read_ahead`] says, if the pass gets on with it: what follows a group
+    /// that is read again has been read as well.
+    pub(crate) fn read_ahead(&self, blueprint: &Blueprint, group: GroupId) -> impl Iterator<Item = Wanted> {
+        let gets_on = self.furthest.get().is_none_or(|furthest| furthest < group.index);
+        if gets_on {
+            self.furthest.set(Some(group.index));
+        }
+        gets_on.then(|| self.position.read_ahead(blueprint, group)).into_iter().flatten()
+    }
+}
+
 /// Leases groups for one forward pass of one job.
 #[derive(Debug)]
 pub(crate) struct JobWeights<'a> {
     weights: &'a Weights,
     job: &'a Job,
-    position: Position,
+    reads: PassReads,
     waits: &'a Waits,
 }
 
@@ -245,8 +289,7 @@ impl WeightSource for JobWeights<'_> {
     fn lease(&self, id: GroupId) -> Result<Box<dyn WeightGroup + '_>> {
         let shelf = &*self.weights.shelf;
         let spec = shelf.spec(id)?;
-        let now = Tick(self.position.first.0 + id.index as u64);
-        self.job.tick(now);
+        self.job.tick(self.reads.tick(id.index));
         let key = shelf.key(id);
         shelf.asked().remove(&id);
         let is_missing = !shelf.cache.shared_contains(&key);
@@ -257,7 +300,7 @@ impl WeightSource for JobWeights<'_> {
                 None => shelf.read_in(id, weights_spec(spec)),
             }
         })?;
-        for wanted in self.position.read_ahead(&shelf.blueprint, id) {
+        for wanted in self.reads.read_ahead(&shelf.blueprint, id) {
             self.weights.request(wanted);
         }
         Ok(Box::new(LeasedGroup { spec, lease }))
@@ -266,7 +309,7 @@ impl WeightSource for JobWeights<'_> {
 
 #[cfg(test)]
 mod tests {
-    use evanesce_cache::Budgets;
+    use evanesce_cache::{Budgets, Uses, entry_bytes};
 
     use super::*;
     use crate::model::Model;
@@ -274,15 +317,27 @@ mod tests {
     const BUDGETS: Budgets = Budgets { device_bytes: 1 << 30, host_bytes: 0 };
     const POSITION: Position = Position { first: Tick(100), next: None };
 
+    /// A group of the expert that comes first.
+    fn expert(index: usize) -> GroupId {
+        GroupId { component: Component::HighNoise, index }
+    }
+
+    /// Has the thread of `weights` wait for a group that no checkpoint has, so that what is asked for stays asked for.
+    fn hold_up(weights: &Weights) -> Reading<'_> {
+        let id = expert(99);
+        let held = weights.shelf.claim(id);
+        weights.request(Wanted { id, distance_ticks: 1 });
+        held
+    }
+
     /// The groups of `component` that are there when `group` of it was read, and all that was asked for then has come.
     fn there_after(component: Component, group: usize) -> Vec<usize> {
-        let model = Model::golden(BUDGETS);
-        let (cache, blueprint) = (model.cache.clone(), Arc::clone(&model.blueprint));
-        let (job, waits) = (cache.open_job(), Waits::default());
+        let mut model = Model::golden(BUDGETS);
+        let (job, waits) = (model.cache.open_job(), Waits::default());
         let weights = model.weights.for_job(&job, POSITION, &waits);
         drop(weights.lease(GroupId { component, index: group }).unwrap());
-        // Its thread ends when it has brought what it was asked for.
-        drop(model);
+        model.weights.finish();
+        let (cache, blueprint) = (&model.cache, &model.blueprint);
         let is_there = |index: &usize| {
             let key = blueprint.weights_key(GroupId { component, index: *index });
             cache.shared_contains(&key)
@@ -304,15 +359,60 @@ mod tests {
     }
 
     #[test]
+    fn behind_a_group_that_a_pass_reads_again_nothing_is_read_ahead() {
+        let model = Model::golden(BUDGETS);
+        let (job, waits) = (model.cache.open_job(), Waits::default());
+        let _held_up = hold_up(&model.weights);
+        let weights = model.weights.for_job(&job, POSITION, &waits);
+        (0..2).for_each(|index| drop(weights.lease(expert(index)).unwrap()));
+        // It has left the device since.
+        assert!(model.cache.shared_remove(&model.blueprint.weights_key(expert(1))));
+        drop(weights.lease(expert(0)).unwrap());
+        let asked = model.weights.shelf.asked().clone();
+        assert!(asked.contains_key(&expert(2)) && !asked.contains_key(&expert(1)), "{asked:?}");
+    }
+
+    #[test]
     fn what_was_asked_for_and_is_read_before_it_comes_is_not_brought_again() {
         let model = Model::golden(BUDGETS);
         let shelf = &*model.weights.shelf;
-        let id = GroupId { component: Component::HighNoise, index: 1 };
-        let wanted = Wanted { id, distance_ticks: 2 };
-        shelf.prefetch(wanted);
+        let id = expert(1);
+        shelf.prefetch(id);
         assert!(!shelf.cache.shared_contains(&shelf.key(id)), "nobody asks for it any more");
-        shelf.asked().insert(id);
-        shelf.prefetch(wanted);
+        shelf.asked().insert(id, 2);
+        shelf.prefetch(id);
         assert!(shelf.cache.shared_contains(&shelf.key(id)) && shelf.asked().is_empty());
+    }
+
+    #[test]
+    fn what_still_waits_when_its_model_goes_is_read_for_nobody() {
+        let model = Model::golden(BUDGETS);
+        let shelf = Arc::clone(&model.weights.shelf);
+        shelf.asked().insert(expert(1), 2);
+        drop(model);
+        // As the thread does with what is left in its queue.
+        shelf.prefetch(expert(1));
+        assert!(!shelf.cache.shared_contains(&shelf.key(expert(1))));
+    }
+
+    #[test]
+    fn what_is_asked_for_again_comes_for_the_sooner_of_its_reads() {
+        let group_bytes = Model::golden(BUDGETS).blueprint.group_bytes(Component::HighNoise).nth(1).unwrap();
+        // Room for one layer: another one is there, and is read in fifty ticks.
+        let model = Model::golden(Budgets { device_bytes: entry_bytes(group_bytes), host_bytes: 0 });
+        let (shelf, job) = (&*model.weights.shelf, model.cache.open_job());
+        let there = shelf.spec(expert(2)).unwrap();
+        drop(shelf.read_in(expert(2), weights_spec(there)).unwrap());
+        job.announce(shelf.key(expert(2)), Uses::once(Tick(50)));
+        let _held_up = hold_up(&model.weights);
+        let request = |distance_ticks| model.weights.request(Wanted { id: expert(1), distance_ticks });
+        let comes = || {
+            shelf.prefetch(expert(1));
+            shelf.cache.shared_contains(&shelf.key(expert(1)))
+        };
+        request(100);
+        assert!(!comes(), "what is there is read before");
+        [100, 2, 100].into_iter().for_each(request);
+        assert!(comes());
     }
 }

@@ -111,12 +111,18 @@ fn what_fits_nowhere_is_refused_in_one_sentence_and_the_least_that_fits_runs() {
     assert_eq!(least_device_bytes(checkpoint, 1 << 20, None), least);
     let directory = tempfile::tempdir().unwrap();
     let disk = || Disk::open(directory.path(), DISK_BYTES).unwrap();
-    assert_eq!(least_device_bytes(checkpoint, 6 * PAGE_BYTES, Some(disk())), least);
-
     let ample = pictures(&Model::open(checkpoint, support::AMPLE).unwrap(), request());
+    // The disk needs no host above it: not to pass anything on, nor to read it from.
+    for host_bytes in [6 * PAGE_BYTES, PAGE_BYTES, 0] {
+        assert_eq!(least_device_bytes(checkpoint, host_bytes, Some(disk())), least, "{host_bytes}");
+        let tight = Budgets { device_bytes: least, host_bytes };
+        let tight = Model::open_with_disk(checkpoint, tight, disk()).unwrap();
+        let (pictures, outcome) = finished(&tight);
+        assert_eq!(pictures, ample, "beside a host of {host_bytes} bytes");
+        let [_, host, disk] = &outcome.memory.tiers[..] else { panic!("three tiers") };
+        assert!(host.peak_bytes <= host_bytes && disk.traffic.promoted > 0, "{host:?}, {disk:?}");
+    }
     let budgets = Budgets { device_bytes: least, host_bytes: 6 * PAGE_BYTES };
-    let tight = Model::open_with_disk(checkpoint, budgets, disk()).unwrap();
-    assert_eq!(pictures(&tight, request()), ample);
     let short = Model::open(checkpoint, budgets).unwrap();
     let admitted = JobRun::admit(&short, request(), Kept::default().outputs(), CancelToken::new());
     let Err(error) = admitted else { panic!("without the disk the pages fit nowhere") };

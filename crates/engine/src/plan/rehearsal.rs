@@ -21,7 +21,7 @@ use crate::keys::{self, BranchName, LatentRole};
 use crate::progress::Stage;
 use crate::report::MemoryNow;
 use crate::request::JobSpec;
-use crate::residency::{Position, Wanted, weights_spec};
+use crate::residency::{PassReads, Position, Wanted, weights_spec};
 use crate::self_kv::FramePages;
 use crate::start;
 use crate::text::workspace_bytes;
@@ -142,8 +142,9 @@ impl<'a> Rehearsal<'a> {
             let frame_bytes = self.block_bytes(block) / block.frames.len();
             let scratch = self.reserve(start::workspace_bytes(self.blueprint, self.spec))?;
             start::announce(self.blueprint, &self.itinerary, &self.job, frames);
+            let reads = PassReads::new(self.itinerary.start());
             for frame in 0..frames {
-                drop(self.lease_group(Component::VaeEncoder, 0, self.itinerary.start())?);
+                drop(self.lease_group(Component::VaeEncoder, 0, &reads)?);
                 let uses: Vec<_> = self.itinerary.reads_of_final(frame).collect();
                 self.put_latent(LatentRole::Final, frame, Lifetime::Job, frame_bytes, &uses)?;
             }
@@ -192,9 +193,9 @@ impl<'a> Rehearsal<'a> {
             return Ok(());
         }
         let _scratch = self.reserve(workspace_bytes(self.blueprint, tokens))?;
-        let position = self.itinerary.prompt(at);
+        let reads = PassReads::new(self.itinerary.prompt(at));
         for index in 0..self.blueprint.group_bytes(Component::TextEncoder).len() {
-            drop(self.lease_group(Component::TextEncoder, index, position)?);
+            drop(self.lease_group(Component::TextEncoder, index, &reads)?);
         }
         let put = self.cache.shared_put(key, Tier::Device, tokens * config.d_model * F32_BYTES);
         self.prompts.push(put.map_err(EngineError::cache)?.commit().map_err(EngineError::cache)?);
@@ -331,8 +332,9 @@ impl<'a> Rehearsal<'a> {
             .iter()
             .map(|branch| CrossPages { job: &self.job, expert, branch: *branch, lifetime })
             .collect();
+        let reads = PassReads::new(position);
         // Group 0 is held until every branch has its first page, or its text to make pages from.
-        let first = self.lease_group(expert, 0, position)?;
+        let first = self.lease_group(expert, 0, &reads)?;
         let first_pages = cross.iter().map(|cross| Ok(cross.get(0)?)).collect::<Result<Vec<_>>>()?;
         let mut has_text: Vec<_> = first_pages.iter().map(Option::is_none).collect();
         let mut first_pages = first_pages.into_iter();
@@ -342,11 +344,11 @@ impl<'a> Rehearsal<'a> {
             for (cross, has_text) in cross.iter().zip(&mut has_text) {
                 let page = if layer == 0 { first_pages.next().flatten() } else { cross.get(layer)? };
                 if page.is_none() && !std::mem::replace(has_text, true) {
-                    drop(self.lease_group(expert, 0, position)?);
+                    drop(self.lease_group(expert, 0, &reads)?);
                 }
                 pages.push(page);
             }
-            let _weights = self.lease_group(expert, layer + 1, position)?;
+            let _weights = self.lease_group(expert, layer + 1, &reads)?;
             for ((branch, cross), page) in branches.iter().zip(&cross).zip(&pages) {
                 if page.is_none() {
                     self.put_cross(cross, *branch, layer, config.dim())?;
@@ -354,7 +356,7 @@ impl<'a> Rehearsal<'a> {
                 self.attend(block, pass, expert, *branch, layer, commits)?;
             }
         }
-        drop(self.lease_group(expert, config.layers + 1, position)?);
+        drop(self.lease_group(expert, config.layers + 1, &reads)?);
         Ok(())
     }
 
@@ -427,15 +429,14 @@ impl<'a> Rehearsal<'a> {
     }
 
     /// As `JobWeights::lease`, with what is read ahead brought behind it at once.
-    fn lease_group(&self, component: Component, index: usize, position: Position) -> Result<Lease> {
-        let now = Tick(position.first.0 + index as u64);
-        self.job.tick(now);
+    fn lease_group(&self, component: Component, index: usize, reads: &PassReads) -> Result<Lease> {
+        self.job.tick(reads.tick(index));
         let lease = match self.job.shared_get(&self.group_key(component, index)) {
             Some(lease) => lease,
             None => self.read_in(component, index, Displace::Anything)?,
         };
         let group = GroupId { component, index };
-        for Wanted { id, distance_ticks } in position.read_ahead(self.blueprint, group) {
+        for Wanted { id, distance_ticks } in reads.read_ahead(self.blueprint, group) {
             if !self.cache.shared_contains(&self.blueprint.weights_key(id)) {
                 let displace = Displace::NeededAfter { ticks: distance_ticks };
                 // A refusal is no failure: the group is read when it is needed.
@@ -461,7 +462,8 @@ impl<'a> Rehearsal<'a> {
     fn decode(&self, frame: usize) -> Result<()> {
         let scratch = self.reserve(decode::workspace_bytes(self.blueprint, self.spec))?;
         drop(self.job.try_take(&keys::latent(LatentRole::Final, frame)).map_err(EngineError::cache)?);
-        let weights = self.lease_group(Component::VaeDecoder, 0, self.itinerary.latent_frame(frame))?;
+        let reads = PassReads::new(self.itinerary.latent_frame(frame));
+        let weights = self.lease_group(Component::VaeDecoder, 0, &reads)?;
         let entries = FeatureEntries { job: &self.job, spec: self.spec, itinerary: &self.itinerary, frame };
         let (height, width) = (self.spec.height / 8, self.spec.width / 8);
         for slot in self.blueprint.decoder.slot_uses(frame as u64, height, width) {
@@ -491,10 +493,9 @@ mod tests {
     use crate::model::Model;
     use crate::request::{Request, RequestedLength};
 
-    #[test]
-    fn what_a_step_makes_is_one_group_as_in_the_job() {
-        let budgets = Budgets { device_bytes: 1 << 30, host_bytes: 0 };
-        let model = Model::golden(budgets);
+    const BUDGETS: Budgets = Budgets { device_bytes: 1 << 30, host_bytes: 0 };
+
+    fn spec(model: &Model) -> JobSpec {
         let request = Request {
             size: Some((32, 32)),
             length: Some(RequestedLength::Frames(9)),
@@ -502,8 +503,30 @@ mod tests {
             solver: Some(Solver::UniPc),
             ..Request::new("a red ball", 1)
         };
-        let spec = JobSpec::new(request, model.checkpoint()).unwrap();
-        let cache = Cache::counting(budgets, 0);
+        JobSpec::new(request, model.checkpoint()).unwrap()
+    }
+
+    #[test]
+    fn behind_a_group_that_a_pass_reads_again_nothing_is_read_ahead_as_in_the_job() {
+        let model = Model::golden(BUDGETS);
+        let (spec, cache) = (spec(&model), Cache::counting(BUDGETS, 0));
+        let rehearsal = Rehearsal::new(&model.blueprint, &spec, [4, 4], (&cache, false));
+        let reads = PassReads::new(rehearsal.itinerary.step(0, 0));
+        let lease = |index| drop(rehearsal.lease_group(Component::HighNoise, index, &reads).unwrap());
+        let first_layer = rehearsal.group_key(Component::HighNoise, 1);
+        lease(0);
+        assert!(cache.shared_contains(&first_layer), "it is read ahead");
+        lease(1);
+        // It has left the device since.
+        assert!(cache.shared_remove(&first_layer));
+        lease(0);
+        assert!(!cache.shared_contains(&first_layer));
+    }
+
+    #[test]
+    fn what_a_step_makes_is_one_group_as_in_the_job() {
+        let model = Model::golden(BUDGETS);
+        let (spec, cache) = (spec(&model), Cache::counting(BUDGETS, 0));
         let rehearsal = Rehearsal::new(&model.blueprint, &spec, [4, 4], (&cache, false));
         // How many latents there are, and whether they are one group.
         let made = |is_final: bool| {
