@@ -19,6 +19,7 @@ const ROOMS: &[Room] = &[
     Room { name: "engine", may_use: &["cache", "wan"], never: &["tokio", "axum", "clap"] },
     Room { name: "server", may_use: &["engine"], never: &["clap"] },
     Room { name: "cli", may_use: &["engine", "server"], never: &[] },
+    Room { name: "py", may_use: &["cache", "kernels"], never: &["candle-core", "tokio", "axum", "clap"] },
 ];
 
 /// One sentence for each arrow that should not be there.
@@ -42,6 +43,8 @@ pub(crate) fn problems(root: &Path) -> Result<Vec<String>> {
 fn packages(root: &Path, room: &str, depth: &str) -> Result<Vec<String>> {
     let mut cargo = Command::new("cargo");
     cargo.args(["tree", "--edges", "normal", "--prefix", "none", "--format", "{p}", "--depth", depth]);
+    // By its own manifest: one of them is a workspace of its own.
+    cargo.arg("--manifest-path").arg(format!("crates/{room}/Cargo.toml"));
     cargo.arg("--package").arg(format!("evanesce-{room}")).current_dir(root);
     let output = cargo.output().context("cannot run cargo tree")?;
     ensure!(output.status.success(), "cargo tree failed: {}", String::from_utf8_lossy(&output.stderr));

@@ -1,0 +1,213 @@
+"""A stock WanPipeline over the shipped checkpoint: the same bits with less work, and nothing left behind."""
+
+import copy
+import pathlib
+
+import pytest
+from conftest import used
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+import evanesce  # noqa: E402
+
+SHAPES = pathlib.Path(__file__).parents[3] / "models" / "shapes"
+LAYERS = 5
+CALL = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 4, "guidance_scale": 2.0, "guidance_scale_2": 2.5}
+# Float32 keys and values of 512 rows of 192, with a line of 64 bytes each.
+LAYER_BYTES = 2 * (512 * 192 * 4 + 64)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    pipeline = diffusers.WanPipeline.from_pretrained(SHAPES, torch_dtype=torch.float32, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def latents(pipeline, prompt="a red circle moves right", **call):
+    generator = torch.Generator("cpu").manual_seed(7)
+    call = {**CALL, "negative_prompt": "a video", **call}
+    return pipeline(prompt, generator=generator, output_type="latent", return_dict=False, **call)[0]
+
+
+@pytest.fixture(scope="module")
+def expected(pipeline):
+    return latents(pipeline)
+
+
+@pytest.fixture
+def cache():
+    with evanesce.Cache(device="64MiB") as cache:
+        yield cache
+
+
+def steps_of_experts(pipeline):
+    boundary = pipeline.config.boundary_ratio * pipeline.scheduler.config.num_train_timesteps
+    high = sum(float(timestep) >= boundary for timestep in pipeline.scheduler.timesteps)
+    return high, CALL["num_inference_steps"] - high
+
+
+def state(pipeline):
+    """What attaching touches."""
+    touched = [vars(pipeline.scheduler).keys() & {"step", "set_timesteps"}, vars(pipeline).keys() & {"encode_prompt"}]
+    for expert in (pipeline.transformer, pipeline.transformer_2):
+        touched += [expert.attn_processors, len(expert._forward_pre_hooks), len(expert._forward_hooks)]
+    return touched
+
+
+def test_the_output_is_the_same_bit_for_bit_and_everything_is_put_back(pipeline, expected, cache):
+    before = state(pipeline)
+    with evanesce.attach(pipeline, cache) as run:
+        assert state(pipeline) != before
+        assert torch.equal(latents(pipeline), expected)
+        report = run.report()
+        assert cache.counters()["jobs"] == [], "the call's job ended with its last step"
+    assert state(pipeline) == before
+    high, low = steps_of_experts(pipeline)
+    assert high > 0 and low > 0, "both experts are tried"
+    kv = report["cross_kv"]
+    assert (kv["calls"], kv["steps"], kv["refused"]) == (1, 4, 0)
+    assert kv["computed"] == 2 * 2 * LAYERS, "once per expert, branch and layer"
+    assert kv["hits"] == (high - 1 + low - 1) * 2 * LAYERS
+    # One expert's at a time: those of the first left with its last step.
+    assert kv["peak_bytes"] == 2 * LAYERS * LAYER_BYTES
+    counters = cache.counters()["kinds"]["cross_kv"]
+    assert counters["expired"] == counters["puts"] == kv["computed"] and counters["bytes"] == {"device": 0, "host": 0, "disk": 0}
+    assert report["text"]["computed"] == 2 and used(cache) == cache.counters()["kinds"]["text_embedding"]["bytes"]["device"]
+    assert torch.equal(latents(pipeline), expected)
+
+
+def test_prompts_are_encoded_once_and_known_by_their_content(pipeline, expected, cache):
+    encoded = []
+    hook = pipeline.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    try:
+        with evanesce.attach(pipeline, cache, cross_kv=False) as run:
+            assert torch.equal(latents(pipeline), expected) and len(encoded) == 2
+            assert torch.equal(latents(pipeline), expected) and len(encoded) == 2
+            blue = latents(pipeline, "a blue square")
+            assert len(encoded) == 3 and not torch.equal(blue, expected), "the negative prompt is known"
+        with evanesce.attach(pipeline, cache) as run:
+            assert torch.equal(latents(pipeline), expected) and len(encoded) == 3, "also in a later run"
+            assert run.report()["text"]["hits"] == 2
+        assert torch.equal(latents(pipeline, "a blue square"), blue)
+    finally:
+        hook.remove()
+    # Real rows alone are kept: of a few words, not of 512 tokens.
+    assert used(cache) < 3 * 40 * 128 * 4
+
+
+def test_the_text_budget_holds_and_the_oldest_leave(pipeline, cache):
+    with evanesce.attach(pipeline, cache, text="12KiB") as run, torch.no_grad():
+        for at in range(8):
+            pipeline.encode_prompt(f"a red circle, number {at}", negative_prompt="a video", max_sequence_length=64)
+        assert run.report()["text"]["bytes"] <= 12 << 10
+        assert used(cache) == run.report()["text"]["bytes"]
+        assert run.report()["text"]["hits"] == 7, "the negative prompt was used last each time"
+        entries = run.report()["text"]["entries"]
+        pipeline.encode_prompt("a red circle " * 30, do_classifier_free_guidance=False, max_sequence_length=64)
+        assert run.report()["text"]["entries"] == entries, "what is larger than the budget pushes nothing out"
+
+
+def test_a_changed_text_encoder_is_another_one(pipeline, cache):
+    original = pipeline.text_encoder
+    with evanesce.attach(pipeline, cache) as run, torch.no_grad():
+        pipeline.encode_prompt("a red circle", do_classifier_free_guidance=False, max_sequence_length=64)
+        pipeline.text_encoder = copy.deepcopy(original)
+        try:
+            pipeline.encode_prompt("a red circle", do_classifier_free_guidance=False, max_sequence_length=64)
+            next(pipeline.text_encoder.parameters()).mul_(1.5)
+            pipeline.encode_prompt("a red circle", do_classifier_free_guidance=False, max_sequence_length=64)
+        finally:
+            pipeline.text_encoder = original
+        assert (run.report()["text"]["hits"], run.report()["text"]["computed"]) == (0, 3)
+
+
+def test_a_cache_without_room_computes_as_before(pipeline, expected):
+    with evanesce.Cache(device="64KiB") as cache, evanesce.attach(pipeline, cache, text=None) as run:
+        assert torch.equal(latents(pipeline), expected)
+        kv = run.report()["cross_kv"]
+        assert kv["refused"] == kv["computed"] == 4 * 2 * LAYERS and kv["hits"] == 0 and used(cache) == 0
+
+
+def test_what_the_device_cannot_hold_waits_below_by_its_next_use(pipeline, expected, tmp_path):
+    half = LAYERS * LAYER_BYTES
+    with evanesce.Cache(device=half, host=half, disk=(tmp_path, "16MiB")) as cache:
+        with evanesce.attach(pipeline, cache, text=None) as run:
+            assert torch.equal(latents(pipeline), expected)
+        kv, tiers = run.report()["cross_kv"], cache.counters()["tiers"]
+        assert kv["computed"] == 2 * 2 * LAYERS and kv["hits"] > 0
+        assert tiers["host"]["demoted"] > 0 and tiers["device"]["peak_bytes"] <= half and used(cache) == 0
+
+
+def test_an_exception_in_the_middle_leaves_nothing(pipeline, expected, cache):
+    before = state(pipeline)
+
+    def stop(_, step, timestep, kwargs):
+        if step == 1:
+            raise KeyboardInterrupt
+        return kwargs
+
+    with pytest.raises(KeyboardInterrupt), evanesce.attach(pipeline, cache, text=None) as run:
+        latents(pipeline, callback_on_step_end=stop)
+    assert state(pipeline) == before and used(cache) == 0 and run.report()["cross_kv"]["steps"] == 2
+    with evanesce.attach(pipeline, cache, text=None):
+        with pytest.raises(KeyboardInterrupt):
+            latents(pipeline, callback_on_step_end=stop)
+        assert torch.equal(latents(pipeline), expected), "a call that broke off leaves nothing to the next"
+    assert used(cache) == 0
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_embedding_that_changes_between_steps_is_not_mistaken(pipeline, cache, in_place):
+    def change(_, step, timestep, kwargs):
+        embeds = kwargs["prompt_embeds"]
+        return {"prompt_embeds": embeds.mul_(0.8) if in_place else embeds * 0.8}
+
+    call = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    expected = latents(pipeline, **call)
+    with evanesce.attach(pipeline, cache):
+        assert torch.equal(latents(pipeline, **call), expected)
+        assert torch.equal(latents(pipeline, **call), expected), "nor does it change what is kept across calls"
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_fused_projections_and_no_guidance_are_the_same_too(pipeline, cache, guidance):
+    for expert in (pipeline.transformer, pipeline.transformer_2):
+        expert.fuse_qkv_projections()
+    try:
+        call = {"guidance_scale": guidance, "guidance_scale_2": guidance}
+        expected = latents(pipeline, **call)
+        with evanesce.attach(pipeline, cache) as run:
+            assert torch.equal(latents(pipeline, **call), expected)
+            assert run.report()["cross_kv"]["computed"] == 2 * LAYERS * (1 if guidance == 1 else 2)
+    finally:
+        for expert in (pipeline.transformer, pipeline.transformer_2):
+            expert.unfuse_qkv_projections()
+
+
+def test_inference_mode_and_batches_are_the_same_too(pipeline, cache):
+    call = {"prompt": ["a red circle", "a blue square"], "negative_prompt": ["a video", "a video"], "num_videos_per_prompt": 2}
+    with torch.inference_mode():
+        expected = latents(pipeline, **call)
+        with evanesce.attach(pipeline, cache) as run:
+            assert torch.equal(latents(pipeline, **call), expected) and torch.equal(latents(pipeline, **call), expected)
+            assert run.report()["cross_kv"]["hits"] > 0 and run.report()["text"]["hits"] == 2
+
+
+def test_codecs_take_less_room_and_change_little(pipeline, expected, cache):
+    with evanesce.attach(pipeline, cache, codec="k8v4") as run:
+        video = latents(pipeline)
+    assert run.report()["cross_kv"]["peak_bytes"] < 0.25 * 2 * LAYERS * LAYER_BYTES
+    assert 0 < (video - expected).norm() / expected.norm() < 0.1
+
+
+def test_what_cannot_be_attached_is_refused_in_a_sentence(pipeline, cache):
+    with pytest.raises(TypeError, match="object cannot be attached: it has no scheduler; give a WanPipeline"):
+        evanesce.attach(object(), cache)
+    with pytest.raises(ValueError, match="cross_kv 'yes' is not known"):
+        evanesce.attach(pipeline, cache, cross_kv="yes")
+    with evanesce.attach(pipeline, cache), pytest.raises(RuntimeError, match="attached to a cache already"):
+        evanesce.attach(pipeline, cache).__enter__()
+    assert "encode_prompt" not in vars(pipeline)
