@@ -35,8 +35,9 @@ fn tight(checkpoint: &Path, directory: &Path) -> Budgets {
         ..Request::new("a red ball", 7)
     };
     let spec = JobSpec::new(request, model.checkpoint()).unwrap();
-    let device_bytes = model.device_bytes_beside_disk(&spec, host_bytes).unwrap();
-    assert!(device_bytes < model.device_bytes_needed(&spec).unwrap());
+    let needs = model.needs(&spec).unwrap();
+    let device_bytes = needs.device_bytes_beside_disk(host_bytes, model.cache().disk());
+    assert!(device_bytes < needs.device_bytes());
     Budgets { device_bytes, host_bytes }
 }
 

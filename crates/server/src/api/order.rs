@@ -1,7 +1,7 @@
 //! A request checked against the model, the limits and the budget, with every default filled in: an [`Order`].
 
 use evanesce_engine::video::VideoSettings;
-use evanesce_engine::{JobSpec, Model, Request, RequestedLength, Tier};
+use evanesce_engine::{JobSpec, Model, Needs, Request, RequestedLength, Tier};
 
 use super::App;
 use super::access::Tenant;
@@ -224,14 +224,16 @@ fn fitting_bytes(app: &App, spec: &JobSpec) -> Result<u64, ApiError> {
     let budget_bytes = most(Tier::Device, room.device_bytes);
     let host_bytes = most(Tier::Host, room.host_bytes);
     // The host is for parked jobs: nobody's pages count on it.
+    let beside_disk = |needs: Needs| needs.device_bytes_beside_disk(host_bytes, model.cache().disk());
+    let needs = model.needs(spec).map_err(ApiError::internal)?;
+    let needed_bytes = beside_disk(needs);
+    if needed_bytes <= budget_bytes {
+        return Ok(needs.device_bytes());
+    }
     let needed = |frames: usize| {
         let shorter = JobSpec { frames, ..spec.clone() };
-        model.device_bytes_beside_disk(&shorter, host_bytes).map_err(ApiError::internal)
+        model.needs(&shorter).map(beside_disk).map_err(ApiError::internal)
     };
-    let needed_bytes = needed(spec.frames)?;
-    if needed_bytes <= budget_bytes {
-        return model.device_bytes_needed(spec).map_err(ApiError::internal);
-    }
     // More frames never need less: the largest that fits is found by halving.
     let (mut fits, mut too_many) = (None, (spec.frames - 1) / 4);
     let mut least = 0;
