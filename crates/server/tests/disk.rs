@@ -8,7 +8,7 @@ use std::path::Path;
 use evanesce_engine::{Budgets, Disk, JobSpec, Model, Request, RequestedLength};
 use evanesce_server::Memory;
 use serde_json::{Value, json};
-use support::scenes::undisturbed;
+use support::scenes::{metric, undisturbed, until};
 use support::{AMPLE, causal_checkpoint_that_sees, checkpoint, config, small, start_over};
 
 /// Latent frames right before a block that it sees: enough for pages to outweigh what else is kept room for.
@@ -70,6 +70,27 @@ fn a_video_whose_pages_find_room_only_on_disk_is_made_with_the_same_bits() {
     assert_eq!(files(cache.path()), 1);
     with.stop();
     assert_eq!(files(cache.path()), 0);
+}
+
+#[test]
+fn a_video_whose_pages_need_the_disk_waits_while_the_host_is_cut_below_what_they_pass_through() {
+    let causal = causal_checkpoint_that_sees(RECENT);
+    let (data, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let budgets = tight(causal.path(), cache.path());
+    let memory = Memory { budgets, disk: Some(disk(cache.path())) };
+    let running = start_over(causal.path().to_path_buf(), config(data.path()), memory).unwrap();
+    let client = running.client();
+    running.set_budgets(Budgets { host_bytes: 0, ..budgets });
+    until("the host shrinks", || metric(&client, "evanesce_cache_budget_bytes{tier=\"host\"}") == 0.0);
+    let waits = client.create(&job());
+    // It hides no other.
+    assert_eq!(client.wait(&client.create(&small(1)))["status"], "completed");
+    let now = client.get(&format!("/v1/videos/{waits}")).json();
+    assert_eq!(now["status"], "queued", "{now}");
+    assert_eq!(metric(&client, "evanesce_job_moves_total{how=\"put_off\"}"), 0.0, "it was not tried");
+    running.set_budgets(budgets);
+    let ended = client.wait(&waits);
+    assert_eq!(ended["status"], "completed", "{ended}");
 }
 
 #[test]

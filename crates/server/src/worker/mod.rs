@@ -266,6 +266,7 @@ impl<'m> Worker<'m> {
             let least = self.least(needs, self.schedule.room());
             entry.least_bytes = least.device_bytes.min(entry.needed_bytes);
             entry.host_bytes = least.host_bytes;
+            entry.least_ever_bytes = self.least(needs, self.terms.rules.room).device_bytes;
         }
         self.schedule.arrive(seq, entry);
     }

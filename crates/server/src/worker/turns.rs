@@ -6,8 +6,8 @@ use tokio::runtime::Handle;
 
 use super::keep::{Kept, NoteProgress};
 use super::run::{Door, Run, Trouble};
-use super::{Task, Worker};
-use crate::clock::Stopwatch;
+use super::{AGAIN_AFTER_MS, Task, Worker};
+use crate::clock::{Stopwatch, UnixMs};
 use crate::id::VideoId;
 use crate::job::{Failure, Job};
 use crate::journal::note;
@@ -114,9 +114,18 @@ impl Worker<'_> {
             kept.push(taken);
         }
         kept.into_iter().for_each(|kept| self.note_kept(&id, kept));
-        if !is_kept && self.schedule.keep_there(seq) {
+        let was_in_host = self.schedule.entry(seq).is_some_and(|entry| entry.place == Place::Host);
+        if !is_kept && self.schedule.keep_there(seq, UnixMs::now().0, AGAIN_AFTER_MS) {
             // Dropped it would begin anew.
-            return note(&id, "found no room to be parked in, and goes on");
+            let so = if was_in_host {
+                "could not be saved, and stays in the host"
+            } else {
+                "found no room to be parked in, and goes on"
+            };
+            return note(&id, so);
+        }
+        if !is_kept {
+            note(&id, "makes way and could not be saved: what it did since its last snapshot is lost");
         }
         if !is_in_host && let Some(task) = self.tasks.get_mut(&seq) {
             task.run = None;
@@ -186,7 +195,7 @@ impl Worker<'_> {
             Ok(None) => {}
             Err(error) => {
                 self.means.metrics.not_kept();
-                note(id, format_args!("goes on without a new snapshot: {error}"));
+                note(id, format_args!("has no new snapshot: {error}"));
             }
         }
     }
