@@ -60,10 +60,11 @@ impl Keeper {
         })
     }
 
-    /// The job where it was kept last. `None` where nothing is kept, or something else, which stays until this job is kept.
+    /// The job where it was kept last. `None` where nothing is kept, or something damaged, which stays until this job is kept.
     ///
     /// # Errors
-    /// As [`JobRun::resume`], but for what is wrong with the snapshot itself.
+    /// When another job is kept there, which would be lost: it may be days of work, and this command a slip. Else as
+    /// [`JobRun::resume`], but for damage.
     pub(crate) fn resume<'m>(
         &mut self,
         model: &'m Model,
@@ -80,14 +81,23 @@ impl Keeper {
                 Ok(Some(job))
             }
             Ok(None) => Ok(None),
-            Err(error) => match unfit(&error) {
-                Some(why) => {
-                    say(&format!("begins anew, since {place} has no snapshot of this job: {why}"));
-                    Ok(None)
-                }
-                None => Err(error),
-            },
+            Err(EngineError::Snapshot(SnapshotError::Foreign(what))) => {
+                Err(self.holds_another(&format!("what is there is of {what}")))
+            }
+            Err(EngineError::Video(VideoError::State(what))) => Err(self.holds_another(what)),
+            Err(EngineError::Snapshot(SnapshotError::Damaged(what))) => {
+                say(&format!("begins anew, since the snapshot in {place} is damaged: {what}"));
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
+    }
+
+    fn holds_another(&self, why: &str) -> EngineError {
+        let message = format!(
+            "keeps another job ({why}): give the command that began it, name another directory, or remove {NAME} there to begin anew"
+        );
+        EngineError::file(&self.directory, message)
     }
 
     /// Does the job's next unit, and keeps it if that is due, or if somebody stopped it and it costs less than would be lost.
@@ -152,15 +162,4 @@ impl Keeper {
 #[expect(clippy::disallowed_methods, reason = "the command line may look at the clock")]
 fn now() -> Instant {
     Instant::now()
-}
-
-/// Why a snapshot is none to go on from; `None` for what would stop a job that begins anew as well, or may pass.
-fn unfit(error: &EngineError) -> Option<String> {
-    match error {
-        EngineError::Snapshot(SnapshotError::Foreign(what)) => Some(format!("what is there is of {what}")),
-        EngineError::Snapshot(SnapshotError::Io { .. }) => None,
-        EngineError::Snapshot(damaged) => Some(damaged.to_string()),
-        EngineError::Video(state @ VideoError::State(_)) => Some(state.to_string()),
-        _ => None,
-    }
 }
