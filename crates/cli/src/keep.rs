@@ -7,7 +7,7 @@ use std::time::Instant;
 use evanesce_engine::progress::{Event, Observer};
 use evanesce_engine::snapshot::{Rhythm, SinceKept, SnapshotDirectory, SnapshotError, SnapshotMode};
 use evanesce_engine::video::VideoError;
-use evanesce_engine::{CancelToken, EngineError, JobRun, Model, Outputs, Progress, Request};
+use evanesce_engine::{CancelToken, EngineError, JobRun, Model, Outputs, Position, Progress, Request};
 
 use crate::progress::say;
 
@@ -21,8 +21,8 @@ pub(crate) struct Keeper {
     snapshot: SnapshotDirectory,
     rhythm: Rhythm,
     since: SinceKept,
-    /// Whether there is a snapshot of this job.
-    is_kept: bool,
+    /// Where the snapshot of this job is, if there is one.
+    kept_at: Option<Position>,
     /// Of the directory: commands would remove each other's parts. It goes with the process, however that ends.
     _lock: File,
 }
@@ -55,7 +55,7 @@ impl Keeper {
             snapshot: SnapshotDirectory::new(directory.join(NAME)),
             rhythm: Rhythm::default(),
             since: SinceKept::new(0),
-            is_kept: false,
+            kept_at: None,
             _lock: lock,
         })
     }
@@ -77,7 +77,7 @@ impl Keeper {
             Ok(Some(job)) => {
                 let position = job.position();
                 say(&format!("goes on from {place}, at {position}"));
-                (self.since, self.is_kept) = (SinceKept::new(position.block), true);
+                (self.since, self.kept_at) = (SinceKept::new(position.block), Some(position));
                 Ok(Some(job))
             }
             Ok(None) => Ok(None),
@@ -114,41 +114,43 @@ impl Keeper {
         match &advanced {
             Ok(Progress::More) => {
                 self.since.count(began.elapsed());
-                if self.rhythm.is_due(&self.since, job.position().block) {
-                    self.keep(job, observer);
+                if self.rhythm.is_due(&self.since, job.position().block)
+                    && let Err(error) = self.keep(job)
+                {
+                    let notice = format!("goes on without a new snapshot: {error}");
+                    observer.on_event(Event::Notice(&notice));
                 }
             }
             // It stands where the last unit left it.
-            Err(EngineError::Cancelled) => self.leave(job, observer),
+            Err(EngineError::Cancelled) if self.since.is_worth_keeping() => {
+                if let Err(error) = self.keep(job) {
+                    let notice = format!("what was done last cannot be kept: {error}");
+                    observer.on_event(Event::Notice(&notice));
+                }
+            }
             Ok(Progress::Done) | Err(_) => {}
         }
         advanced
     }
 
-    fn leave(&mut self, job: &mut JobRun<'_>, observer: &mut dyn Observer) {
-        if self.since.is_worth_keeping() {
-            self.keep(job, observer);
-        }
-        if self.is_kept {
-            let place = self.directory.display();
-            let notice = format!("the job is kept in {place}: the same command goes on from there");
-            observer.on_event(Event::Notice(&notice));
-        }
-    }
-
-    fn keep(&mut self, job: &mut JobRun<'_>, observer: &mut dyn Observer) {
+    /// Keeps the job, if it stands where it can be gone on from.
+    fn keep(&mut self, job: &mut JobRun<'_>) -> Result<(), EngineError> {
         let began = now();
         let taken = job.snapshot(&self.snapshot, SnapshotMode::Full);
         // One that failed is not tried again at once; where none can be taken, the next unit may end where one can.
         if !matches!(taken, Ok(None)) {
             self.since = SinceKept::after(job.position().block, began.elapsed());
         }
-        match taken {
-            Ok(taken) => self.is_kept |= taken.is_some(),
-            Err(error) => {
-                observer.on_event(Event::Notice(&format!("goes on without a new snapshot: {error}")));
-            }
+        if taken?.is_some() {
+            self.kept_at = Some(job.position());
         }
+        Ok(())
+    }
+
+    /// What a command that ends without its video leaves of it, in a sentence; `None` where that is nothing.
+    pub(crate) fn parting(&self) -> Option<String> {
+        let (place, position) = (self.directory.display(), self.kept_at?);
+        Some(format!("the job is kept in {place}, at {position}: the same command goes on from there"))
     }
 
     /// Removes what was kept of a job that is done.

@@ -97,7 +97,7 @@ fn a_video_that_is_asked_to_stop_is_kept_and_a_command_of_other_settings_is_refu
         let directory = tempfile::tempdir().unwrap();
         let (status, text) = scene.stopped(directory.path(), signal);
         assert_eq!(status.code(), Some(1), "{text}");
-        assert!(text.contains("kept in kept: the same command goes on from there"), "{text}");
+        assert!(text.contains("the job is kept in kept, at block 1 of 1, "), "{text}");
         assert!(text.trim_end().ends_with("cancelled"), "{text}");
         assert_eq!(names_in(directory.path()), [KEPT]);
         let manifest = || std::fs::read(directory.path().join(MANIFEST)).unwrap();
@@ -111,6 +111,23 @@ fn a_video_that_is_asked_to_stop_is_kept_and_a_command_of_other_settings_is_refu
         assert!(text.contains("goes on from kept, at block"), "{text}");
         assert!(video == expected, "{text}");
     }
+}
+
+#[test]
+fn a_video_that_ends_by_an_error_says_where_it_is_kept() {
+    let scene = Scene::whole();
+    let directory = tempfile::tempdir().unwrap();
+    // At this event it has done more than the ten units after which it is kept, and fewer than its 200 steps.
+    let output =
+        scene.command(directory.path(), &["--snapshots", KEPT, "--panic-at", "100"]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let kept = text.lines().find(|line| line.starts_with("the job is kept in kept, at block 1 of 1, "));
+    assert!(kept.is_some_and(|line| line.ends_with(": the same command goes on from there")), "{text}");
+    assert!(text.trim_end().ends_with("what it was stands above"), "{text}");
+    let (video, text) = scene.made(directory.path());
+    assert!(text.contains("goes on from kept, at block"), "{text}");
+    assert!(video == scene.undisturbed(), "{text}");
 }
 
 #[test]
