@@ -71,6 +71,7 @@ pub(super) fn order(app: &App, tenant: &Tenant, asked: CreateVideo) -> Result<Or
         boundary: spec.boundary,
         shift: spec.shift,
         pages,
+        weights: Some(app.model.checkpoint().held()),
         seed: spec.seed,
         class,
         quality: asked.quality.unwrap_or_default(),

@@ -308,6 +308,7 @@ impl<'m> Worker<'m> {
             let waited = UnixMs::now().ms_since(task.job.created).unsigned_abs();
             self.means.metrics.started(task.job.order.class, Duration::from_millis(waited));
         }
+        self.note_weights(seq);
         self.begin_smaller(seq);
         self.admit(seq);
         if let Some(Task { job, run: Some(run), .. }) = self.tasks.get(&seq) {
