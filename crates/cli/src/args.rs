@@ -159,7 +159,8 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "DIR:BYTES", value_parser = parse_disk_cache)]
     pub(crate) disk_cache: Option<DiskCache>,
     /// Keep the job in this directory while it is made, which takes a tenth of the time at most. After a crash, a power cut or an
-    /// interrupt the same command goes on from there and makes the same file; what is kept goes when the video is there.
+    /// interrupt the same command goes on from there and makes the same file; what is kept goes when the video is there. A directory
+    /// that keeps another job is refused.
     #[arg(long, value_name = "DIR", requires = "seed", conflicts_with_all = [
         "noise_in", "start_from", "latents_out", "frames_out"])]
     pub(crate) snapshots: Option<PathBuf>,

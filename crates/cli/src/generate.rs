@@ -151,9 +151,10 @@ fn drive(
     check_reference(model, args)?;
     let mut job = begin(model, args, cancel, keeper.as_deref_mut())?;
     let id = job.id();
+    let mut lent = keeper.as_deref_mut();
     let ended = catch_unwind(AssertUnwindSafe(move || {
         let mut display = Bomb { events_left: args.panic_at, display };
-        while advance(&mut job, &mut display, keeper.as_deref_mut())?.is_more() {
+        while advance(&mut job, &mut display, lent.as_deref_mut())?.is_more() {
             recorder.note(display.display.stage(), model.memory_now());
         }
         job.finish()
@@ -171,6 +172,10 @@ fn drive(
         ),
         (_, Err(wrong)) => format!("no video was made, and the cache contradicts itself: {wrong}"),
     });
+    // However it ended: what was kept stands.
+    if let Some(parting) = keeper.as_deref().and_then(Keeper::parting) {
+        say(&parting);
+    }
     Err(error)
 }
 

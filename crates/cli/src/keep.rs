@@ -7,7 +7,7 @@ use std::time::Instant;
 use evanesce_engine::progress::{Event, Observer};
 use evanesce_engine::snapshot::{Rhythm, SinceKept, SnapshotDirectory, SnapshotError, SnapshotMode};
 use evanesce_engine::video::VideoError;
-use evanesce_engine::{CancelToken, EngineError, JobRun, Model, Outputs, Progress, Request};
+use evanesce_engine::{CancelToken, EngineError, JobRun, Model, Outputs, Position, Progress, Request};
 
 use crate::progress::say;
 
@@ -21,8 +21,8 @@ pub(crate) struct Keeper {
     snapshot: SnapshotDirectory,
     rhythm: Rhythm,
     since: SinceKept,
-    /// Whether there is a snapshot of this job.
-    is_kept: bool,
+    /// Where the snapshot of this job is, if there is one.
+    kept_at: Option<Position>,
     /// Of the directory: commands would remove each other's parts. It goes with the process, however that ends.
     _lock: File,
 }
@@ -55,15 +55,16 @@ impl Keeper {
             snapshot: SnapshotDirectory::new(directory.join(NAME)),
             rhythm: Rhythm::default(),
             since: SinceKept::new(0),
-            is_kept: false,
+            kept_at: None,
             _lock: lock,
         })
     }
 
-    /// The job where it was kept last. `None` where nothing is kept, or something else, which stays until this job is kept.
+    /// The job where it was kept last. `None` where nothing is kept, or something damaged, which stays until this job is kept.
     ///
     /// # Errors
-    /// As [`JobRun::resume`], but for what is wrong with the snapshot itself.
+    /// When another job is kept there, which would be lost: it may be days of work, and this command a slip. Else as
+    /// [`JobRun::resume`], but for damage.
     pub(crate) fn resume<'m>(
         &mut self,
         model: &'m Model,
@@ -76,18 +77,27 @@ impl Keeper {
             Ok(Some(job)) => {
                 let position = job.position();
                 say(&format!("goes on from {place}, at {position}"));
-                (self.since, self.is_kept) = (SinceKept::new(position.block), true);
+                (self.since, self.kept_at) = (SinceKept::new(position.block), Some(position));
                 Ok(Some(job))
             }
             Ok(None) => Ok(None),
-            Err(error) => match unfit(&error) {
-                Some(why) => {
-                    say(&format!("begins anew, since {place} has no snapshot of this job: {why}"));
-                    Ok(None)
-                }
-                None => Err(error),
-            },
+            Err(EngineError::Snapshot(SnapshotError::Foreign(what))) => {
+                Err(self.holds_another(&format!("what is there is of {what}")))
+            }
+            Err(EngineError::Video(VideoError::State(what))) => Err(self.holds_another(what)),
+            Err(EngineError::Snapshot(SnapshotError::Damaged(what))) => {
+                say(&format!("begins anew, since the snapshot in {place} is damaged: {what}"));
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
+    }
+
+    fn holds_another(&self, why: &str) -> EngineError {
+        let message = format!(
+            "keeps another job ({why}): give the command that began it, name another directory, or remove {NAME} there to begin anew"
+        );
+        EngineError::file(&self.directory, message)
     }
 
     /// Does the job's next unit, and keeps it if that is due, or if somebody stopped it and it costs less than would be lost.
@@ -104,41 +114,43 @@ impl Keeper {
         match &advanced {
             Ok(Progress::More) => {
                 self.since.count(began.elapsed());
-                if self.rhythm.is_due(&self.since, job.position().block) {
-                    self.keep(job, observer);
+                if self.rhythm.is_due(&self.since, job.position().block)
+                    && let Err(error) = self.keep(job)
+                {
+                    let notice = format!("goes on without a new snapshot: {error}");
+                    observer.on_event(Event::Notice(&notice));
                 }
             }
             // It stands where the last unit left it.
-            Err(EngineError::Cancelled) => self.leave(job, observer),
+            Err(EngineError::Cancelled) if self.since.is_worth_keeping() => {
+                if let Err(error) = self.keep(job) {
+                    let notice = format!("what was done last cannot be kept: {error}");
+                    observer.on_event(Event::Notice(&notice));
+                }
+            }
             Ok(Progress::Done) | Err(_) => {}
         }
         advanced
     }
 
-    fn leave(&mut self, job: &mut JobRun<'_>, observer: &mut dyn Observer) {
-        if self.since.is_worth_keeping() {
-            self.keep(job, observer);
-        }
-        if self.is_kept {
-            let place = self.directory.display();
-            let notice = format!("the job is kept in {place}: the same command goes on from there");
-            observer.on_event(Event::Notice(&notice));
-        }
-    }
-
-    fn keep(&mut self, job: &mut JobRun<'_>, observer: &mut dyn Observer) {
+    /// Keeps the job, if it stands where it can be gone on from.
+    fn keep(&mut self, job: &mut JobRun<'_>) -> Result<(), EngineError> {
         let began = now();
         let taken = job.snapshot(&self.snapshot, SnapshotMode::Full);
         // One that failed is not tried again at once; where none can be taken, the next unit may end where one can.
         if !matches!(taken, Ok(None)) {
             self.since = SinceKept::after(job.position().block, began.elapsed());
         }
-        match taken {
-            Ok(taken) => self.is_kept |= taken.is_some(),
-            Err(error) => {
-                observer.on_event(Event::Notice(&format!("goes on without a new snapshot: {error}")));
-            }
+        if taken?.is_some() {
+            self.kept_at = Some(job.position());
         }
+        Ok(())
+    }
+
+    /// What a command that ends without its video leaves of it, in a sentence; `None` where that is nothing.
+    pub(crate) fn parting(&self) -> Option<String> {
+        let (place, position) = (self.directory.display(), self.kept_at?);
+        Some(format!("the job is kept in {place}, at {position}: the same command goes on from there"))
     }
 
     /// Removes what was kept of a job that is done.
@@ -152,15 +164,4 @@ impl Keeper {
 #[expect(clippy::disallowed_methods, reason = "the command line may look at the clock")]
 fn now() -> Instant {
     Instant::now()
-}
-
-/// Why a snapshot is none to go on from; `None` for what would stop a job that begins anew as well, or may pass.
-fn unfit(error: &EngineError) -> Option<String> {
-    match error {
-        EngineError::Snapshot(SnapshotError::Foreign(what)) => Some(format!("what is there is of {what}")),
-        EngineError::Snapshot(SnapshotError::Io { .. }) => None,
-        EngineError::Snapshot(damaged) => Some(damaged.to_string()),
-        EngineError::Video(state @ VideoError::State(_)) => Some(state.to_string()),
-        _ => None,
-    }
 }

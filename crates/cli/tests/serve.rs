@@ -538,6 +538,13 @@ fn the_printed_configuration_starts_a_service_and_mistakes_are_named() {
         refused(&named, &[])
             .contains(&format!("evanesce.toml: disk_cache cannot be used: {}", beside.display()))
     );
+    // So are codecs, and what is wrong with them is said before anything is opened.
+    let codec = |name: &str| refused(&format!("[pages]\ncodec = \"{name}\"\n"), &["--model", "nowhere"]);
+    assert!(codec("int3").contains("evanesce.toml: [pages]: \"int3\" is no codec"));
+    let beside = dir.path().join("codecs.json");
+    assert!(codec("codecs.json").contains(&format!("evanesce.toml: [pages]: {}: ", beside.display())));
+    std::fs::write(&beside, "{}").unwrap();
+    assert!(codec("codecs.json").contains("lacks \"base\""));
     let key = evanesce().args(["serve", "--new-key", "alice"]).output().unwrap();
     let section = String::from_utf8(key.stdout).unwrap();
     assert!(refused(&section, &["--listen", "0.0.0.0:0", "--model", "nowhere"]).contains("nowhere"));

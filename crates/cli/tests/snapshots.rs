@@ -12,6 +12,7 @@ use support::{evanesce, generate, golden_checkpoint, names_in};
 
 /// Where the tests have the job kept.
 const KEPT: &str = "kept";
+const MANIFEST: &str = "kept/evanesce-job/manifest";
 
 /// A video that takes long enough to be stopped.
 #[derive(Clone)]
@@ -53,7 +54,7 @@ impl Scene {
         let mut command = self.command(directory, &["--snapshots", KEPT]);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        let (manifest, mut text) = (directory.join(KEPT).join("evanesce-job/manifest"), String::new());
+        let (manifest, mut text) = (directory.join(MANIFEST), String::new());
         while !manifest.exists() {
             assert!(stderr.read_line(&mut text).unwrap() > 0, "it ended before it was kept: {text}");
         }
@@ -87,22 +88,60 @@ fn a_video_whose_command_was_killed_is_gone_on_with_to_the_file_of_an_undisturbe
 }
 
 #[test]
-fn a_video_that_is_asked_to_stop_is_kept_and_one_of_other_settings_begins_anew() {
+fn a_video_that_is_asked_to_stop_is_kept_and_a_command_of_other_settings_is_refused_and_leaves_it() {
     let scene = Scene::whole();
     let seed = Scene { seed: "8", ..scene.clone() };
     let quality = Scene { quality: "30", ..scene.clone() };
+    let expected = scene.undisturbed();
     for (signal, other, why) in [("-TERM", seed, "other settings"), ("-INT", quality, "another quality")] {
         let directory = tempfile::tempdir().unwrap();
         let (status, text) = scene.stopped(directory.path(), signal);
         assert_eq!(status.code(), Some(1), "{text}");
-        assert!(text.contains("kept in kept: the same command goes on from there"), "{text}");
+        assert!(text.contains("the job is kept in kept, at block 1 of 1, "), "{text}");
         assert!(text.trim_end().ends_with("cancelled"), "{text}");
         assert_eq!(names_in(directory.path()), [KEPT]);
-        let (video, text) = other.made(directory.path());
-        let anew: Vec<_> = text.lines().filter(|line| line.contains("begins anew")).collect();
-        assert!(anew.len() == 1 && anew[0].contains(why), "{text}");
-        assert!(video == other.undisturbed(), "{text}");
+        let manifest = || std::fs::read(directory.path().join(MANIFEST)).unwrap();
+        let kept = manifest();
+        let output = other.command(directory.path(), &["--snapshots", KEPT]).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.trim_end().lines().count()), (Some(2), 1), "{text}");
+        assert!(text.contains("kept: keeps another job") && text.contains(why), "{text}");
+        assert!(manifest() == kept && names_in(directory.path()) == [KEPT]);
+        let (video, text) = scene.made(directory.path());
+        assert!(text.contains("goes on from kept, at block"), "{text}");
+        assert!(video == expected, "{text}");
     }
+}
+
+#[test]
+fn a_video_that_ends_by_an_error_says_where_it_is_kept() {
+    let scene = Scene::whole();
+    let directory = tempfile::tempdir().unwrap();
+    // At this event it has done more than the ten units after which it is kept, and fewer than its 200 steps.
+    let output =
+        scene.command(directory.path(), &["--snapshots", KEPT, "--panic-at", "100"]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let kept = text.lines().find(|line| line.starts_with("the job is kept in kept, at block 1 of 1, "));
+    assert!(kept.is_some_and(|line| line.ends_with(": the same command goes on from there")), "{text}");
+    assert!(text.trim_end().ends_with("what it was stands above"), "{text}");
+    let (video, text) = scene.made(directory.path());
+    assert!(text.contains("goes on from kept, at block"), "{text}");
+    assert!(video == scene.undisturbed(), "{text}");
+}
+
+#[test]
+fn a_snapshot_that_is_damaged_is_said_and_begun_anew() {
+    let scene = Scene::whole();
+    let directory = tempfile::tempdir().unwrap();
+    let (_, text) = scene.stopped(directory.path(), "-KILL");
+    let path = directory.path().join(MANIFEST);
+    let mut manifest = std::fs::read(&path).unwrap_or_else(|_| panic!("{text}"));
+    *manifest.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, manifest).unwrap();
+    let (video, text) = scene.made(directory.path());
+    assert!(text.contains("begins anew, since the snapshot in kept is damaged"), "{text}");
+    assert!(video == scene.undisturbed(), "{text}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Whether a job can run at all within the budgets, before anything is computed.
 
-use evanesce_cache::{Disk, Job, Kind, Owned, Reservation, Tier, entry_bytes};
+use evanesce_cache::{Budgets, Disk, Job, Kind, Owned, Reservation, Tier, entry_bytes};
 use evanesce_wan::weights::Component;
 
 use crate::ahead::STAGED_READS;
@@ -19,9 +19,9 @@ const LATENTS_AT_ONCE: usize = 7;
 const F32_BYTES: usize = size_of::<f32>();
 
 /// The least that lets a job finish: one group of weights at a time and one that is read ahead, everything else of a stage
-/// together, and of pages and given latents what the tiers below cannot take.
+/// together, and of pages and given latents what the tiers below cannot take. [`Model::needs`] computes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Needs {
+pub struct Needs {
     /// Before the first step: encoding a prompt.
     first_bytes: usize,
     /// Of a step or a latent frame, without pages.
@@ -105,8 +105,9 @@ impl Needs {
         Self { first_bytes: text, stage_bytes: denoise.max(decode), read_ahead_bytes, pages, given }
     }
 
-    /// The least Device tier in which the job finishes without help from the tiers below.
-    pub(crate) fn device_bytes(&self) -> u64 {
+    /// The least bytes of the Device tier in which the job finishes without help from the tiers below: what to plan for before it starts.
+    #[must_use]
+    pub fn device_bytes(&self) -> u64 {
         let at_start = self.given.start_bytes + self.given.all_bytes;
         let most = self.first_bytes.max(at_start).max(self.stage_bytes + self.waiting_bytes());
         (most + self.read_ahead_bytes) as u64
@@ -129,10 +130,22 @@ impl Needs {
         self.pages.all_bytes + self.given.all_bytes
     }
 
-    /// The least Device tier in which the job finishes where the disk takes pages and the host, of this budget, only passes them on.
-    pub(crate) fn device_bytes_beside_disk(&self, host_bytes: u64, disk: Option<&Disk>) -> u64 {
-        let passing_bytes = 2 * self.pages.group_pages * self.piece_bytes();
-        self.device_bytes_beside(host_bytes.min(passing_bytes as u64), disk)
+    /// The least bytes of the Device tier in which the job finishes where the disk alone takes what is not read at once, so that what
+    /// others have in the host may stay. The same as [`Self::device_bytes`] where there is no disk.
+    #[must_use]
+    pub fn device_bytes_beside_disk(&self, disk: Option<&Disk>) -> u64 {
+        self.device_bytes_beside(0, disk)
+    }
+
+    /// The least bytes of either tier in memory with which the job finishes beside this disk, the other one being as large as it is
+    /// `beside` it. Of the device: where the tiers below take what is not read at once; fewer are never enough. Of the host: 0 where the
+    /// job needs none, or the disk holds all that must wait.
+    #[must_use]
+    pub fn least(&self, beside: Budgets, disk: Option<&Disk>) -> Budgets {
+        Budgets {
+            device_bytes: self.device_bytes_beside(beside.host_bytes, disk),
+            host_bytes: self.host_bytes_beside(beside.device_bytes, disk),
+        }
     }
 
     /// The least Host tier beside which the job finishes in a device of this budget and beside that disk, if that is enough for what
@@ -304,7 +317,7 @@ fn sum([high, low]: [Component; 2], bytes: impl Fn(Component) -> usize) -> usize
 
 #[cfg(test)]
 mod tests {
-    use evanesce_cache::{Budgets, Cache, Key, Lifetime};
+    use evanesce_cache::{Cache, Key, Lifetime};
     use evanesce_wan::text::TOKENS_MAX;
     use evanesce_wan::weights::GroupId;
 
@@ -322,12 +335,12 @@ mod tests {
     const DISK_HOLDS_BYTES: u64 = 12 * 64;
 
     #[test]
-    fn given_latents_that_are_larger_than_pages_pass_through_a_host_on_their_way_to_the_disk() {
+    fn given_latents_that_are_larger_than_pages_may_wait_on_the_disk() {
         let directory = tempfile::tempdir().unwrap();
         let disk = Disk::open(directory.path(), DISK_BYTES).unwrap();
         let least = NEEDS.device_bytes() - DISK_HOLDS_BYTES;
-        assert_eq!(NEEDS.device_bytes_beside_disk(1 << 20, Some(&disk)), least);
-        assert_eq!(NEEDS.device_bytes_beside_disk(1 << 20, None), NEEDS.device_bytes());
+        assert_eq!(NEEDS.device_bytes_beside_disk(Some(&disk)), least);
+        assert_eq!(NEEDS.device_bytes_beside_disk(None), NEEDS.device_bytes());
     }
 
     #[test]
@@ -345,6 +358,8 @@ mod tests {
                 let host_bytes = needs.host_bytes_beside(device_bytes, disk);
                 assert!(needs.device_bytes_beside(host_bytes, disk) <= device_bytes, "{device_bytes}");
                 assert!(needs.device_bytes_beside(host_bytes - 1, disk) > device_bytes, "{device_bytes}");
+                let least = needs.least(Budgets { device_bytes, host_bytes }, disk);
+                assert!(least.device_bytes <= device_bytes && least.host_bytes == host_bytes, "{least:?}");
             }
         }
     }

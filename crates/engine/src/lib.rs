@@ -42,6 +42,7 @@ mod text;
 pub mod video;
 mod waits;
 
+pub use admission::Needs;
 pub use cancel::CancelToken;
 pub use contents::{ModelContents, PartContents};
 pub use error::{EngineError, Fault, Result};

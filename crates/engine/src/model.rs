@@ -137,12 +137,20 @@ impl Model {
         &self.cache
     }
 
-    /// The least bytes of the Device tier in which the job finishes: what to plan for before it starts.
+    /// What a job needs of memory, by its shapes and the lengths of its prompts. Both prompts are tokenized for it.
     ///
     /// # Errors
     /// When a prompt cannot be tokenized.
+    pub fn needs(&self, spec: &JobSpec) -> Result<Needs> {
+        Ok(Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?))
+    }
+
+    /// As [`Needs::device_bytes`].
+    ///
+    /// # Errors
+    /// As [`Self::needs`].
     pub fn device_bytes_needed(&self, spec: &JobSpec) -> Result<u64> {
-        Ok(Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?).device_bytes())
+        Ok(self.needs(spec)?.device_bytes())
     }
 
     /// Tokens of a job's prompt and of its negative one.
@@ -152,36 +160,6 @@ impl Model {
     pub(crate) fn prompt_tokens(&self, spec: &JobSpec) -> Result<[usize; 2]> {
         let [cond, uncond] = [&spec.prompt, &spec.negative].map(|text| self.tokenizer.prompt_ids(text));
         Ok([cond?.len(), uncond?.len()])
-    }
-
-    /// As [`Self::device_bytes_needed`], where the tiers below take what is not read at once: so many bytes in the host, and the disk.
-    ///
-    /// # Errors
-    /// When a prompt cannot be tokenized.
-    pub fn device_bytes_least(&self, spec: &JobSpec, host_bytes: u64) -> Result<u64> {
-        let needs = Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?);
-        Ok(needs.device_bytes_beside(host_bytes, self.cache.disk()))
-    }
-
-    /// The least bytes of the host beside which the job finishes in so many of the device; 0 where it needs none, or the disk
-    /// holds all that must wait.
-    /// Fewer of the device than [`Self::device_bytes_least`] are never enough.
-    ///
-    /// # Errors
-    /// When a prompt cannot be tokenized.
-    pub fn host_bytes_least(&self, spec: &JobSpec, device_bytes: u64) -> Result<u64> {
-        let needs = Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?);
-        Ok(needs.host_bytes_beside(device_bytes, self.cache.disk()))
-    }
-
-    /// As [`Self::device_bytes_needed`], where the disk alone takes pages that are not read at once, and a host of so many bytes only
-    /// passes them on: what is there for others may stay. The same as that where there is no disk.
-    ///
-    /// # Errors
-    /// When a prompt cannot be tokenized.
-    pub fn device_bytes_beside_disk(&self, spec: &JobSpec, host_bytes: u64) -> Result<u64> {
-        let needs = Needs::new(&self.blueprint, spec, self.prompt_tokens(spec)?);
-        Ok(needs.device_bytes_beside_disk(host_bytes, self.cache.disk()))
     }
 
     /// The expert for a component; a checkpoint with one transformer uses it for everything.

@@ -140,7 +140,7 @@ impl<'m> JobRun<'m> {
     /// What is wrong with the request, in one sentence.
     pub fn admit(model: &'m Model, request: Request, outputs: Outputs, cancel: CancelToken) -> Result<Self> {
         let spec = JobSpec::new(request, &model.checkpoint)?;
-        let needs = Needs::new(&model.blueprint, &spec, model.prompt_tokens(&spec)?);
+        let needs = model.needs(&spec)?;
         needs.check(model)?;
         let channels = model.checkpoint.vae().z_dim();
         if let Some(path) = &spec.noise_in {

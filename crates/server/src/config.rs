@@ -414,7 +414,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Checks what no type can say.
+    /// Checks what no type can say. A file of codecs is read for that.
     ///
     /// # Errors
     /// One sentence with the key, its value and what would be right.

@@ -1,7 +1,7 @@
 //! A job as it is kept: what was asked with every default filled in, and what has become of it.
 
-use evanesce_engine::JobSpec;
 use evanesce_engine::page_codecs::PageStorage;
+use evanesce_engine::{HeldWeights, JobSpec};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -78,7 +78,8 @@ impl Quality {
     }
 }
 
-/// What a job does, with nothing left open: the same order over the same checkpoint gives the same bits, whenever it runs.
+/// What a job does, with nothing left open: the same order over the same checkpoint, held in memory as the order says, gives the same
+/// bits, whenever it runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Order {
     /// The model's name.
@@ -110,6 +111,9 @@ pub struct Order {
     /// Keys and values of earlier frames; `None` for a video that is made at once, and for one that was accepted by a service that
     /// could not choose.
     pub pages: Option<OrderPages>,
+    /// How the experts' matrices were held when it was accepted; `None` for one that was accepted by a service that could not choose:
+    /// as they are stored. They are held once for the process, so a job has them as they are held while it is made.
+    pub weights: Option<HeldWeights>,
     /// Seed of the initial noise.
     pub seed: u64,
     /// Whose jobs go first.
@@ -289,7 +293,7 @@ pub struct Job {
     pub failure: Option<Failure>,
     /// What it held, once it has ended.
     pub memory: Option<JobMemory>,
-    /// What gave way for lack of memory, in the order in which it did.
+    /// What gave way for lack of memory, in the order in which it did; and whether weights are held otherwise than its order says.
     pub degradations: Vec<String>,
     /// Who is told when it ends.
     pub webhook: Option<Webhook>,

@@ -16,8 +16,9 @@
 //!    that comes free is this job's.
 //! 8. A job that could not go on, for want of disk space mostly, is not looked at before the moment from which it may be tried
 //!    again; and no job that is on the device loses its place to it but to the host, where nothing of it is lost.
-//! 9. A job that counts on the host, because the device was cut below what is planned for it, waits while parked jobs hold what
-//!    it counts on. If it comes first, those behind it leave the host for their snapshots.
+//! 9. A job for which the device has less than is planned waits while parked jobs hold what it counts on in the host, or more than the
+//!    host has. If it comes first, those behind it leave the host for their snapshots.
+//! 10. Where none can do a unit because others hold what it counts on, the last in order makes way for the first, saved or not.
 
 mod host;
 mod quota;
@@ -106,6 +107,8 @@ pub struct Entry {
     pub needed_bytes: u64,
     /// With fewer than these it cannot do a unit, whatever the tiers below take.
     pub least_bytes: u64,
+    /// The same beside all that the rules give: with less than this for the device it never can.
+    pub least_ever_bytes: u64,
     /// Bytes of the host that it counts on where the device is cut below what is planned for it.
     pub host_bytes: u64,
     /// Bytes that it holds between two units, and so while it is parked.
@@ -122,6 +125,8 @@ pub struct Entry {
     pub can_be_saved: bool,
     /// There was nowhere to park it: it is not parked before it has done another unit.
     pub stays: bool,
+    /// While it is not asked again to leave the host for its snapshot.
+    pub save_pause: Option<Pause>,
     /// Whose it is, if they may have only so many jobs begun at once.
     pub share: Option<Share>,
     /// While it is not tried again.
@@ -137,6 +142,12 @@ pub struct Pause {
     pub from: i64,
     /// The first moment that is no longer in it.
     pub until: i64,
+}
+
+impl Pause {
+    fn holds(&self, now: i64) -> bool {
+        (self.from..self.until).contains(&now)
+    }
 }
 
 /// Somebody's share of the jobs that have begun.
@@ -157,6 +168,7 @@ impl Entry {
             deadline: None,
             needed_bytes,
             least_bytes: needed_bytes,
+            least_ever_bytes: needed_bytes,
             host_bytes: 0,
             held_bytes: 0,
             saved_bytes: 0,
@@ -165,6 +177,7 @@ impl Entry {
             place: Place::Queue,
             can_be_saved: true,
             stays: false,
+            save_pause: None,
             share: None,
             pause: None,
             put_off: 0,
@@ -277,7 +290,7 @@ impl Schedule {
     /// Notes where a job is now.
     pub fn moved(&mut self, seq: Seq, place: Place) {
         if let Some(entry) = self.jobs.get_mut(&seq) {
-            (entry.place, entry.pause) = (place, None);
+            (entry.place, entry.pause, entry.save_pause) = (place, None, None);
         }
     }
 
@@ -297,22 +310,12 @@ impl Schedule {
         self.starts_pause = Some(Pause { from: now, until: now.saturating_add(span) });
     }
 
-    /// The next moment from which a job may be tried that has been put off.
+    /// The next moment from which a job may be tried that has been put off, or could not be saved.
     #[must_use]
     pub fn next_try(&self, now: i64) -> Option<i64> {
-        self.jobs.values().filter_map(|entry| self.pause_of(entry, now)).map(|pause| pause.until).min()
-    }
-
-    /// Lets a job that could not be parked do another unit before that is tried again; whether it can do one.
-    pub fn keep_there(&mut self, seq: Seq) -> bool {
-        // What is in the host is not dropped because it could not be saved.
-        let can_go_on = self.jobs.get(&seq).is_some_and(|entry| {
-            entry.place == Place::Host || (self.fits_at_all(entry) && self.has_host_for(entry))
-        });
-        if let Some(entry) = self.jobs.get_mut(&seq) {
-            entry.stays = can_go_on;
-        }
-        can_go_on
+        let saves = |entry: &Entry| entry.save_pause.filter(|pause| pause.holds(now));
+        let pauses = self.jobs.values().flat_map(|entry| [self.pause_of(entry, now), saves(entry)]);
+        pauses.flatten().map(|pause| pause.until).min()
     }
 
     /// Notes that a job had a unit that took so long: its class has been served, the others have gone without.
@@ -368,7 +371,8 @@ impl Schedule {
     /// What to do next, at this moment.
     #[must_use]
     pub fn choose(&self, now: i64) -> Choice {
-        if let Some(choice) = self.clear_host(now).or_else(|| self.relieve(now)) {
+        let makes_room = self.clear_host(now).or_else(|| self.relieve(now)).or_else(|| self.make_way(now));
+        if let Some(choice) = makes_room {
             return choice;
         }
         let aged = self.neglected(now).and_then(|class| Some((class, self.best_of(class, now)?)));
@@ -400,10 +404,13 @@ impl Schedule {
         if let Some((victim, to)) = parked {
             return Choice::Park(victim, to);
         }
-        // With nothing on the device there is no room to wait for: starting it will say what is wrong.
-        self.on_device()
-            .min_by_key(|(seq, entry)| order(*seq, entry))
-            .map_or(admit, |(seq, _)| Choice::Advance(seq))
+        let goes_on = self.on_device().filter(|(_, entry)| self.has_place(entry));
+        match goes_on.min_by_key(|(seq, entry)| order(*seq, entry)) {
+            Some((seq, _)) => Choice::Advance(seq),
+            // With nothing on the device there is no room to wait for: starting it will say what is wrong.
+            None if self.on_device().next().is_none() => admit,
+            None => Choice::Idle,
+        }
     }
 
     /// What must leave the device because its budget was cut.
@@ -450,8 +457,7 @@ impl Schedule {
     fn stands_back(&self, entry: &Entry, now: i64) -> bool {
         let goes_first = |other: &Entry| {
             other.class != entry.class
-                && self.fits_at_all(other)
-                && self.has_host_for(other)
+                && self.has_place(other)
                 && self.has_share_for(other)
                 && self.pause_of(other, now).is_none()
         };
@@ -473,8 +479,8 @@ impl Schedule {
     /// The pause that a job is in, the longest.
     fn pause_of(&self, entry: &Entry, now: i64) -> Option<Pause> {
         let starts = self.starts_pause.filter(|_| entry.place == Place::Queue);
-        let holds = |pause: &Pause| (pause.from..pause.until).contains(&now);
-        [entry.pause, starts].into_iter().flatten().filter(holds).max_by_key(|pause| pause.until)
+        let pauses = [entry.pause, starts].into_iter().flatten();
+        pauses.filter(|pause| pause.holds(now)).max_by_key(|pause| pause.until)
     }
 
     /// Whether whoever it belongs to may have one more job begun, or it has begun already.
@@ -488,7 +494,12 @@ impl Schedule {
 
     /// Whether the device can hold it at all. What never could, with all that the rules give, is let through to be told so.
     fn fits_at_all(&self, entry: &Entry) -> bool {
-        entry.least_bytes <= self.room.device_bytes || entry.least_bytes > self.rules.room.device_bytes
+        entry.least_bytes <= self.room.device_bytes || entry.least_ever_bytes > self.rules.room.device_bytes
+    }
+
+    /// Whether it can do a unit where it is, as far as memory goes.
+    fn has_place(&self, entry: &Entry) -> bool {
+        self.fits_at_all(entry) && self.has_host_for(entry)
     }
 
     /// What it takes of the device: one that could use more than there is takes all of it.

@@ -154,7 +154,7 @@ pub struct Video {
     pub eta_s: Option<f64>,
     /// Its place among the jobs that wait, from 1.
     pub queue_position: Option<usize>,
-    /// What gave way for lack of memory, in the order in which it did.
+    /// What gave way for lack of memory, in the order in which it did; `other_weights`: weights are held otherwise than when it was accepted.
     pub degradations: Vec<String>,
     /// What it holds in memory; once it has ended, what it held.
     pub memory: Option<JobMemory>,

@@ -8,12 +8,12 @@ use std::path::Path;
 use evanesce_engine::{Budgets, Disk, JobSpec, Model, Request, RequestedLength};
 use evanesce_server::Memory;
 use serde_json::{Value, json};
-use support::scenes::undisturbed;
+use support::scenes::{metric, undisturbed, until};
 use support::{AMPLE, causal_checkpoint_that_sees, checkpoint, config, small, start_over};
 
 /// Latent frames right before a block that it sees: enough for pages to outweigh what else is kept room for.
-const RECENT: usize = 40;
-const FRAMES: usize = 181;
+const RECENT: usize = 160;
+const FRAMES: usize = 661;
 
 fn job() -> Value {
     json!({"prompt": "a red ball", "size": "48x32", "num_frames": FRAMES, "num_inference_steps": 2, "seed": 7,
@@ -24,7 +24,7 @@ fn disk(directory: &Path) -> Disk {
     Disk::open(directory, 8 << 20).unwrap()
 }
 
-/// A host that is hardly more than what pages pass through, and the least device beside it and a disk.
+/// A host that holds hardly any page, and the least device beside a disk.
 fn tight(checkpoint: &Path, directory: &Path) -> Budgets {
     let host_bytes = 16 << 10;
     let model = Model::open_with_disk(checkpoint, AMPLE, disk(directory)).unwrap();
@@ -35,8 +35,9 @@ fn tight(checkpoint: &Path, directory: &Path) -> Budgets {
         ..Request::new("a red ball", 7)
     };
     let spec = JobSpec::new(request, model.checkpoint()).unwrap();
-    let device_bytes = model.device_bytes_beside_disk(&spec, host_bytes).unwrap();
-    assert!(device_bytes < model.device_bytes_needed(&spec).unwrap());
+    let needs = model.needs(&spec).unwrap();
+    let device_bytes = needs.device_bytes_beside_disk(model.cache().disk());
+    assert!(device_bytes < needs.device_bytes());
     Budgets { device_bytes, host_bytes }
 }
 
@@ -69,6 +70,29 @@ fn a_video_whose_pages_find_room_only_on_disk_is_made_with_the_same_bits() {
     assert_eq!(files(cache.path()), 1);
     with.stop();
     assert_eq!(files(cache.path()), 0);
+}
+
+#[test]
+fn a_video_whose_pages_need_the_disk_waits_while_the_device_is_too_small_and_needs_no_host() {
+    let causal = causal_checkpoint_that_sees(RECENT);
+    let (data, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let budgets = tight(causal.path(), cache.path());
+    let memory = Memory { budgets, disk: Some(disk(cache.path())) };
+    let running = start_over(causal.path().to_path_buf(), config(data.path()), memory).unwrap();
+    let client = running.client();
+    let budget = |tier: &str| metric(&client, &format!("evanesce_cache_budget_bytes{{tier=\"{tier}\"}}"));
+    let without_host = Budgets { host_bytes: 0, ..budgets };
+    running.set_budgets(Budgets { device_bytes: budgets.device_bytes - 1, ..without_host });
+    until("both shrink", || budget("host") == 0.0 && budget("device") < budgets.device_bytes as f64);
+    let waits = client.create(&job());
+    // It hides no other.
+    assert_eq!(client.wait(&client.create(&small(1)))["status"], "completed");
+    let now = client.get(&format!("/v1/videos/{waits}")).json();
+    assert_eq!(now["status"], "queued", "{now}");
+    assert_eq!(metric(&client, "evanesce_job_moves_total{how=\"put_off\"}"), 0.0, "it was not tried");
+    running.set_budgets(without_host);
+    let ended = client.wait(&waits);
+    assert_eq!(ended["status"], "completed", "{ended}");
 }
 
 #[test]

@@ -1,13 +1,15 @@
-//! How pages are stored and how far back a block sees is the operator's to say, and a job's for as long as it lasts.
+//! How pages are stored and how far back a block sees is the operator's to say, and a job's for as long as it lasts. How weights are held
+//! is the process's.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod support;
 
+use evanesce_engine::HeldWeights;
 use evanesce_server::Config;
 use evanesce_server::config::{PagesConfig, SnapshotConfig};
 use serde_json::json;
 use support::scenes::{body, service, undisturbed, until_denoising};
-use support::{AMPLE, causal_checkpoint, config, start_over, start_with};
+use support::{AMPLE, causal_checkpoint, checkpoint, config, start_over, start_with};
 
 fn pages(codec: &str) -> PagesConfig {
     PagesConfig { codec: Some(codec.to_owned()), window: Some(2), sink: Some(1) }
@@ -49,6 +51,26 @@ fn a_job_is_made_with_the_pages_that_held_when_it_was_accepted_whatever_holds_af
     let new = client.create(&job);
     client.wait(&new);
     assert!(client.video(&new) == plain, "this one was not");
+}
+
+#[test]
+fn a_job_is_made_with_weights_as_they_are_held_now_and_says_so_if_they_were_held_otherwise() {
+    let job = body(3, 41, 60, "standard", "exact");
+    let rounded = undisturbed(&checkpoint(), std::slice::from_ref(&job)).remove(0);
+    let dir = tempfile::tempdir().unwrap();
+    let running = service(checkpoint(), AMPLE, dir.path(), |config| config.weights = HeldWeights::Stored);
+    let client = running.client();
+    let id = client.create(&job);
+    until_denoising(&client, &id);
+    running.stop();
+    let running = service(checkpoint(), AMPLE, dir.path(), |_| {});
+    let client = running.client();
+    let ended = client.wait(&id);
+    assert_eq!(ended["status"], "completed", "{ended}");
+    assert_eq!(ended["degradations"], json!(["other_weights"]), "{ended}");
+    assert!(client.video(&id) == rounded, "it began anew");
+    let ended = client.wait(&client.create(&job));
+    assert_eq!((&ended["status"], &ended["degradations"]), (&json!("completed"), &json!([])), "{ended}");
 }
 
 #[test]

@@ -14,6 +14,9 @@ use evanesce_server::schedule::{
 };
 use proptest::prelude::*;
 
+/// How long a job waits that could not go on or be saved: the first time, and at most.
+const SPANS: (i64, i64) = (1000, 30_000);
+
 /// Runs a script of `rules`, `quota`, `room`, `arrive` and `run` lines; gives what was chosen, runs of the same choice on one
 /// line. A unit takes one tick; a job holds as many bytes as it needs.
 fn trace(script: &str) -> String {
@@ -428,27 +431,26 @@ fn a_job_that_could_not_be_parked_is_let_be_until_it_has_done_another_unit() {
     }
     schedule.arrive(2, Entry::new(Class::Interactive, 50));
     assert_eq!(schedule.choose(0), Choice::Park(0, Place::Host));
-    assert!(schedule.keep_there(0));
+    assert!(schedule.keep_there(0, 0, SPANS));
     // The next in line is, and where that does not work out either, somebody goes on.
     assert_eq!(schedule.choose(0), Choice::Park(1, Place::Host));
-    assert!(schedule.keep_there(1));
+    assert!(schedule.keep_there(1, 0, SPANS));
     assert_eq!(schedule.choose(0), Choice::Advance(1));
     // A unit of another job is none of its own.
     schedule.served(1, 1);
     assert_eq!(schedule.choose(1), Choice::Park(1, Place::Host));
-    assert!(schedule.keep_there(1));
+    assert!(schedule.keep_there(1, 0, SPANS));
     assert_eq!(schedule.choose(1), Choice::Advance(1));
     schedule.served(0, 1);
     assert_eq!(schedule.choose(2), Choice::Park(0, Place::Host));
     // One that cannot do a unit where it is has to leave.
     schedule.set_room(Room { device_bytes: 40, ..room });
-    assert!(!schedule.keep_there(0));
+    assert!(!schedule.keep_there(0, 0, SPANS));
     assert_eq!(schedule.choose(2), Choice::Park(0, Place::Host));
 }
 
 #[test]
 fn a_job_without_space_for_its_files_is_tried_again_later_and_others_go_on_meanwhile() {
-    const SPANS: (i64, i64) = (1000, 30_000);
     let room = Room { device_bytes: 100, host_bytes: 100 };
     let rules = Rules { room, under_way_max: 2, ageing_units: 100, quotas: [Quotas::default(); 3] };
     let mut schedule = Schedule::new(rules);
@@ -523,7 +525,7 @@ fn a_job_that_counts_on_the_host_waits_for_what_is_parked_there_or_has_it_saved(
     // From the host it goes there too. What cannot be saved after all stays, and is not asked again.
     schedule.moved(0, Place::Host);
     assert_eq!(schedule.choose(0), Choice::Park(0, Place::Snapshot));
-    assert!(schedule.keep_there(0));
+    assert!(schedule.keep_there(0, 0, SPANS));
     assert_eq!(schedule.choose(0), Choice::Resume(0));
     schedule.moved(0, Place::Snapshot);
     assert_eq!(schedule.choose(0), Choice::Start(1));
@@ -558,6 +560,105 @@ fn what_a_cut_budget_parks_leaves_the_host_to_the_job_that_stays() {
     assert_eq!(schedule.choose(0), Choice::Resume(1));
     schedule.leave(1);
     assert_eq!(schedule.choose(0), Choice::Resume(0));
+}
+
+#[test]
+fn what_could_not_be_saved_stays_in_the_host_and_is_asked_again_a_little_later() {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 4, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    schedule.set_room(Room { device_bytes: 60, ..room });
+    schedule.arrive(0, Entry { place: Place::Host, held_bytes: 50, ..Entry::new(Class::Background, 40) });
+    schedule.arrive(1, Entry { place: Place::Device, ..Entry::new(Class::Standard, 10) });
+    schedule.arrive(2, Entry { least_bytes: 50, host_bytes: 60, ..Entry::new(Class::Interactive, 90) });
+    for (at, again) in [(0, 1000), (1000, 3000), (3000, 7000)] {
+        assert_eq!(schedule.choose(at), Choice::Park(0, Place::Snapshot));
+        assert!(schedule.keep_there(0, at, SPANS));
+        assert_eq!(schedule.next_try(at), Some(again));
+        let meanwhile = [at, again - 1].map(|at| schedule.choose(at));
+        assert_eq!(meanwhile, [Choice::Advance(1); 2]);
+    }
+    // The disk has room again.
+    assert_eq!(schedule.choose(7000), Choice::Park(0, Place::Snapshot));
+    schedule.moved(0, Place::Snapshot);
+    assert_eq!(schedule.choose(7000), Choice::Park(1, Place::Host));
+    // For one that could not go on itself nobody is sent to the disk.
+    schedule.moved(0, Place::Host);
+    schedule.put_off(2, Place::Queue, 7000, SPANS);
+    assert_eq!((schedule.choose(8000), schedule.next_try(8000)), (Choice::Advance(1), None));
+}
+
+#[test]
+fn of_two_jobs_that_wait_for_what_the_other_holds_in_the_host_one_makes_way() {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 4, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let tight = |class, place, held_bytes| Entry {
+        place,
+        held_bytes,
+        least_bytes: 30,
+        host_bytes: 60,
+        can_be_saved: false,
+        ..Entry::new(class, 90)
+    };
+    let mut schedule = Schedule::new(rules);
+    schedule.arrive(0, tight(Class::Standard, Place::Device, 50));
+    schedule.arrive(1, tight(Class::Background, Place::Host, 50));
+    schedule.set_room(Room { device_bytes: 50, ..room });
+    assert_eq!(schedule.choose(0), Choice::Park(0, Place::Host));
+    schedule.moved(0, Place::Host);
+    // Each would fit without the other.
+    assert_eq!(schedule.choose(0), Choice::Park(1, Place::Snapshot));
+    assert!(!schedule.keep_there(1, 0, SPANS), "it makes way though it cannot be saved");
+    schedule.moved(1, Place::Snapshot);
+    assert_eq!(schedule.choose(0), Choice::Resume(0));
+    schedule.moved(0, Place::Device);
+    assert_eq!(schedule.choose(0), Choice::Advance(0));
+    schedule.leave(0);
+    assert_eq!(schedule.choose(0), Choice::Resume(1));
+
+    // So does what is in the host where there is no room for the other one to be parked.
+    let mut schedule = Schedule::new(rules);
+    schedule.arrive(0, tight(Class::Standard, Place::Device, 50));
+    schedule.arrive(1, tight(Class::Background, Place::Host, 80));
+    schedule.set_room(Room { device_bytes: 50, ..room });
+    assert_eq!(schedule.choose(0), Choice::Park(1, Place::Snapshot));
+    assert!(!schedule.keep_there(1, 0, SPANS));
+    schedule.moved(1, Place::Snapshot);
+    assert_eq!(schedule.choose(0), Choice::Advance(0));
+
+    // While anybody can do a unit nobody has to.
+    schedule.moved(1, Place::Host);
+    schedule.moved(0, Place::Host);
+    schedule.arrive(2, Entry::new(Class::Background, 10));
+    assert_eq!(schedule.choose(0), Choice::Start(2));
+}
+
+#[test]
+fn a_job_that_needs_the_disk_waits_while_the_host_is_cut_or_what_is_parked_there_takes_of_the_disk() {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 4, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    // It counts on nothing of the host: what finds no room on the device finds it on the disk.
+    let on_disk = Entry { least_bytes: 50, least_ever_bytes: 50, ..Entry::new(Class::Standard, 150) };
+    schedule.arrive(0, on_disk);
+    assert_eq!(schedule.choose(0), Choice::Start(0));
+    // Nothing passes through a host this small to the disk, so it needs all of it on the device, for now.
+    schedule.set_room(Room { host_bytes: 10, ..room });
+    schedule.entry_mut(0).unwrap().least_bytes = 150;
+    assert_eq!(schedule.choose(0), Choice::Idle);
+    // What was parked before the host was cut lies on the disk in part.
+    schedule.set_room(Room { host_bytes: 40, ..room });
+    schedule.entry_mut(0).unwrap().least_bytes = 50;
+    schedule.arrive(1, Entry { place: Place::Host, held_bytes: 80, ..Entry::new(Class::Background, 40) });
+    assert_eq!(schedule.choose(0), Choice::Park(1, Place::Snapshot));
+    schedule.entry_mut(1).unwrap().can_be_saved = false;
+    assert_eq!(schedule.choose(0), Choice::Resume(1));
+    schedule.leave(1);
+    assert_eq!(schedule.choose(0), Choice::Start(0));
+    // What never could run is started, to be told so.
+    schedule.entry_mut(0).unwrap().least_ever_bytes = 150;
+    schedule.entry_mut(0).unwrap().least_bytes = 150;
+    assert_eq!(schedule.choose(0), Choice::Start(0));
 }
 
 #[test]

@@ -409,6 +409,8 @@ fn an_expert_stored_in_f32_and_held_in_bf16_is_bit_for_bit_one_whose_matrices_ar
     let untouched = Checkpoint::open(exact.path()).unwrap().holding(HeldWeights::Stored);
     assert_eq!(untouched.groups(low), plain.groups(low));
     assert_eq!(untouched.fingerprint(low).unwrap(), plain.fingerprint(low).unwrap());
+    assert_eq!((held.held(), plain.held()), (HeldWeights::Bf16, HeldWeights::Stored));
+    assert_eq!(stored.holding(HeldWeights::Bf16).held(), HeldWeights::Stored, "there is nothing to round");
 }
 
 #[test]

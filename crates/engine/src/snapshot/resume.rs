@@ -13,7 +13,7 @@ use crate::cancel::CancelToken;
 use crate::error::{EngineError, Result};
 use crate::model::Model;
 use crate::output::Outputs;
-use crate::request::Request;
+use crate::request::{JobSpec, Request};
 use crate::run::JobRun;
 
 impl<'m> JobRun<'m> {
@@ -32,8 +32,10 @@ impl<'m> JobRun<'m> {
     ) -> Result<Option<Self>> {
         let Some(manifest) = store.manifest().map_err(SnapshotError::read)? else { return Ok(None) };
         let manifest = Manifest::decode(&manifest)?;
+        // Before the outputs are opened: one that grows takes the place of what was there at once.
+        let spec = JobSpec::new(request.clone(), &model.checkpoint)?;
+        manifest.check(&fingerprint(model, &spec))?;
         let mut run = Self::admit(model, request, outputs, cancel)?;
-        manifest.check(&fingerprint(model, &run.spec))?;
         let parts = manifest.parts();
         store.retain(&parts).map_err(SnapshotError::read)?;
         run.go_on_at(manifest.phase, manifest.adapt.clone())?;

@@ -1,7 +1,7 @@
 //! A request checked against the model, the limits and the budget, with every default filled in: an [`Order`].
 
 use evanesce_engine::video::VideoSettings;
-use evanesce_engine::{JobSpec, Model, Request, RequestedLength, Tier};
+use evanesce_engine::{JobSpec, Model, Needs, Request, RequestedLength, Tier};
 
 use super::App;
 use super::access::Tenant;
@@ -71,6 +71,7 @@ pub(super) fn order(app: &App, tenant: &Tenant, asked: CreateVideo) -> Result<Or
         boundary: spec.boundary,
         shift: spec.shift,
         pages,
+        weights: Some(app.model.checkpoint().held()),
         seed: spec.seed,
         class,
         quality: asked.quality.unwrap_or_default(),
@@ -220,18 +221,18 @@ fn check_class(app: &App, class: Class, needed_bytes: u64) -> Result<(), ApiErro
 fn fitting_bytes(app: &App, spec: &JobSpec) -> Result<u64, ApiError> {
     let (model, room) = (&app.model, app.terms.rules.room);
     let counters = model.counters();
-    let most = |tier: Tier, planned: u64| counters.tier(tier).budget_bytes.max(planned);
-    let budget_bytes = most(Tier::Device, room.device_bytes);
-    let host_bytes = most(Tier::Host, room.host_bytes);
+    let budget_bytes = counters.tier(Tier::Device).budget_bytes.max(room.device_bytes);
     // The host is for parked jobs: nobody's pages count on it.
+    let beside_disk = |needs: Needs| needs.device_bytes_beside_disk(model.cache().disk());
+    let needs = model.needs(spec).map_err(ApiError::internal)?;
+    let needed_bytes = beside_disk(needs);
+    if needed_bytes <= budget_bytes {
+        return Ok(needs.device_bytes());
+    }
     let needed = |frames: usize| {
         let shorter = JobSpec { frames, ..spec.clone() };
-        model.device_bytes_beside_disk(&shorter, host_bytes).map_err(ApiError::internal)
+        model.needs(&shorter).map(beside_disk).map_err(ApiError::internal)
     };
-    let needed_bytes = needed(spec.frames)?;
-    if needed_bytes <= budget_bytes {
-        return model.device_bytes_needed(spec).map_err(ApiError::internal);
-    }
     // More frames never need less: the largest that fits is found by halving.
     let (mut fits, mut too_many) = (None, (spec.frames - 1) / 4);
     let mut least = 0;

@@ -29,8 +29,9 @@ impl PagesConfig {
         }
     }
 
-    /// Checks windows; codecs are seen when they are read.
+    /// Checks windows, and that the codec can be read; whether the checkpoint can have them is seen when it is open.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
+        self.storage()?;
         for (key, frames, least) in [("window", self.window, 1), ("sink", self.sink, 0)] {
             if let Some(frames) = frames.filter(|frames| !(least..=WINDOW_FRAMES_MAX).contains(frames)) {
                 let sentence =
@@ -40,6 +41,15 @@ impl PagesConfig {
         }
         Ok(())
     }
+
+    fn storage(&self) -> Result<Option<PageStorage>, ConfigError> {
+        let storage = self.codec.as_deref().map(PageStorage::open).transpose();
+        storage.map_err(|error| refused(&error))
+    }
+}
+
+fn refused(error: &EngineError) -> ConfigError {
+    ConfigError(format!("[pages]: {error}"))
 }
 
 /// The same, its file read.
@@ -56,11 +66,10 @@ impl Pages {
     /// # Errors
     /// One sentence: no codec, a file that is wrong, or a checkpoint that makes videos at once or has other layers.
     pub(crate) fn open(config: &PagesConfig, model: &Model) -> Result<Self, ConfigError> {
-        let refused = |error: EngineError| ConfigError(format!("[pages]: {error}"));
-        let storage = config.codec.as_deref().map(PageStorage::open).transpose().map_err(refused)?;
-        let pages = Self { storage, window: config.window, sink: config.sink };
+        let pages = Self { storage: config.storage()?, window: config.window, sink: config.sink };
         // Whatever it is about.
-        pages.fill(Request::new("", 0)).check_pages(model.checkpoint()).map_err(refused)?;
+        let checked = pages.fill(Request::new("", 0)).check_pages(model.checkpoint());
+        checked.map_err(|error| refused(&error))?;
         Ok(pages)
     }
 

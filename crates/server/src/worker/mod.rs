@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use evanesce_engine::progress::Stage;
 use evanesce_engine::video::EncoderPool;
-use evanesce_engine::{Budgets, Model, Tier};
+use evanesce_engine::{Budgets, Model, Needs, Tier};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
@@ -139,6 +139,8 @@ enum Going {
 struct Task<'m> {
     job: Job,
     run: Option<Run<'m>>,
+    /// What its order needs of memory; `None` for one that the model cannot make.
+    needs: Option<Needs>,
     /// How often it could not be admitted since it got on, though there was space for its files.
     refused: u32,
 }
@@ -258,10 +260,13 @@ impl<'m> Worker<'m> {
         entry.can_be_saved = snapshot.is_some();
         entry.saved_bytes = snapshot.map_or(0, |snapshot| snapshot.held_bytes());
         entry.share = self.terms.shares.get(&job.tenant).copied();
-        self.tasks.insert(seq, Task { job, run: None, refused: 0 });
-        if let Some(least) = self.least_bytes(seq) {
+        let needs = self.needs(&job.order);
+        self.tasks.insert(seq, Task { job, run: None, needs, refused: 0 });
+        if let Some(needs) = needs {
+            let least = self.least(needs, self.schedule.room());
             entry.least_bytes = least.device_bytes.min(entry.needed_bytes);
             entry.host_bytes = least.host_bytes;
+            entry.least_ever_bytes = self.least(needs, self.terms.rules.room).device_bytes;
         }
         self.schedule.arrive(seq, entry);
     }
@@ -303,6 +308,7 @@ impl<'m> Worker<'m> {
             let waited = UnixMs::now().ms_since(task.job.created).unsigned_abs();
             self.means.metrics.started(task.job.order.class, Duration::from_millis(waited));
         }
+        self.note_weights(seq);
         self.begin_smaller(seq);
         self.admit(seq);
         if let Some(Task { job, run: Some(run), .. }) = self.tasks.get(&seq) {

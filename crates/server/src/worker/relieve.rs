@@ -1,11 +1,11 @@
 //! What the engine's thread does when memory is short: reads how full it is, and lets jobs give up what their quality allows, those of
 //! worse classes first.
 
-use evanesce_engine::{Budgets, Counters, JobSpec, Kind, KvCodec, Tier};
+use evanesce_engine::{Budgets, Counters, JobSpec, Kind, KvCodec, Needs, Tier};
 
 use super::run::request;
 use super::{Task, Worker};
-use crate::job::Class;
+use crate::job::{Class, Order};
 use crate::journal::note;
 use crate::machine;
 use crate::pressure::{Gauge, Level, Pages, relief, smaller_edge};
@@ -119,25 +119,28 @@ impl Worker<'_> {
         }
         if self.schedule.room() != room {
             self.schedule.set_room(room);
-            let seqs: Vec<_> = self.tasks.keys().copied().collect();
-            for seq in seqs {
-                let least = self.least_bytes(seq);
-                if let (Some(entry), Some(least)) = (self.schedule.entry_mut(seq), least) {
+            let needs: Vec<_> =
+                self.tasks.iter().filter_map(|(seq, task)| Some((*seq, task.needs?))).collect();
+            for (seq, needs) in needs {
+                let least = self.least(needs, room);
+                if let Some(entry) = self.schedule.entry_mut(seq) {
                     (entry.least_bytes, entry.host_bytes) = (least.device_bytes, least.host_bytes);
                 }
             }
         }
     }
 
-    /// With fewer bytes of the device than these a job cannot do a unit, whatever it may have of the host; and what it must have of
-    /// the host beside the device as it is now.
-    pub(super) fn least_bytes(&self, seq: Seq) -> Option<Room> {
-        let order = &self.tasks.get(&seq)?.job.order;
+    /// What an order needs of memory; `None` for one that the model cannot make.
+    pub(super) fn needs(&self, order: &Order) -> Option<Needs> {
         let spec = JobSpec::new(request(order), self.model.checkpoint()).ok()?;
-        let room = self.schedule.room();
-        let device_bytes = self.model.device_bytes_least(&spec, room.host_bytes).ok()?;
-        let host_bytes = self.model.host_bytes_least(&spec, room.device_bytes).ok()?;
-        Some(Room { device_bytes, host_bytes })
+        self.model.needs(&spec).ok()
+    }
+
+    /// With fewer bytes of the device than these a job cannot do a unit, whatever it may have of this room in the host; and what it must
+    /// have of the host beside this room on the device.
+    pub(super) fn least(&self, needs: Needs, Room { device_bytes, host_bytes }: Room) -> Room {
+        let least = needs.least(Budgets { device_bytes, host_bytes }, self.model.cache().disk());
+        Room { device_bytes: least.device_bytes, host_bytes: least.host_bytes }
     }
 
     fn relieve_job(&mut self, seq: Seq, level: Level, runs: bool) {
@@ -207,7 +210,7 @@ impl Worker<'_> {
             self.relieve(None);
         }
         let grid_px = self.model.checkpoint().size_rule().pixels;
-        let Some(Task { job, .. }) = self.tasks.get_mut(&seq) else { return };
+        let Some(Task { job, needs, .. }) = self.tasks.get_mut(&seq) else { return };
         let has_begun = self.keeper.of(&job.id).is_some_and(|snapshot| snapshot.path().exists());
         let is_smaller = job.degradations.iter().any(|what| what == "smaller_size");
         // Nobody under way can give this up, so it is nobody's turn before: what a worse class can do by now is to be parked.
@@ -218,11 +221,11 @@ impl Worker<'_> {
             (smaller_edge(job.order.width, grid_px), smaller_edge(job.order.height, grid_px));
         let mut order = job.order.clone();
         (order.width, order.height) = (width, height);
-        if (width, height) == (job.order.width, job.order.height)
-            || JobSpec::new(request(&order), self.model.checkpoint()).is_err()
-        {
+        if (width, height) == (job.order.width, job.order.height) {
             return;
         }
+        let spec = JobSpec::new(request(&order), self.model.checkpoint());
+        let Ok(smaller) = spec.and_then(|spec| self.model.needs(&spec)) else { return };
         let mut degradations = job.degradations.clone();
         degradations.push("smaller_size".to_owned());
         // What is made is what is written: where it cannot be, the video keeps its size.
@@ -231,7 +234,7 @@ impl Worker<'_> {
             Ok(Fenced::No) => {
                 note(&job.id, "memory is short: smaller_size");
                 self.means.metrics.gave_way("smaller_size");
-                (job.order, job.degradations) = (order, degradations);
+                (job.order, job.degradations, *needs) = (order, degradations, Some(smaller));
             }
             Ok(Fenced::Yes) => {}
             Err(error) => note(&job.id, format!("keeps its size, since another cannot be noted: {error}")),

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use evanesce_engine::HeldWeights;
 use tokio::runtime::Handle;
 
 use super::keep::{Kept, NoteProgress};
 use super::run::{Door, Run, Trouble};
-use super::{Task, Worker};
-use crate::clock::Stopwatch;
+use super::{AGAIN_AFTER_MS, Task, Worker};
+use crate::clock::{Stopwatch, UnixMs};
 use crate::id::VideoId;
 use crate::job::{Failure, Job};
 use crate::journal::note;
@@ -21,6 +22,9 @@ const MOVE_BYTES_PER_S: f64 = 1e9;
 /// How often a job is tried again, without getting on in between, for a snapshot that cannot be read or for memory that was promised: some
 /// two minutes. Then it begins anew.
 const REFUSED_MAX: u32 = 8;
+
+/// What a job says of itself that is made with weights held otherwise than when it was accepted.
+const OTHER_WEIGHTS: &str = "other_weights";
 
 impl Worker<'_> {
     /// Admits a claimed job to the engine, from its snapshot if it has one.
@@ -59,6 +63,29 @@ impl Worker<'_> {
                 self.stop(seq);
                 self.end(job, Ending::Failed(failure));
             }
+        }
+    }
+
+    /// Says in a claimed job whether weights are held otherwise now than when it was accepted. They are held once for the process, so it
+    /// is made with them as they are; what was begun with others is begun anew, since its snapshot is of other weights.
+    pub(super) fn note_weights(&mut self, seq: Seq) {
+        let held = self.model.checkpoint().held();
+        let Some(Task { job, .. }) = self.tasks.get_mut(&seq) else { return };
+        let accepted = job.order.weights.unwrap_or(HeldWeights::Stored);
+        let is_said = job.degradations.iter().any(|what| what == OTHER_WEIGHTS);
+        if is_said == (held != accepted) {
+            return;
+        }
+        let (before, now) = (accepted.as_str(), held.as_str());
+        note(&job.id, format_args!("was accepted with weights held as {before}, and is made with {now}"));
+        if held != accepted {
+            job.degradations.push(OTHER_WEIGHTS.to_owned());
+        } else {
+            job.degradations.retain(|what| what != OTHER_WEIGHTS);
+        }
+        let written = self.means.store.amend(&job.id, job.epoch, &job.order, &job.degradations);
+        if let Err(error) = self.runtime.block_on(written) {
+            note(&job.id, format_args!("cannot be noted: {error}"));
         }
     }
 
@@ -114,9 +141,18 @@ impl Worker<'_> {
             kept.push(taken);
         }
         kept.into_iter().for_each(|kept| self.note_kept(&id, kept));
-        if !is_kept && self.schedule.keep_there(seq) {
+        let was_in_host = self.schedule.entry(seq).is_some_and(|entry| entry.place == Place::Host);
+        if !is_kept && self.schedule.keep_there(seq, UnixMs::now().0, AGAIN_AFTER_MS) {
             // Dropped it would begin anew.
-            return note(&id, "found no room to be parked in, and goes on");
+            let so = if was_in_host {
+                "could not be saved, and stays in the host"
+            } else {
+                "found no room to be parked in, and goes on"
+            };
+            return note(&id, so);
+        }
+        if !is_kept {
+            note(&id, "makes way and could not be saved: what it did since its last snapshot is lost");
         }
         if !is_in_host && let Some(task) = self.tasks.get_mut(&seq) {
             task.run = None;
@@ -186,7 +222,7 @@ impl Worker<'_> {
             Ok(None) => {}
             Err(error) => {
                 self.means.metrics.not_kept();
-                note(id, format_args!("goes on without a new snapshot: {error}"));
+                note(id, format_args!("has no new snapshot: {error}"));
             }
         }
     }

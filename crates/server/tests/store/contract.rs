@@ -1,7 +1,7 @@
 //! The contract of a job store; whatever implements it must pass all of it, each part on a store of its own that is empty.
 
-use evanesce_engine::KvCodec;
 use evanesce_engine::page_codecs::{KvOverrides, PageStorage};
+use evanesce_engine::{HeldWeights, KvCodec};
 use evanesce_server::clock::UnixMs;
 use evanesce_server::id::VideoId;
 use evanesce_server::job::{Class, Failure, Job, JobMemory, Order, OrderPages, Quality, Status, Webhook};
@@ -35,6 +35,7 @@ pub(crate) fn order(seed: u64) -> Order {
         boundary: 0.875,
         shift: 3.0,
         pages: Some(OrderPages { storage: storage(), window: 6, sink: 3 }),
+        weights: Some(HeldWeights::Bf16),
         seed,
         class: Class::Interactive,
         quality: Quality::Draft,

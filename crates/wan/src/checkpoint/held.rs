@@ -1,13 +1,13 @@
 //! In which types weights are held in memory.
 
 use evanesce_kernels::Dtype;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::component::is_linear;
 use crate::weights::{Component, TensorSpec};
 
 /// In which types a checkpoint's weights are held in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HeldWeights {
     /// The transformers' matrices in bfloat16: those that are stored in f32 are rounded as they are read, to the nearest, ties to

@@ -79,6 +79,17 @@ impl Checkpoint {
         Self { description: self.description.holding(held), ..self }
     }
 
+    /// How its weights are held in memory, as far as that changes anything: [`HeldWeights::Stored`] where none is rounded as it is
+    /// read, whatever was asked for.
+    #[must_use]
+    pub fn held(&self) -> HeldWeights {
+        let rounds = |(component, weights): (&Component, &ComponentWeights)| {
+            let mut tensors = self.groups(*component).iter().flat_map(|group| group.tensors.values());
+            tensors.any(|tensor| weights.rounds(tensor))
+        };
+        if self.weights.iter().any(rounds) { HeldWeights::Bf16 } else { HeldWeights::Stored }
+    }
+
     /// What it is, without its weights.
     #[must_use]
     pub fn description(&self) -> &Description {
