@@ -23,11 +23,9 @@ pub fn control_groups() -> Vec<PathBuf> {
 /// The directories below `root` that a text such as `0::/system.slice/evanesce.service` names, and `root`.
 fn groups_of(text: &str, root: &Path) -> Vec<PathBuf> {
     let inside = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
-    root.join(inside.trim_end())
-        .ancestors()
-        .take_while(|dir| dir.starts_with(root))
-        .map(Path::to_path_buf)
-        .collect()
+    // Without the slash that an empty name would leave at its end.
+    let innermost: PathBuf = root.join(inside.trim_end()).components().collect();
+    innermost.ancestors().take_while(|dir| dir.starts_with(root)).map(Path::to_path_buf).collect()
 }
 
 /// Bytes that the process may hold: the least of what its control groups and the machine have.

@@ -5,7 +5,7 @@ mod support;
 
 use std::path::Path;
 
-use evanesce_engine::{Budgets, Disk, JobSpec, Model, Request, RequestedLength};
+use evanesce_engine::{Budgets, Disk, HeldWeights, JobSpec, Model, Request, RequestedLength};
 use evanesce_server::Memory;
 use serde_json::{Value, json};
 use support::scenes::{metric, undisturbed, until};
@@ -27,7 +27,8 @@ fn disk(directory: &Path) -> Disk {
 /// A host that holds hardly any page, and the least device beside a disk.
 fn tight(checkpoint: &Path, directory: &Path) -> Budgets {
     let host_bytes = 16 << 10;
-    let model = Model::open_with_disk(checkpoint, AMPLE, disk(directory)).unwrap();
+    // As a service holds it.
+    let model = Model::open_holding(checkpoint, HeldWeights::Bf16, AMPLE, Some(disk(directory))).unwrap();
     let request = Request {
         size: Some((48, 32)),
         length: Some(RequestedLength::Frames(FRAMES)),
