@@ -30,7 +30,11 @@ pub(crate) struct Display {
     stage: Stage,
     /// The block under way and how many there are, for a video that is made block by block.
     block: Option<(usize, usize)>,
+    /// The first block that began, and the time that blocks had taken by then.
+    first_block: Option<(usize, Duration)>,
     n_units: usize,
+    /// Units of the stage that were done before: those of a job that goes on from a snapshot.
+    units_before: Option<usize>,
     last_shown_percent: usize,
     started: Instant,
     encoding_since: Option<Instant>,
@@ -50,6 +54,12 @@ fn now() -> Instant {
     Instant::now()
 }
 
+/// Seconds that `left` more will take if each takes what one of the `done` took.
+#[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+fn eta_s(spent: Duration, done: usize, left: usize) -> f64 {
+    spent.as_secs_f64() / done.max(1) as f64 * left as f64
+}
+
 impl Display {
     /// Bars when standard error is a terminal, else a line now and then.
     pub(crate) fn new() -> Self {
@@ -59,7 +69,9 @@ impl Display {
             bar: None,
             stage: Stage::Text,
             block: None,
+            first_block: None,
             n_units: 0,
+            units_before: None,
             last_shown_percent: 0,
             started: now(),
             encoding_since: None,
@@ -83,6 +95,7 @@ impl Display {
         self.started = now();
         self.lent = Duration::ZERO;
         self.n_units = n_units;
+        self.units_before = None;
         self.last_shown_percent = 0;
         if self.style == Style::Bars {
             let bar = ProgressBar::new(n_units as u64);
@@ -105,13 +118,13 @@ impl Display {
         let tenths = |blocks: usize| blocks * 10 / n_blocks.max(1);
         let is_due = at > 0 && tenths(at) > tenths(at - 1);
         self.block = Some((at, n_blocks));
-        if self.style == Style::Lines && is_due {
-            let spent: Duration = [Stage::Denoise, Stage::Decode, Stage::Encode]
-                .iter()
-                .filter_map(|s| self.times.stages.get(s))
-                .sum();
-            #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-            let eta_s = spent.as_secs_f64() / at as f64 * (n_blocks - at) as f64;
+        let spent: Duration = [Stage::Denoise, Stage::Decode, Stage::Encode]
+            .iter()
+            .filter_map(|s| self.times.stages.get(s))
+            .sum();
+        let (first, spent_before) = *self.first_block.get_or_insert((at, spent));
+        if self.style == Style::Lines && is_due && at > first {
+            let eta_s = eta_s(spent.saturating_sub(spent_before), at - first, n_blocks - at);
             say(&format!("  blocks {at}/{n_blocks} {:.1} s, about {eta_s:.1} s to go", spent.as_secs_f64()));
         }
     }
@@ -122,8 +135,14 @@ impl Display {
             self.start(stage, done_units);
         }
         self.n_units = self.n_units.max(done_units);
+        let is_first = self.units_before.is_none();
+        let before = *self.units_before.get_or_insert(done_units.saturating_sub(1));
         if let Some(bar) = &self.bar {
             bar.set_length(self.n_units as u64);
+            if is_first {
+                bar.set_position(before as u64);
+                bar.reset_eta();
+            }
             bar.set_position(done_units as u64);
             return;
         }
@@ -133,9 +152,9 @@ impl Display {
         let percent = done_units * 100 / self.n_units.max(1);
         if percent >= self.last_shown_percent + 10 && done_units < self.n_units {
             self.last_shown_percent = percent;
-            let elapsed_s = self.started.elapsed().as_secs_f64();
-            #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-            let eta_s = elapsed_s / done_units as f64 * (self.n_units - done_units) as f64;
+            let elapsed = self.started.elapsed();
+            let eta_s = eta_s(elapsed, done_units.saturating_sub(before), self.n_units - done_units);
+            let elapsed_s = elapsed.as_secs_f64();
             say(&format!(
                 "{:>8} {done_units}/{} {elapsed_s:.1} s, about {eta_s:.1} s to go",
                 stage.as_str(),
