@@ -13,6 +13,9 @@ const $ = (id) => document.getElementById(id);
 let key = sessionStorage.getItem("evanesce-key") ?? "";
 const queue = new Map();
 const ended = new Set();
+// When each video of the queue was last heard of by an event; the time is a count of them.
+const heard = new Map();
+let eventsHeard = 0;
 const pictures = new Map();
 let pages = [null];
 let listed = [];
@@ -97,29 +100,37 @@ async function act(path, method) {
 const isOver = (video) => video.status === "completed" || video.status === "failed";
 
 function noted(video) {
-  if (!isOver(video)) queue.set(video.id, video);
-  else {
+  if (!isOver(video)) {
+    queue.set(video.id, video);
+    heard.set(video.id, ++eventsHeard);
+  } else {
     ended.add(video.id);
-    queue.delete(video.id);
+    leaves(video.id);
     if (!listed.some((one) => one.id === video.id && isOver(one))) refresh();
   }
   drawQueue();
 }
 
-// What a list says of the queue. What has ended since the list was made stays ended.
-function noteListed(videos) {
+function leaves(id) {
+  queue.delete(id);
+  heard.delete(id);
+}
+
+// What a list says of the queue that was asked for when so many events had been heard. What was heard of since then is newer, and
+// what has ended stays ended.
+function noteListed(videos, asked) {
   for (const video of videos) {
-    if (isOver(video)) { ended.add(video.id); queue.delete(video.id); } else if (!ended.has(video.id)) queue.set(video.id, video);
+    if (isOver(video)) { ended.add(video.id); leaves(video.id); } else if (!ended.has(video.id) && (heard.get(video.id) ?? 0) <= asked) queue.set(video.id, video);
   }
 }
 
 // The queue from its beginning: jobs older than the gallery's page, too. What was in it and is not listed any more is gone.
 async function fillQueue() {
-  const before = [...queue.keys()];
+  const [before, asked] = [[...queue.keys()], eventsHeard];
   try {
     const { data } = await answered(await call(`/v1/videos?limit=${QUEUE_SIZE}`));
-    for (const id of before) if (!data.some((video) => video.id === id)) queue.delete(id);
-    noteListed(data);
+    for (const id of before) if (!data.some((video) => video.id === id)) leaves(id);
+    noteListed(data, asked);
     drawQueue();
   } catch (error) { if (error.status !== 401) show("make-error", error.message); }
 }
@@ -213,11 +224,11 @@ async function refresh() {
 }
 
 async function list() {
-  const after = pages[pages.length - 1];
+  const [after, asked] = [pages[pages.length - 1], eventsHeard];
   try {
     const answer = await answered(await call(`/v1/videos?limit=${PAGE_SIZE}${after ? `&after=${after}` : ""}`));
     listed = answer.data;
-    noteListed(listed);
+    noteListed(listed, asked);
     $("older").disabled = !answer.has_more;
     $("older").dataset.after = answer.last_id ?? "";
     $("newer").disabled = pages.length === 1;
@@ -344,7 +355,7 @@ function drawLife() {
 
 const handlers = {
   video: (data) => noted(data),
-  "video.deleted": (data) => { ended.add(data.id); queue.delete(data.id); drawQueue(); refresh(); },
+  "video.deleted": (data) => { ended.add(data.id); leaves(data.id); drawQueue(); refresh(); },
   memory: (data) => { history = [...history, data].slice(-SAMPLES); drawMemory(); drawLife(); },
   missed: () => { fillQueue(); refresh(); },
 };
@@ -378,6 +389,7 @@ async function begin() {
       connected("live", false);
       wait = 500;
       queue.clear();
+      heard.clear();
       const models = await (await call("/v1/models")).json();
       $("model").textContent = models.data.map((model) => model.id).join(", ");
       fillQueue();

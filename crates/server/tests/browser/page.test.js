@@ -176,6 +176,37 @@ test("what events did not tell is found out when some were missed", async () => 
   await finish(page, service);
 });
 
+test("a list that comes late does not undo what events have told since it was asked for", async () => {
+  const service = await Service.start();
+  const first = await service.create(slow);
+  const second = await service.create({ seed: 2 });
+  const page = await open(service, { init: eventsOfTest });
+  await live(page);
+  await inQueue(page, 2);
+  let [release, bothAsked, asking] = [null, null, 0];
+  const released = new Promise((resolve) => { release = resolve; });
+  const asked = new Promise((resolve) => { bothAsked = resolve; });
+  await page.route("**/v1/videos?limit=*", async (route) => {
+    const response = await route.fetch();
+    asking += 1;
+    if (asking === 2) bothAsked();
+    await released;
+    await route.fulfill({ response });
+  });
+  // It asks for both of its lists, and neither answers yet.
+  await tell(page, "missed", 1);
+  await asked;
+  await tell(page, "video", { ...second, queue_position: 7 });
+  await page.getByText("place 7").waitFor();
+  release();
+  // The gallery is drawn from the list, and so the list is there.
+  await page.waitForFunction(() => performance.getEntriesByType("resource").filter((one) => one.name.includes("limit=")).length >= 4);
+  await page.evaluate(() => new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve)); }));
+  assert.equal(await page.getByText("place 7").count(), 1);
+  await service.call(`/v1/videos/${first.id}/cancel`, { method: "POST" });
+  await finish(page, service);
+});
+
 test("hit rates are of the time that is shown, counts since the start, and memory held for reuse is named", async () => {
   const service = await Service.start();
   const page = await open(service, { init: eventsOfTest });
