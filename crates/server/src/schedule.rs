@@ -111,6 +111,8 @@ pub struct Entry {
     pub least_ever_bytes: u64,
     /// Bytes of the host that it counts on where the device is cut below what is planned for it.
     pub host_bytes: u64,
+    /// Bytes of the disk that are left to what others hold, where it counts on no bytes of the host.
+    pub disk_spare_bytes: u64,
     /// Bytes that it holds between two units, and so while it is parked.
     pub held_bytes: u64,
     /// Bytes of its snapshot on disk.
@@ -170,6 +172,7 @@ impl Entry {
             least_bytes: needed_bytes,
             least_ever_bytes: needed_bytes,
             host_bytes: 0,
+            disk_spare_bytes: 0,
             held_bytes: 0,
             saved_bytes: 0,
             left: None,

@@ -634,7 +634,7 @@ fn of_two_jobs_that_wait_for_what_the_other_holds_in_the_host_one_makes_way() {
 }
 
 #[test]
-fn a_job_that_needs_the_disk_waits_while_the_host_is_cut_or_what_is_parked_there_takes_of_the_disk() {
+fn a_job_that_needs_the_disk_waits_while_what_is_parked_in_a_cut_host_takes_of_it_what_it_cannot_spare() {
     let room = Room { device_bytes: 100, host_bytes: 100 };
     let rules = Rules { room, under_way_max: 4, ageing_units: 100, quotas: [Quotas::default(); 3] };
     let mut schedule = Schedule::new(rules);
@@ -642,17 +642,22 @@ fn a_job_that_needs_the_disk_waits_while_the_host_is_cut_or_what_is_parked_there
     let on_disk = Entry { least_bytes: 50, least_ever_bytes: 50, ..Entry::new(Class::Standard, 150) };
     schedule.arrive(0, on_disk);
     assert_eq!(schedule.choose(0), Choice::Start(0));
-    // Nothing passes through a host this small to the disk, so it needs all of it on the device, for now.
+    // It may be as small as it likes while nobody is parked there.
     schedule.set_room(Room { host_bytes: 10, ..room });
-    schedule.entry_mut(0).unwrap().least_bytes = 150;
-    assert_eq!(schedule.choose(0), Choice::Idle);
+    assert_eq!(schedule.choose(0), Choice::Start(0));
     // What was parked before the host was cut lies on the disk in part.
     schedule.set_room(Room { host_bytes: 40, ..room });
-    schedule.entry_mut(0).unwrap().least_bytes = 50;
     schedule.arrive(1, Entry { place: Place::Host, held_bytes: 80, ..Entry::new(Class::Background, 40) });
     assert_eq!(schedule.choose(0), Choice::Park(1, Place::Snapshot));
     schedule.entry_mut(1).unwrap().can_be_saved = false;
     assert_eq!(schedule.choose(0), Choice::Resume(1));
+    // Nobody waits while the disk has room for that too.
+    let with_spare = |disk_spare_bytes| {
+        let mut schedule = schedule.clone();
+        schedule.entry_mut(0).unwrap().disk_spare_bytes = disk_spare_bytes;
+        schedule.choose(0)
+    };
+    assert_eq!([39, 40].map(with_spare), [Choice::Resume(1), Choice::Start(0)]);
     schedule.leave(1);
     assert_eq!(schedule.choose(0), Choice::Start(0));
     // What never could run is started, to be told so.

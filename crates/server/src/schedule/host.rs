@@ -6,14 +6,15 @@ use crate::job::Class;
 
 impl Schedule {
     /// Whether what a job counts on is there beside what others hold that are parked in the host. One that counts on the disk alone
-    /// finds it free only where these hold no more than the host has: what it has no room for it hands down.
+    /// finds room there where these hold no more than the host has and the disk has to spare: what the host has no room for it hands down.
     pub(super) fn has_host_for(&self, entry: &Entry) -> bool {
         if !self.is_tight(entry) {
             return true;
         }
         let parked: u64 = self.jobs.values().map(held_in_host).sum();
         let others = parked.saturating_sub(held_in_host(entry));
-        others.saturating_add(entry.host_bytes) <= self.room.host_bytes
+        let spare = if entry.host_bytes == 0 { entry.disk_spare_bytes } else { 0 };
+        others.saturating_add(entry.host_bytes) <= self.room.host_bytes.saturating_add(spare)
     }
 
     /// Whether the device has no room for all of a job, though it may do its units there beside the tiers below, now or with all that

@@ -130,13 +130,15 @@ impl Worker<'_> {
         let (needs, needed_bytes) = (*needs, job.order.device_bytes);
         let (room, rules_room) = (self.schedule.room(), self.terms.rules.room);
         let least = needs.map(|needs| (self.least(needs, room), self.least(needs, rules_room)));
+        let spare = |needs: Needs| needs.disk_spare_bytes(room.device_bytes, self.model.cache().disk());
+        let disk_spare_bytes = needs.map_or(0, spare);
         let Some(entry) = self.schedule.entry_mut(seq) else { return };
         (entry.needed_bytes, entry.least_bytes) = (needed_bytes, needed_bytes);
-        (entry.least_ever_bytes, entry.host_bytes) = (needed_bytes, 0);
+        (entry.least_ever_bytes, entry.host_bytes, entry.disk_spare_bytes) = (needed_bytes, 0, 0);
         if let Some((now, ever)) = least {
             entry.least_bytes = now.device_bytes.min(needed_bytes);
             entry.least_ever_bytes = ever.device_bytes;
-            entry.host_bytes = now.host_bytes;
+            (entry.host_bytes, entry.disk_spare_bytes) = (now.host_bytes, disk_spare_bytes);
         }
     }
 
