@@ -17,7 +17,7 @@
 //! 8. A job that could not go on, for want of disk space mostly, is not looked at before the moment from which it may be tried
 //!    again; and no job that is on the device loses its place to it but to the host, where nothing of it is lost.
 //! 9. A job for which the device has less than is planned waits while parked jobs hold what it counts on in the host, or more than the
-//!    host has. If it comes first, those behind it leave the host for their snapshots, if that helps.
+//!    host has and the disk can spare. If it comes first, those behind it leave the host for their snapshots, if that helps.
 //! 10. Where none can do a unit because others hold what it counts on, some are saved for the first that can go on then, or else dropped
 //!     for the first after a pause: the last in order that help.
 
@@ -332,8 +332,7 @@ impl Schedule {
     /// Notes that a job had a unit that took so long: its class has been served, the others have gone without.
     pub fn served(&mut self, seq: Seq, took: i64) {
         let Some(entry) = self.jobs.get_mut(&seq) else { return };
-        entry.stays = false;
-        self.stuck = None;
+        (entry.stays, entry.save_pause, self.stuck) = (false, None, None);
         let served = entry.class;
         for class in Class::ALL {
             let waits = class != served && self.jobs.values().any(|entry| entry.class == class);
