@@ -84,12 +84,14 @@ impl Keeper {
             Err(EngineError::Snapshot(SnapshotError::Foreign(what))) => {
                 Err(self.holds_another(&format!("what is there is of {what}")))
             }
-            Err(EngineError::Video(VideoError::State(what))) => Err(self.holds_another(what)),
-            Err(EngineError::Snapshot(SnapshotError::Damaged(what))) => {
+            Err(EngineError::Video(error @ VideoError::OtherQuality)) => {
+                Err(self.holds_another(&error.to_string()))
+            }
+            Err(error) => {
+                let what = damage(error)?;
                 say(&format!("begins anew, since the snapshot in {place} is damaged: {what}"));
                 Ok(None)
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -161,7 +163,32 @@ impl Keeper {
     }
 }
 
+/// What is wrong with a snapshot that is damaged.
+///
+/// # Errors
+/// Any other error, as it is.
+fn damage(error: EngineError) -> Result<String, EngineError> {
+    match error {
+        EngineError::Snapshot(SnapshotError::Damaged(what)) => Ok(what),
+        EngineError::Video(VideoError::State(what)) => Ok(what.to_owned()),
+        error => Err(error),
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "the command line may look at the clock")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_video_that_cannot_be_gone_on_with_is_damage_and_one_of_another_quality_is_not() {
+        let state = VideoError::State("what was saved is no state of a video");
+        assert_eq!(damage(state.into()).ok().as_deref(), Some("what was saved is no state of a video"));
+        assert!(damage(VideoError::OtherQuality.into()).is_err());
+        assert!(damage(EngineError::Snapshot(SnapshotError::Foreign("other weights"))).is_err());
+    }
 }

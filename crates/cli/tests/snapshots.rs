@@ -102,11 +102,15 @@ fn a_video_that_is_asked_to_stop_is_kept_and_a_command_of_other_settings_is_refu
         assert_eq!(names_in(directory.path()), [KEPT]);
         let manifest = || std::fs::read(directory.path().join(MANIFEST)).unwrap();
         let kept = manifest();
-        let output = other.command(directory.path(), &["--snapshots", KEPT]).output().unwrap();
+        // One that grows would take the place of what is there as soon as it is opened.
+        let there = directory.path().join("out.mp4");
+        std::fs::write(&there, "an older video").unwrap();
+        let output = other.command(directory.path(), &["--snapshots", KEPT, "--growing"]).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), text.trim_end().lines().count()), (Some(2), 1), "{text}");
         assert!(text.contains("kept: keeps another job") && text.contains(why), "{text}");
-        assert!(manifest() == kept && names_in(directory.path()) == [KEPT]);
+        assert!(manifest() == kept && names_in(directory.path()) == [KEPT, "out.mp4"]);
+        assert_eq!(std::fs::read(&there).unwrap(), b"an older video");
         let (video, text) = scene.made(directory.path());
         assert!(text.contains("goes on from kept, at block"), "{text}");
         assert!(video == expected, "{text}");

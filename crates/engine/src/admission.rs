@@ -151,18 +151,31 @@ impl Needs {
     /// The least Host tier beside which the job finishes in a device of this budget and beside that disk, if that is enough for what
     /// must be there: room for the pages and given latents that find none on the device or the disk, and for two groups on their way.
     pub(crate) fn host_bytes_beside(&self, device_bytes: u64, disk: Option<&Disk>) -> u64 {
-        let device_bytes = usize::try_from(device_bytes).unwrap_or(usize::MAX);
-        let device_bytes = device_bytes.saturating_sub(self.read_ahead_bytes);
-        let beyond = |all: usize, besides: usize| all.saturating_sub(device_bytes.saturating_sub(besides));
-        let at_start = beyond(self.given.all_bytes, self.given.start_bytes);
         let on_disk = disk.map_or(0, |disk| self.disk_holds(disk));
-        match beyond(self.waiting_bytes(), self.stage_bytes).max(at_start).saturating_sub(on_disk) {
+        match self.beyond_device_bytes(device_bytes).saturating_sub(on_disk) {
             0 => 0,
             below => {
                 let pieces = below.div_ceil(self.piece_bytes()) + 2 * self.pages.group_pages;
                 pieces.saturating_mul(self.piece_bytes()) as u64
             }
         }
+    }
+
+    /// Bytes of this disk that are left to others by a job that has a device of this budget and nothing in the host; 0 where there is
+    /// no disk, or it cannot hold all that must wait.
+    #[must_use]
+    pub fn disk_spare_bytes(&self, device_bytes: u64, disk: Option<&Disk>) -> u64 {
+        let on_disk = disk.map_or(0, |disk| self.disk_holds(disk));
+        on_disk.saturating_sub(self.beyond_device_bytes(device_bytes)) as u64
+    }
+
+    /// Bytes of what waits that find no room on a device of this budget.
+    fn beyond_device_bytes(&self, device_bytes: u64) -> usize {
+        let device_bytes = usize::try_from(device_bytes).unwrap_or(usize::MAX);
+        let device_bytes = device_bytes.saturating_sub(self.read_ahead_bytes);
+        let beyond = |all: usize, besides: usize| all.saturating_sub(device_bytes.saturating_sub(besides));
+        let at_start = beyond(self.given.all_bytes, self.given.start_bytes);
+        beyond(self.waiting_bytes(), self.stage_bytes).max(at_start)
     }
 
     /// The largest of what waits.
@@ -354,6 +367,8 @@ mod tests {
             let alone = needs.device_bytes() - if disk.is_some() { DISK_HOLDS_BYTES } else { 0 };
             assert_eq!(needs.device_bytes_beside(0, disk), alone);
             assert_eq!([alone, alone + 1].map(|bytes| needs.host_bytes_beside(bytes, disk)), [0; 2]);
+            let spare = [alone - 1, alone, alone + 10].map(|bytes| needs.disk_spare_bytes(bytes, disk));
+            assert_eq!(spare, if disk.is_some() { [0, 0, 10] } else { [0; 3] });
             for device_bytes in [1400, 1500, 1900, alone - 1].into_iter().filter(|bytes| *bytes < alone) {
                 let host_bytes = needs.host_bytes_beside(device_bytes, disk);
                 assert!(needs.device_bytes_beside(host_bytes, disk) <= device_bytes, "{device_bytes}");

@@ -81,6 +81,7 @@ impl EngineError {
             // A place where the video cannot be, one that is full among them.
             Self::Video(
                 VideoError::Settings(_)
+                | VideoError::OtherQuality
                 | VideoError::Output { .. }
                 | VideoError::Input { .. }
                 | VideoError::Io { .. },
@@ -107,6 +108,7 @@ mod tests {
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
         assert_eq!(fault(VideoError::Io { path: "out.mp4".into(), source: full }), Fault::Input);
         assert_eq!(fault(VideoError::Settings(String::new())), Fault::Input);
+        assert_eq!(fault(VideoError::OtherQuality), Fault::Input);
         assert_eq!(fault(VideoError::Encoder { frame: 3, reason: String::new() }), Fault::Internal);
         assert_eq!(fault(VideoError::State("its encoder panicked")), Fault::Internal);
         assert_eq!(EngineError::Cancelled.fault(), Fault::Cancelled);

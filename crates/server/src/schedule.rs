@@ -17,8 +17,9 @@
 //! 8. A job that could not go on, for want of disk space mostly, is not looked at before the moment from which it may be tried
 //!    again; and no job that is on the device loses its place to it but to the host, where nothing of it is lost.
 //! 9. A job for which the device has less than is planned waits while parked jobs hold what it counts on in the host, or more than the
-//!    host has. If it comes first, those behind it leave the host for their snapshots.
-//! 10. Where none can do a unit because others hold what it counts on, the last in order makes way for the first, saved or not.
+//!    host has and the disk can spare. If it comes first, those behind it leave the host for their snapshots, if that helps.
+//! 10. Where none can do a unit because others hold what it counts on, some are saved for the first that can go on then, or else dropped
+//!     for the first after a pause: the last in order that help.
 
 mod host;
 mod quota;
@@ -111,6 +112,8 @@ pub struct Entry {
     pub least_ever_bytes: u64,
     /// Bytes of the host that it counts on where the device is cut below what is planned for it.
     pub host_bytes: u64,
+    /// Bytes of the disk that are left to what others hold, where it counts on no bytes of the host.
+    pub disk_spare_bytes: u64,
     /// Bytes that it holds between two units, and so while it is parked.
     pub held_bytes: u64,
     /// Bytes of its snapshot on disk.
@@ -125,7 +128,7 @@ pub struct Entry {
     pub can_be_saved: bool,
     /// There was nowhere to park it: it is not parked before it has done another unit.
     pub stays: bool,
-    /// While it is not asked again to leave the host for its snapshot.
+    /// While it is not asked again to leave a place where it can do no unit, since it could not be saved.
     pub save_pause: Option<Pause>,
     /// Whose it is, if they may have only so many jobs begun at once.
     pub share: Option<Share>,
@@ -170,6 +173,7 @@ impl Entry {
             least_bytes: needed_bytes,
             least_ever_bytes: needed_bytes,
             host_bytes: 0,
+            disk_spare_bytes: 0,
             held_bytes: 0,
             saved_bytes: 0,
             left: None,
@@ -220,6 +224,8 @@ pub struct Schedule {
     disk: DiskShares,
     /// While nothing is started.
     starts_pause: Option<Pause>,
+    /// While nobody is dropped though nobody could go on; `None` once somebody has gone on or made way.
+    stuck: Option<Pause>,
 }
 
 impl Schedule {
@@ -227,7 +233,8 @@ impl Schedule {
     #[must_use]
     pub fn new(rules: Rules) -> Self {
         let (jobs, without, disk) = (BTreeMap::new(), Default::default(), DiskShares::default());
-        Self { rules, room: rules.room, jobs, without, held_back: None, disk, starts_pause: None }
+        let (held_back, starts_pause, stuck) = (None, None, None);
+        Self { rules, room: rules.room, jobs, without, held_back, disk, starts_pause, stuck }
     }
 
     /// Adds a job.
@@ -292,6 +299,9 @@ impl Schedule {
         if let Some(entry) = self.jobs.get_mut(&seq) {
             (entry.place, entry.pause, entry.save_pause) = (place, None, None);
         }
+        if matches!(place, Place::Host | Place::Snapshot) {
+            self.stuck = None;
+        }
     }
 
     /// Puts a job off that cannot go on now: it waits in this place, the first time for `first`, then twice as long each time, and
@@ -310,18 +320,19 @@ impl Schedule {
         self.starts_pause = Some(Pause { from: now, until: now.saturating_add(span) });
     }
 
-    /// The next moment from which a job may be tried that has been put off, or could not be saved.
+    /// The next moment from which a job may be tried that has been put off or could not be saved, or one may be dropped.
     #[must_use]
     pub fn next_try(&self, now: i64) -> Option<i64> {
         let saves = |entry: &Entry| entry.save_pause.filter(|pause| pause.holds(now));
         let pauses = self.jobs.values().flat_map(|entry| [self.pause_of(entry, now), saves(entry)]);
-        pauses.flatten().map(|pause| pause.until).min()
+        let stuck = self.stuck.filter(|pause| pause.holds(now));
+        pauses.flatten().chain(stuck).map(|pause| pause.until).min()
     }
 
     /// Notes that a job had a unit that took so long: its class has been served, the others have gone without.
     pub fn served(&mut self, seq: Seq, took: i64) {
         let Some(entry) = self.jobs.get_mut(&seq) else { return };
-        entry.stays = false;
+        (entry.stays, entry.save_pause, self.stuck) = (false, None, None);
         let served = entry.class;
         for class in Class::ALL {
             let waits = class != served && self.jobs.values().any(|entry| entry.class == class);
@@ -411,22 +422,6 @@ impl Schedule {
             None if self.on_device().next().is_none() => admit,
             None => Choice::Idle,
         }
-    }
-
-    /// What must leave the device because its budget was cut.
-    fn relieve(&self, now: i64) -> Option<Choice> {
-        let claimed: u64 = self.on_device().map(|(_, entry)| self.claim(entry)).sum();
-        let fits = |entry: &Entry| self.can_run(entry, now);
-        if claimed <= self.room.device_bytes && self.on_device().all(|(_, entry)| fits(entry)) {
-            return None;
-        }
-        // A job that can run stays if it is alone.
-        let one_stays = usize::from(self.on_device().any(|(_, entry)| fits(entry)));
-        let leaves = |entry: &Entry| !fits(entry) || self.on_device().count() > one_stays;
-        let last = self.on_device().filter(|(_, entry)| leaves(entry)).filter_map(|(seq, entry)| {
-            Some(((!fits(entry), order(seq, entry)), Choice::Park(seq, self.berth(seq, entry, None)?)))
-        });
-        last.max_by_key(|(rank, _)| *rank).map(|(_, choice)| choice)
     }
 
     /// The best job of a class that the device can hold now.
@@ -550,6 +545,7 @@ impl Schedule {
         let mut victims: Vec<_> = self
             .on_device()
             .filter(|(other, entry)| *other != seq && self.gives_way(entry, wanted, now, is_aged))
+            .filter(|(_, entry)| !self.is_let_be(entry, now))
             .filter_map(|(other, entry)| Some((other, entry, self.berth(other, entry, Some(wanted))?)))
             // What could not go on may not be able to yet, and what is saved on a full disk is lost.
             .filter(|(_, _, to)| wanted.put_off == 0 || *to == Place::Host)

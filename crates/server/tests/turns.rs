@@ -443,10 +443,11 @@ fn a_job_that_could_not_be_parked_is_let_be_until_it_has_done_another_unit() {
     assert_eq!(schedule.choose(1), Choice::Advance(1));
     schedule.served(0, 1);
     assert_eq!(schedule.choose(2), Choice::Park(0, Place::Host));
-    // One that cannot do a unit where it is has to leave.
+    // One that cannot do a unit where it is is asked again a little later.
     schedule.set_room(Room { device_bytes: 40, ..room });
-    assert!(!schedule.keep_there(0, 0, SPANS));
-    assert_eq!(schedule.choose(2), Choice::Park(0, Place::Host));
+    assert!(schedule.keep_there(0, 2, SPANS));
+    assert_eq!((schedule.choose(2), schedule.next_try(2)), (Choice::Park(1, Place::Host), Some(1002)));
+    assert_eq!(schedule.choose(1002), Choice::Park(0, Place::Host));
 }
 
 #[test]
@@ -607,9 +608,15 @@ fn of_two_jobs_that_wait_for_what_the_other_holds_in_the_host_one_makes_way() {
     assert_eq!(schedule.choose(0), Choice::Park(0, Place::Host));
     schedule.moved(0, Place::Host);
     // Each would fit without the other.
-    assert_eq!(schedule.choose(0), Choice::Park(1, Place::Snapshot));
-    assert!(!schedule.keep_there(1, 0, SPANS), "it makes way though it cannot be saved");
-    schedule.moved(1, Place::Snapshot);
+    let makes_way = |schedule: &mut Schedule| {
+        assert_eq!(schedule.choose(0), Choice::Park(1, Place::Snapshot));
+        assert!(schedule.keep_there(1, 0, SPANS), "what is in its way may go");
+        assert_eq!((schedule.choose(999), schedule.next_try(999)), (Choice::Idle, Some(1000)));
+        assert_eq!(schedule.choose(1000), Choice::Park(1, Place::Snapshot));
+        assert!(!schedule.keep_there(1, 1000, SPANS), "it makes way though it cannot be saved");
+        schedule.moved(1, Place::Snapshot);
+    };
+    makes_way(&mut schedule);
     assert_eq!(schedule.choose(0), Choice::Resume(0));
     schedule.moved(0, Place::Device);
     assert_eq!(schedule.choose(0), Choice::Advance(0));
@@ -621,9 +628,7 @@ fn of_two_jobs_that_wait_for_what_the_other_holds_in_the_host_one_makes_way() {
     schedule.arrive(0, tight(Class::Standard, Place::Device, 50));
     schedule.arrive(1, tight(Class::Background, Place::Host, 80));
     schedule.set_room(Room { device_bytes: 50, ..room });
-    assert_eq!(schedule.choose(0), Choice::Park(1, Place::Snapshot));
-    assert!(!schedule.keep_there(1, 0, SPANS));
-    schedule.moved(1, Place::Snapshot);
+    makes_way(&mut schedule);
     assert_eq!(schedule.choose(0), Choice::Advance(0));
 
     // While anybody can do a unit nobody has to.
@@ -633,8 +638,281 @@ fn of_two_jobs_that_wait_for_what_the_other_holds_in_the_host_one_makes_way() {
     assert_eq!(schedule.choose(0), Choice::Start(2));
 }
 
+/// Does what the schedule says, as the service does, until somebody does a unit or nothing is left to wait for; what was said of whom.
+/// `is_written` says whether a snapshot of a job can be written at a moment.
+fn played(mut schedule: Schedule, is_written: impl Fn(Seq, i64) -> bool) -> Vec<String> {
+    let (mut said, mut now) = (Vec::new(), 0);
+    for _ in 0..100 {
+        let (seq, what) = match schedule.choose(now) {
+            Choice::Advance(seq) => {
+                said.push(format!("{seq} goes on"));
+                return said;
+            }
+            Choice::Idle => {
+                let Some(until) = schedule.next_try(now) else { return said };
+                assert!(until > now, "{said:?}");
+                now = until;
+                said.push(format!("until {now}"));
+                continue;
+            }
+            Choice::Start(seq) | Choice::Resume(seq) => {
+                schedule.moved(seq, Place::Device);
+                continue;
+            }
+            Choice::Park(seq, Place::Host) => (seq, "is parked"),
+            Choice::Park(seq, _) if is_written(seq, now) => (seq, "is saved"),
+            Choice::Park(seq, _) if schedule.keep_there(seq, now, SPANS) => (seq, "stays"),
+            Choice::Park(seq, _) => (seq, "is dropped"),
+        };
+        match what {
+            "is parked" => schedule.moved(seq, Place::Host),
+            "is saved" | "is dropped" => schedule.moved(seq, Place::Snapshot),
+            _ => {}
+        }
+        said.push(format!("{seq} {what}"));
+    }
+    panic!("no end: {said:?}")
+}
+
+/// A table of jobs whose numbers are their places, over a device that was cut to half.
+fn over_half_a_device(jobs: &[Entry]) -> Schedule {
+    let room = Room { device_bytes: 100, host_bytes: 100 };
+    let rules = Rules { room, under_way_max: 4, ageing_units: 100, quotas: [Quotas::default(); 3] };
+    let mut schedule = Schedule::new(rules);
+    (0..).zip(jobs).for_each(|(seq, entry)| schedule.arrive(seq, *entry));
+    schedule.set_room(Room { device_bytes: 50, ..room });
+    schedule
+}
+
+/// One that half a device is too small for, whatever the tiers below take.
+fn unfit(class: Class, place: Place, held_bytes: u64) -> Entry {
+    Entry { place, held_bytes, ..Entry::new(class, 80) }
+}
+
+/// One that does its units on half a device beside so much of the host.
+fn tight(class: Class, place: Place, (held_bytes, host_bytes): (u64, u64)) -> Entry {
+    Entry { place, held_bytes, least_bytes: 30, host_bytes, ..Entry::new(class, 90) }
+}
+
+/// One that no snapshot is taken of.
+fn unsaved(entry: Entry) -> Entry {
+    Entry { can_be_saved: false, ..entry }
+}
+
 #[test]
-fn a_job_that_needs_the_disk_waits_while_the_host_is_cut_or_what_is_parked_there_takes_of_the_disk() {
+fn a_job_that_was_put_off_is_made_way_for_where_nobody_else_can_go_on() {
+    let jobs = [
+        unfit(Class::Background, Place::Host, 50),
+        Entry { put_off: 1, ..tight(Class::Interactive, Place::Queue, (0, 60)) },
+    ];
+    let said = |entries: &[Entry], from: i64| played(over_half_a_device(entries), |_, now| now >= from);
+    assert_eq!(said(&jobs, 0), ["0 is saved", "1 goes on"]);
+    // A disk that is full for a moment costs nobody anything.
+    assert_eq!(said(&jobs, 1000), ["0 stays", "until 1000", "0 is saved", "1 goes on"]);
+    assert_eq!(said(&jobs, 9000), ["0 stays", "until 1000", "0 is dropped", "1 goes on"]);
+    // Whoever goes on meanwhile, nobody is asked.
+    let other = Entry::new(Class::Background, 10);
+    assert_eq!(said(&[jobs[0], jobs[1], other], 0), ["2 goes on"]);
+}
+
+#[test]
+fn nobody_makes_way_for_a_job_behind_it_but_saved_or_as_the_last_that_can_and_after_a_pause() {
+    let first = unfit(Class::Interactive, Place::Host, 50);
+    let wanted = tight(Class::Standard, Place::Queue, (0, 60));
+    let never = |_: Seq, _: i64| false;
+    assert_eq!(played(over_half_a_device(&[first, wanted]), |_, _| true), ["0 is saved", "1 goes on"]);
+    let alone = over_half_a_device(&[unsaved(first), wanted]);
+    assert_eq!(played(alone, never), ["0 stays", "until 1000", "0 is dropped", "1 goes on"]);
+    // With one behind that is enough.
+    let behind = unsaved(tight(Class::Background, Place::Host, (50, 75)));
+    let first = unsaved(unfit(Class::Interactive, Place::Host, 30));
+    let said = played(over_half_a_device(&[first, wanted, behind]), never);
+    assert_eq!(said, ["2 stays", "until 1000", "2 is dropped", "1 goes on"]);
+    // What has begun comes in its order, though it was put off once.
+    let put_off = Entry { put_off: 1, ..unsaved(tight(Class::Interactive, Place::Host, (50, 60))) };
+    let other = unsaved(tight(Class::Background, Place::Host, (50, 60)));
+    let said = played(over_half_a_device(&[put_off, other]), never);
+    assert_eq!(said, ["1 stays", "until 1000", "1 is dropped", "0 goes on"]);
+}
+
+#[test]
+fn only_those_make_way_that_help_and_those_that_can_be_saved_before_others() {
+    let jobs = [
+        tight(Class::Standard, Place::Host, (30, 60)),
+        tight(Class::Background, Place::Host, (50, 75)),
+        tight(Class::Background, Place::Host, (1, 25)),
+    ];
+    let said = played(over_half_a_device(&jobs.map(unsaved)), |_, _| false);
+    assert_eq!(said, ["1 stays", "until 1000", "1 is dropped", "0 goes on"]);
+    assert_eq!(played(over_half_a_device(&jobs), |_, _| true), ["1 is saved", "0 goes on"]);
+    // Either is enough, and of the last no snapshot can be written.
+    let jobs = [
+        tight(Class::Interactive, Place::Host, (20, 60)),
+        tight(Class::Standard, Place::Host, (30, 60)),
+        tight(Class::Background, Place::Host, (30, 60)),
+    ];
+    let said = played(over_half_a_device(&jobs), |seq, _| seq == 1);
+    assert_eq!(said, ["2 stays", "1 is saved", "0 goes on"]);
+    let said = played(over_half_a_device(&[jobs[0], jobs[1], unsaved(jobs[2])]), |seq, _| seq == 1);
+    assert_eq!(said, ["1 is saved", "0 goes on"]);
+}
+
+#[test]
+fn a_job_without_a_place_on_a_cut_device_is_not_dropped_for_a_disk_that_is_full_for_a_moment() {
+    let there = unfit(Class::Background, Place::Device, 90);
+    let parked = Entry { place: Place::Host, held_bytes: 40, ..Entry::new(Class::Standard, 40) };
+    let said = |from: i64| played(over_half_a_device(&[there, parked]), |_, now| now >= from);
+    assert_eq!(said(0), ["0 is saved", "1 goes on"]);
+    assert_eq!(said(1000), ["0 stays", "until 1000", "0 is saved", "1 goes on"]);
+    assert_eq!(said(9000), ["0 stays", "until 1000", "0 is dropped", "1 goes on"]);
+}
+
+/// A job of a table in which there is little room, how often its snapshot cannot be written, and its units.
+fn squeezed_job() -> impl Strategy<Value = (Entry, u32, u64)> {
+    let bytes = (1_u64..=150, 1_u64..=100, prop_oneof![Just(0_u64), 0_u64..=100], 0_u64..=50, 1_u64..=80);
+    let state = (0_usize..3, 0_usize..5, any::<bool>(), 0_u32..2);
+    let failures = prop_oneof![Just(0_u32), Just(1_u32), Just(u32::MAX)];
+    let parts = (bytes, state, failures, 1_u64..5);
+    parts.prop_map(|(bytes, state, failures, units)| {
+        let (needed_bytes, least_bytes, host_bytes, disk_spare_bytes, held_bytes) = bytes;
+        let (class, place, can_be_saved, put_off) = state;
+        let least_bytes = least_bytes.min(needed_bytes);
+        let place = [Place::Queue, Place::Device, Place::Host, Place::Host, Place::Snapshot][place];
+        let entry = Entry {
+            least_bytes,
+            least_ever_bytes: least_bytes,
+            host_bytes,
+            disk_spare_bytes,
+            held_bytes,
+            place,
+            can_be_saved,
+            put_off,
+            ..Entry::new(Class::ALL[class], needed_bytes)
+        };
+        (entry, failures, units)
+    })
+}
+
+/// A table of such jobs, and what the disk and the jobs do.
+struct Squeezed {
+    schedule: Schedule,
+    now: i64,
+    /// How often each job's snapshot cannot be written any more.
+    failures: BTreeMap<Seq, u32>,
+    units: BTreeMap<Seq, u64>,
+    dropped: BTreeMap<Seq, u64>,
+}
+
+impl Squeezed {
+    fn new(rules: Rules, room: Room, jobs: &[(Entry, u32, u64)]) -> Self {
+        let mut schedule = Schedule::new(rules);
+        schedule.set_room(room);
+        let (mut failures, mut units) = (BTreeMap::new(), BTreeMap::new());
+        for (seq, (entry, n_failures, n_units)) in (0..).zip(jobs) {
+            schedule.arrive(seq, *entry);
+            failures.insert(seq, *n_failures);
+            units.insert(seq, *n_units);
+        }
+        Self { schedule, now: 0, failures, units, dropped: BTreeMap::new() }
+    }
+
+    /// Whether somebody could do a unit if nobody else were there.
+    fn is_anybody_fit(&self, room: Room) -> bool {
+        let is_fit = |entry: &Entry| {
+            entry.least_bytes <= room.device_bytes
+                && (entry.needed_bytes <= room.device_bytes || entry.host_bytes <= room.host_bytes)
+        };
+        self.units.keys().any(|seq| self.schedule.entry(*seq).is_some_and(is_fit))
+    }
+
+    /// What would be done if everybody else of whom a snapshot can be written had left.
+    fn choice_without_saved(&self, seq: Seq) -> Choice {
+        let mut schedule = self.schedule.clone();
+        for (other, _) in self.failures.iter().filter(|(other, left)| **other != seq && **left == 0) {
+            let leaves =
+                |entry: &Entry| entry.can_be_saved && matches!(entry.place, Place::Device | Place::Host);
+            if schedule.entry(*other).is_some_and(leaves) {
+                schedule.moved(*other, Place::Snapshot);
+            }
+        }
+        schedule.choose(self.now)
+    }
+
+    /// Takes a job off the device or the host.
+    fn park(&mut self, seq: Seq, place: Place) -> Result<(), TestCaseError> {
+        let can_be_saved = self.schedule.entry(seq).unwrap().can_be_saved;
+        let failures = self.failures.get_mut(&seq).unwrap();
+        let is_written = can_be_saved && *failures == 0;
+        if place == Place::Host || is_written {
+            self.schedule.moved(seq, place);
+            return Ok(());
+        }
+        *failures = if *failures == u32::MAX { u32::MAX } else { failures.saturating_sub(1) };
+        if self.schedule.keep_there(seq, self.now, SPANS) {
+            return Ok(());
+        }
+        let choice = self.choice_without_saved(seq);
+        let goes_on = matches!(choice, Choice::Start(_) | Choice::Resume(_) | Choice::Advance(_));
+        prop_assert!(!goes_on, "{seq} is dropped, and others could be saved: {choice:?}");
+        let times = self.dropped.entry(seq).or_default();
+        *times += 1;
+        prop_assert!(*times == 1, "{seq} is dropped again");
+        self.schedule.moved(seq, Place::Snapshot);
+        Ok(())
+    }
+
+    fn advance(&mut self, seq: Seq) {
+        self.now += 1;
+        self.schedule.served(seq, 1);
+        let left = self.units.get_mut(&seq).unwrap();
+        *left -= 1;
+        if *left == 0 {
+            self.units.remove(&seq);
+            self.schedule.leave(seq);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// However little room there is and whatever cannot be saved: while there is a job that could go on alone somebody does, in the end
+    /// and without asking again and again; and nobody is dropped twice, or while it would be enough to save others.
+    #[test]
+    fn somebody_always_goes_on_in_the_end_and_nobody_is_dropped_in_vain(
+        (device_bytes, host_bytes) in (30_u64..=100, 0_u64..=100),
+        under_way_max in 1_usize..5,
+        jobs in prop::collection::vec(squeezed_job(), 1..7),
+    ) {
+        let room = Room { device_bytes: 100, host_bytes: 100 };
+        let rules = Rules { room, under_way_max, ageing_units: 1000, quotas: [Quotas::default(); 3] };
+        let room = Room { device_bytes, host_bytes };
+        let mut table = Squeezed::new(rules, room, &jobs);
+        let most = 8 * jobs.len() + 8;
+        let (mut moves, mut waits) = (0, 0);
+        while table.is_anybody_fit(room) {
+            let choice = table.schedule.choose(table.now);
+            moves += 1;
+            prop_assert!(moves <= most && waits <= most, "{choice:?}");
+            match choice {
+                Choice::Idle => {
+                    let until = table.schedule.next_try(table.now);
+                    prop_assert!(until.is_some_and(|until| until > table.now), "nobody goes on for good: {until:?}");
+                    (table.now, moves, waits) = (until.unwrap(), 0, waits + 1);
+                }
+                Choice::Start(seq) | Choice::Resume(seq) => table.schedule.moved(seq, Place::Device),
+                Choice::Park(seq, place) => table.park(seq, place)?,
+                Choice::Advance(seq) => {
+                    table.advance(seq);
+                    (moves, waits) = (0, 0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_job_that_needs_the_disk_waits_while_what_is_parked_in_a_cut_host_takes_of_it_what_it_cannot_spare() {
     let room = Room { device_bytes: 100, host_bytes: 100 };
     let rules = Rules { room, under_way_max: 4, ageing_units: 100, quotas: [Quotas::default(); 3] };
     let mut schedule = Schedule::new(rules);
@@ -642,17 +920,22 @@ fn a_job_that_needs_the_disk_waits_while_the_host_is_cut_or_what_is_parked_there
     let on_disk = Entry { least_bytes: 50, least_ever_bytes: 50, ..Entry::new(Class::Standard, 150) };
     schedule.arrive(0, on_disk);
     assert_eq!(schedule.choose(0), Choice::Start(0));
-    // Nothing passes through a host this small to the disk, so it needs all of it on the device, for now.
+    // It may be as small as it likes while nobody is parked there.
     schedule.set_room(Room { host_bytes: 10, ..room });
-    schedule.entry_mut(0).unwrap().least_bytes = 150;
-    assert_eq!(schedule.choose(0), Choice::Idle);
+    assert_eq!(schedule.choose(0), Choice::Start(0));
     // What was parked before the host was cut lies on the disk in part.
     schedule.set_room(Room { host_bytes: 40, ..room });
-    schedule.entry_mut(0).unwrap().least_bytes = 50;
     schedule.arrive(1, Entry { place: Place::Host, held_bytes: 80, ..Entry::new(Class::Background, 40) });
     assert_eq!(schedule.choose(0), Choice::Park(1, Place::Snapshot));
     schedule.entry_mut(1).unwrap().can_be_saved = false;
     assert_eq!(schedule.choose(0), Choice::Resume(1));
+    // Nobody waits while the disk has room for that too.
+    let with_spare = |disk_spare_bytes| {
+        let mut schedule = schedule.clone();
+        schedule.entry_mut(0).unwrap().disk_spare_bytes = disk_spare_bytes;
+        schedule.choose(0)
+    };
+    assert_eq!([39, 40].map(with_spare), [Choice::Resume(1), Choice::Start(0)]);
     schedule.leave(1);
     assert_eq!(schedule.choose(0), Choice::Start(0));
     // What never could run is started, to be told so.

@@ -12,9 +12,10 @@ use super::{SnapshotError, SnapshotStore};
 use crate::cancel::CancelToken;
 use crate::error::{EngineError, Result};
 use crate::model::Model;
-use crate::output::Outputs;
+use crate::output::{Outputs, VideoTarget};
 use crate::request::{JobSpec, Request};
 use crate::run::JobRun;
+use crate::video::check_quality;
 
 impl<'m> JobRun<'m> {
     /// Admits a job that goes on from its last snapshot; `None` when there is none. `outputs` are fresh ones of the same kind.
@@ -22,7 +23,8 @@ impl<'m> JobRun<'m> {
     ///
     /// # Errors
     /// As [`JobRun::admit`], and [`EngineError::Snapshot`] when the snapshot is damaged, or of other weights, settings or
-    /// another version: then [`JobRun::admit`] begins anew.
+    /// another version: then [`JobRun::admit`] begins anew. [`EngineError::Video`] when it is of a file of another quality; what is at
+    /// the output's path stays then.
     pub fn resume(
         model: &'m Model,
         request: Request,
@@ -35,13 +37,16 @@ impl<'m> JobRun<'m> {
         // Before the outputs are opened: one that grows takes the place of what was there at once.
         let spec = JobSpec::new(request.clone(), &model.checkpoint)?;
         manifest.check(&fingerprint(model, &spec))?;
+        let facts = read_whole(store, &manifest.video.facts)?;
+        if let VideoTarget::Mp4 { qp, .. } = &outputs.video {
+            check_quality(*qp, &facts)?;
+        }
         let mut run = Self::admit(model, request, outputs, cancel)?;
         let parts = manifest.parts();
         store.retain(&parts).map_err(SnapshotError::read)?;
         run.go_on_at(manifest.phase, manifest.adapt.clone())?;
         Shapes::of(&run)?.check(&manifest.entries)?;
         restore_entries(&run.job, store, &manifest.entries)?;
-        let facts = read_whole(store, &manifest.video.facts)?;
         let mut stream = Stream::new(store, &manifest.video.stream);
         let outputs = run.outputs.as_mut().ok_or_else(|| damaged("the video is closed"))?;
         let restored = outputs.restore_video(&facts, &mut stream);

@@ -48,6 +48,9 @@ pub enum VideoError {
         /// Index of the frame that failed, from 0.
         frame: usize,
     },
+    /// A saved state of a video whose quality is another one.
+    #[error("what was saved is of another quality")]
+    OtherQuality,
     /// A saved state that this result cannot be gone on from.
     #[error("the video cannot be gone on with: {0}")]
     State(&'static str),

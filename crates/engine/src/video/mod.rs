@@ -36,3 +36,4 @@ pub use settings::{Quality, VideoSettings};
 pub use sink::{FrameSink, SinkState, VideoSummary};
 pub use thumbnails::{Thumbnail, thumbnails};
 pub use writer::Mp4Writer;
+pub(crate) use writer::check_quality;

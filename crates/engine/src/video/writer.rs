@@ -127,10 +127,7 @@ impl Mp4Writer {
 
     /// Takes over the frames of a video that was saved, as if they had been pushed here.
     fn replay(&mut self, facts: &[u8], stream: &mut dyn Read) -> Result<()> {
-        let facts: Facts = serde_json::from_slice(facts).map_err(|_| FOREIGN_STATE)?;
-        if facts.qp.is_some_and(|qp| qp != self.settings.quality.qp()) {
-            return Err(VideoError::State("what was saved is of another quality"));
-        }
+        let facts = Facts::of_quality(self.settings.quality.qp(), facts)?;
         if self.muxer.frames() > 0 {
             return Err(VideoError::State("it has frames already"));
         }
@@ -170,6 +167,22 @@ struct Facts {
     /// Left out by earlier builds, whose videos were all of the one quality.
     #[serde(default)]
     qp: Option<u8>,
+}
+
+impl Facts {
+    /// Those that were saved, of a video of this quality.
+    fn of_quality(qp: u8, facts: &[u8]) -> Result<Self> {
+        let facts: Self = serde_json::from_slice(facts).map_err(|_| FOREIGN_STATE)?;
+        if facts.qp.is_some_and(|saved| saved != qp) { Err(VideoError::OtherQuality) } else { Ok(facts) }
+    }
+}
+
+/// Refuses what was saved of a video of another quality, as [`FrameSink::restore`] does, but before a file is opened for it.
+///
+/// # Errors
+/// [`VideoError::OtherQuality`], and [`VideoError::State`] where it is no state of such a video.
+pub(crate) fn check_quality(qp: u8, facts: &[u8]) -> Result<()> {
+    Facts::of_quality(qp, facts).map(drop)
 }
 
 const FOREIGN_STATE: VideoError = VideoError::State("what was saved is no state of a video");

@@ -262,13 +262,8 @@ impl<'m> Worker<'m> {
         entry.share = self.terms.shares.get(&job.tenant).copied();
         let needs = self.needs(&job.order);
         self.tasks.insert(seq, Task { job, run: None, needs, refused: 0 });
-        if let Some(needs) = needs {
-            let least = self.least(needs, self.schedule.room());
-            entry.least_bytes = least.device_bytes.min(entry.needed_bytes);
-            entry.host_bytes = least.host_bytes;
-            entry.least_ever_bytes = self.least(needs, self.terms.rules.room).device_bytes;
-        }
         self.schedule.arrive(seq, entry);
+        self.set_needs(seq);
     }
 
     /// Drops what a job has under way: every byte and file that it owned is back before the next unit.

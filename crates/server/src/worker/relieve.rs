@@ -119,14 +119,26 @@ impl Worker<'_> {
         }
         if self.schedule.room() != room {
             self.schedule.set_room(room);
-            let needs: Vec<_> =
-                self.tasks.iter().filter_map(|(seq, task)| Some((*seq, task.needs?))).collect();
-            for (seq, needs) in needs {
-                let least = self.least(needs, room);
-                if let Some(entry) = self.schedule.entry_mut(seq) {
-                    (entry.least_bytes, entry.host_bytes) = (least.device_bytes, least.host_bytes);
-                }
-            }
+            let seqs: Vec<_> = self.tasks.keys().copied().collect();
+            seqs.into_iter().for_each(|seq| self.set_needs(seq));
+        }
+    }
+
+    /// Tells the schedule what a job needs of memory as it is now. One that the model cannot make needs what its order says.
+    pub(super) fn set_needs(&mut self, seq: Seq) {
+        let Some(Task { job, needs, .. }) = self.tasks.get(&seq) else { return };
+        let (needs, needed_bytes) = (*needs, job.order.device_bytes);
+        let (room, rules_room) = (self.schedule.room(), self.terms.rules.room);
+        let least = needs.map(|needs| (self.least(needs, room), self.least(needs, rules_room)));
+        let spare = |needs: Needs| needs.disk_spare_bytes(room.device_bytes, self.model.cache().disk());
+        let disk_spare_bytes = needs.map_or(0, spare);
+        let Some(entry) = self.schedule.entry_mut(seq) else { return };
+        (entry.needed_bytes, entry.least_bytes) = (needed_bytes, needed_bytes);
+        (entry.least_ever_bytes, entry.host_bytes, entry.disk_spare_bytes) = (needed_bytes, 0, 0);
+        if let Some((now, ever)) = least {
+            entry.least_bytes = now.device_bytes.min(needed_bytes);
+            entry.least_ever_bytes = ever.device_bytes;
+            (entry.host_bytes, entry.disk_spare_bytes) = (now.host_bytes, disk_spare_bytes);
         }
     }
 
@@ -138,7 +150,7 @@ impl Worker<'_> {
 
     /// With fewer bytes of the device than these a job cannot do a unit, whatever it may have of this room in the host; and what it must
     /// have of the host beside this room on the device.
-    pub(super) fn least(&self, needs: Needs, Room { device_bytes, host_bytes }: Room) -> Room {
+    fn least(&self, needs: Needs, Room { device_bytes, host_bytes }: Room) -> Room {
         let least = needs.least(Budgets { device_bytes, host_bytes }, self.model.cache().disk());
         Room { device_bytes: least.device_bytes, host_bytes: least.host_bytes }
     }
@@ -226,6 +238,7 @@ impl Worker<'_> {
         }
         let spec = JobSpec::new(request(&order), self.model.checkpoint());
         let Ok(smaller) = spec.and_then(|spec| self.model.needs(&spec)) else { return };
+        order.device_bytes = smaller.device_bytes();
         let mut degradations = job.degradations.clone();
         degradations.push("smaller_size".to_owned());
         // What is made is what is written: where it cannot be, the video keeps its size.
@@ -235,6 +248,7 @@ impl Worker<'_> {
                 note(&job.id, "memory is short: smaller_size");
                 self.means.metrics.gave_way("smaller_size");
                 (job.order, job.degradations, *needs) = (order, degradations, Some(smaller));
+                self.set_needs(seq);
             }
             Ok(Fenced::Yes) => {}
             Err(error) => note(&job.id, format!("keeps its size, since another cannot be noted: {error}")),

@@ -147,7 +147,7 @@ impl Worker<'_> {
             let so = if was_in_host {
                 "could not be saved, and stays in the host"
             } else {
-                "found no room to be parked in, and goes on"
+                "found no room to be parked in, and stays on the device"
             };
             return note(&id, so);
         }
