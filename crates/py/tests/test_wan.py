@@ -124,6 +124,62 @@ def test_a_changed_text_encoder_is_another_one(pipeline, cache):
         assert (run.report()["text"]["hits"], run.report()["text"]["computed"]) == (0, 3)
 
 
+def embedding(pipeline, prompt="a red circle"):
+    with torch.no_grad():
+        return pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, max_sequence_length=64)[0]
+
+
+@pytest.fixture
+def encoder(pipeline):
+    """A text encoder to be changed."""
+    original = pipeline.text_encoder
+    pipeline.text_encoder = copy.deepcopy(original)
+    yield pipeline.text_encoder
+    pipeline.text_encoder = original
+
+
+def test_weights_that_replace_others_are_other_weights(pipeline, encoder, cache):
+    with evanesce.attach(pipeline, cache) as run:
+        for factor in (1.25, 1.5):
+            state = {name: factor * value for name, value in encoder.state_dict().items()}
+            encoder.load_state_dict(state, assign=True)
+            plain = embedding(pipeline)
+        encoder.encoder.block[0] = copy.deepcopy(encoder.encoder.block[0])
+        assert torch.equal(embedding(pipeline), plain)
+        assert (run.report()["text"]["hits"], run.report()["text"]["computed"]) == (0, 3)
+
+
+def test_what_else_decides_an_embedding_tells_it_from_others(pipeline, encoder, cache):
+    original = pipeline.tokenizer
+    pipeline.tokenizer = copy.deepcopy(original)
+    try:
+        with evanesce.attach(pipeline, cache) as run:
+            plain = embedding(pipeline)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert not torch.equal(embedding(pipeline), plain)
+            pipeline.tokenizer.truncation_side = "left"
+            embedding(pipeline)
+            pipeline.tokenizer.add_tokens(["zebra stripes"])
+            embedding(pipeline)
+            assert (run.report()["text"]["hits"], run.report()["text"]["computed"]) == (0, 4)
+    finally:
+        pipeline.tokenizer = original
+
+
+def test_an_encoder_whose_state_nobody_can_say_is_asked_every_time(pipeline, encoder, cache):
+    with evanesce.attach(pipeline, cache) as run:
+        encoder.encoder.block[0].disable_adapters = False
+        assert torch.equal(embedding(pipeline), embedding(pipeline))
+        del encoder.encoder.block[0].disable_adapters
+        with torch.inference_mode():
+            encoder.register_buffer("scale", torch.ones(1))
+        assert torch.equal(embedding(pipeline), embedding(pipeline))
+        assert run.report()["text"] == {"hits": 0, "computed": 0, "entries": 0, "bytes": 0}
+        del encoder.scale
+        embedding(pipeline), embedding(pipeline)
+        assert run.report()["text"]["hits"] == 1
+
+
 def test_a_cache_without_room_computes_as_before(pipeline, expected):
     with evanesce.Cache(device="64KiB") as cache, evanesce.attach(pipeline, cache, text=None) as run:
         assert torch.equal(latents(pipeline), expected)

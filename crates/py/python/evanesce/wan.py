@@ -26,7 +26,7 @@ def attach(pipeline, cache, *, cross_kv="auto", codec="exact", text="64MiB"):
     stores them in fewer bytes and changes the video.
 
     `text` keeps the prompts' embeddings across calls, as many as that many bytes hold, by text and encoder; `None` or 0
-    does not. Weights of the text encoder that are edited through `.data` while it stays the same object go unseen: use a
+    does not. Weights of the text encoder that are edited through `.data` while they stay the same objects go unseen: use a
     new cache then.
     """
     experts = [getattr(pipeline, name, None) for name in ("transformer", "transformer_2")]
