@@ -2,6 +2,7 @@
 
 import copy
 import pathlib
+import threading
 
 import pytest
 from conftest import used
@@ -226,6 +227,48 @@ def test_an_embedding_that_changes_between_steps_is_not_mistaken(pipeline, cache
     with evanesce.attach(pipeline, cache):
         assert torch.equal(latents(pipeline, **call), expected)
         assert torch.equal(latents(pipeline, **call), expected), "nor does it change what is kept across calls"
+
+
+def velocity(transformer, seed):
+    """What an expert gives for noise and a text of its own."""
+    noise = torch.Generator("cpu").manual_seed(seed)
+    latent = torch.randn((1, transformer.config.in_channels, 3, 8, 8), generator=noise)
+    text = torch.randn((1, 512, transformer.config.text_dim), generator=noise)
+    return transformer(latent, torch.tensor([900.0]), text, return_dict=False)[0].detach()
+
+
+def test_another_thread_on_the_same_transformers_reads_nothing_of_the_call(pipeline, expected, cache):
+    main, inside, done = threading.get_ident(), threading.Event(), threading.Event()
+    plain, got = velocity(pipeline.transformer, 1), []
+
+    def beside():
+        with torch.no_grad():
+            got.extend(velocity(pipeline.transformer, 1) for _ in range(2))
+
+    other = threading.Thread(target=beside)
+
+    def meet(*_):
+        if threading.get_ident() != main:
+            if got:
+                inside.set()
+                assert done.wait(60)
+        elif other.ident is None and pipeline.scheduler.step_index == 1:
+            other.start()
+            assert inside.wait(60)
+
+    hook = pipeline.transformer.blocks[2].register_forward_pre_hook(meet)
+    try:
+        with evanesce.attach(pipeline, cache) as run:
+            assert torch.equal(latents(pipeline), expected)
+            hits = run.report()["cross_kv"]["hits"]
+            done.set()
+            other.join()
+            assert all(torch.equal(one, plain) for one in got) and len(got) == 2
+            assert run.report()["cross_kv"]["hits"] == hits
+            assert hits == sum(steps - 1 for steps in steps_of_experts(pipeline)) * 2 * LAYERS
+    finally:
+        done.set()
+        hook.remove()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

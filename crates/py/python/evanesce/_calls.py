@@ -1,5 +1,7 @@
 """One call of a pipeline after the other: its job, its steps, and which entries are read when."""
 
+import threading
+
 from ._native import Lost, OutOfBudget
 from ._words import Key, Steps
 
@@ -8,19 +10,19 @@ BRANCHES_MAX = 8
 
 
 class Calls:
-    """Keys and values of cross-attention of the pipeline call under way. Each call is a job."""
+    """Keys and values of cross-attention of the pipeline call under way. Each call is a job, of the thread that began it."""
 
     def __init__(self, cache, pipeline, experts, codec):
         self._cache, self._pipeline, self._codec = cache, pipeline, codec
         self._experts = experts
-        self._job, self._reading, self._scheduler = None, None, None
+        self._job, self._reading, self._scheduler, self._thread = None, None, None, None
         self._expert_of_step, self._step, self._seen, self._announced = [], 0, [], set()
         self._counts = dict.fromkeys(("calls", "steps", "hits", "computed", "refused", "peak_bytes"), 0)
 
     def begin(self):
         """A call begins: the scheduler has its timesteps."""
         self.close()
-        self._scheduler = self._pipeline.scheduler
+        self._scheduler, self._thread = self._pipeline.scheduler, threading.get_ident()
         self._expert_of_step = _experts_of_steps(self._pipeline, self._experts)
         self._step, self._seen, self._announced = 0, [], set()
         self._job = self._cache.job()
@@ -28,7 +30,7 @@ class Calls:
 
     def end_step(self):
         """A step ends: what it read for the last time leaves, and with the last step the job."""
-        if self._job is None:
+        if self._job is None or not self._is_ours():
             return
         self._job.step()
         self._step += 1
@@ -46,9 +48,8 @@ class Calls:
 
     def enter(self, expert, text):
         """A forward pass of an expert begins that reads the embedding `text`."""
-        self._reading = None
         # Without its scheduler nobody says where the call begins; entries of another one would be taken for its own.
-        if self._job is None or self._pipeline.scheduler is not self._scheduler:
+        if self._job is None or not self._is_ours() or self._pipeline.scheduler is not self._scheduler:
             return
         branch = self._branch(text)
         if branch is not None:
@@ -56,11 +57,16 @@ class Calls:
 
     def leave(self):
         """The pass has ended, or failed."""
-        self._reading = None
+        if self._is_ours():
+            self._reading = None
 
     def reads(self):
         """Whether the pass under way may read from the cache."""
-        return self._reading is not None
+        return self._reading is not None and self._is_ours()
+
+    def _is_ours(self):
+        """Whether the call under way is this thread's: another one may run the same transformers for a pipeline of its own."""
+        return threading.get_ident() == self._thread
 
     def pair(self, layer, layers, device, compute):
         """Key and value of one layer for the pass under way, from the cache or by `compute`."""

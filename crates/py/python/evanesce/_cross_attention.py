@@ -58,9 +58,13 @@ class CachedCrossAttention:
         vars(self).update(_inner=inner, _calls=calls, _layer=layer, _layers=layers)
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, *args, **kwargs):
-        if encoder_hidden_states is not None and self._calls.reads():
+        if encoder_hidden_states is not None and self._reads():
             attn = _Projections(attn, self._pair)
         return self._inner(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+
+    @torch.compiler.disable
+    def _reads(self):
+        return self._calls.reads()
 
     @torch.compiler.disable
     def _pair(self, attn, text):
