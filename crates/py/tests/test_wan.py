@@ -216,6 +216,25 @@ def test_an_exception_in_the_middle_leaves_nothing(pipeline, expected, cache):
     assert used(cache) == 0
 
 
+def test_a_pass_that_ctrl_c_broke_off_leaves_nothing_to_the_next(pipeline, cache):
+    plain = velocity(pipeline.transformer, 1)
+
+    def stop(*_):
+        if pipeline.scheduler.step_index == 1:
+            raise KeyboardInterrupt
+
+    hook = pipeline.transformer.blocks[-1].register_forward_pre_hook(stop)
+    with evanesce.attach(pipeline, cache) as run:
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                latents(pipeline)
+        finally:
+            hook.remove()
+        before = run.report()["cross_kv"]
+        assert torch.is_grad_enabled() and torch.equal(velocity(pipeline.transformer, 1), plain)
+        assert run.report()["cross_kv"] == before
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_an_embedding_that_changes_between_steps_is_not_mistaken(pipeline, cache, in_place):
     def change(_, step, timestep, kwargs):

@@ -29,6 +29,8 @@ def lent_to(transformer, expert, calls, cpu_only):
     # A transformer that is compiled in place leaves its graph for what the cache does.
     @torch.compiler.disable
     def enter(_, args, kwargs):
+        # PyTorch does not call `leave` for what is no Exception, such as Ctrl-C.
+        calls.leave()
         text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else (args[2:3] or (None,))[0]
         if text is not None and not torch.is_grad_enabled() and (not cpu_only or text.device.type == "cpu"):
             calls.enter(expert, text)
