@@ -99,6 +99,23 @@ def test_prompts_are_encoded_once_and_known_by_their_content(pipeline, expected,
     assert used(cache) < 3 * 40 * 128 * 4
 
 
+def test_deep_copies_of_what_is_attached_are_not(pipeline, expected, cache):
+    with evanesce.attach(pipeline, cache) as run:
+        latents(pipeline)
+        original, copied = pipeline.scheduler, copy.deepcopy(pipeline.scheduler)
+        copied.set_timesteps(7)
+        assert (len(copied.timesteps), len(original.timesteps), run.report()["cross_kv"]["calls"]) == (7, 4, 1)
+        assert copied.step.__self__ is copied and original.step.__name__ == "step"
+        whole = copy.deepcopy(pipeline)
+        before = run.report()
+        assert torch.equal(latents(whole), expected) and run.report() == before
+        pipeline.scheduler = copied
+        try:
+            assert torch.equal(latents(pipeline), expected)
+        finally:
+            pipeline.scheduler = original
+
+
 def test_the_text_budget_holds_and_the_oldest_leave(pipeline, cache):
     with evanesce.attach(pipeline, cache, text="12KiB") as run, torch.no_grad():
         for at in range(8):

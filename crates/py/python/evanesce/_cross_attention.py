@@ -1,5 +1,6 @@
 """Cross-attention of a Wan transformer over keys and values from elsewhere, without touching its arithmetic."""
 
+import copy
 from contextlib import contextmanager
 
 import torch
@@ -71,6 +72,10 @@ class CachedCrossAttention:
     @torch.compiler.disable
     def _pair(self, attn, text):
         return self._calls.pair(self._layer, self._layers, text.device, lambda: project(attn, text))
+
+    def __deepcopy__(self, memo):
+        # A copy of the transformer is another one, with weights of its own, and is not attached.
+        return copy.deepcopy(self._inner, memo)
 
     def __getattr__(self, name):
         if name == "_inner":  # A copy under way has none yet.

@@ -7,6 +7,7 @@ modules are watched by PyTorch's hooks, and three methods of the pipeline and it
 end of the `with` block takes all of it away.
 """
 
+import copy
 import functools
 from contextlib import ExitStack, contextmanager
 
@@ -28,6 +29,9 @@ def attach(pipeline, cache, *, cross_kv="auto", codec="exact", text="64MiB"):
     `text` keeps the prompts' embeddings across calls, as many as that many bytes hold, by text and encoder; `None` or 0
     does not. Weights of the text encoder that are edited through `.data` while they stay the same objects go unseen: use a
     new cache then.
+
+    Deep copies that are made in the block, of the pipeline or a part of it, are not attached. A shallow one
+    (`copy.copy`) of the scheduler has the attached methods of the original and drives it: make it before or after.
     """
     experts = [getattr(pipeline, name, None) for name in ("transformer", "transformer_2")]
     lacking = [name for name in ("scheduler", "encode_prompt") if not hasattr(pipeline, name)]
@@ -99,20 +103,29 @@ def _wrapped(owner, name, around):
     """Replaces a method of one object by `around(original, ...)`, and puts things as they were."""
     attributes = vars(owner)
     before, had = attributes.get(name), name in attributes
-    original, active = getattr(owner, name), True
-
-    @functools.wraps(original)
-    def method(*args, **kwargs):
-        return around(original, *args, **kwargs) if active else original(*args, **kwargs)
-
+    method = _Around(getattr(owner, name), around)
     setattr(owner, name, method)
     try:
         yield
     finally:
-        active = False
+        method.active = False
         # Whoever wrapped it once more meanwhile keeps a method that does nothing of its own any more.
         if vars(owner).get(name) is method:
             if had:
                 setattr(owner, name, before)
             else:
                 delattr(owner, name)
+
+
+class _Around:
+    """`around(original, ...)` in the place of a method. A deep copy of whoever has it has its own original instead."""
+
+    def __init__(self, original, around):
+        functools.update_wrapper(self, original)
+        self.original, self.around, self.active = original, around, True
+
+    def __call__(self, *args, **kwargs):
+        return self.around(self.original, *args, **kwargs) if self.active else self.original(*args, **kwargs)
+
+    def __deepcopy__(self, memo):
+        return copy.deepcopy(self.original, memo)
