@@ -1,6 +1,8 @@
 import gc
+import os
 import sys
 import threading
+import traceback
 
 import numpy as np
 import pytest
@@ -184,6 +186,63 @@ def test_a_closed_cache_says_so_and_leases_of_it_live_on():
     with pytest.raises(evanesce.Ended, match="the cache is closed"):
         cache.job()
     assert np.array_equal(view, ARRAY)
+
+
+def in_a_fork(work):
+    """Whether `work` raises nothing in a forked child."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_is_told_that_the_cache_is_its_parents(tmp_path):
+    shared = evanesce.content_key("text_embedding", "a red fox")
+    cache = evanesce.Cache(device=4 * ENTRY_BYTES, host=ENTRY_BYTES, disk=(tmp_path, "1MiB"))
+    job = cache.job()
+    stage = job.stage()
+    lease = job.put(LATENT, ARRAY, lifetime="stage")
+    view = lease.numpy()
+    sentence = f"the cache belongs to process {os.getpid()}; make one in this process"
+    files = list(tmp_path.iterdir())
+    assert len(files) == 1
+
+    def asking():
+        for ask in (
+            lambda: cache.put(shared, ARRAY),
+            lambda: cache.get(shared),
+            cache.counters,
+            cache.job,
+            lambda: job.get(LATENT),
+            lambda: job.put(Key("self_kv"), ARRAY),
+            job.step,
+            lease.numpy,
+        ):
+            with pytest.raises(evanesce.Ended, match=sentence):
+                ask()
+        assert np.array_equal(view, ARRAY) and job.closed
+        stage.close(), lease.release(), job.close(), cache.close()
+        forgetting()
+        with evanesce.Cache(device="1MiB") as own, own.job() as ours:
+            ours.put(LATENT, ARRAY)
+
+    def forgetting():
+        nonlocal cache, job, stage, lease, view
+        del cache, job, stage, lease, view
+        gc.collect()
+        assert list(tmp_path.iterdir()) == files
+
+    assert in_a_fork(asking) and in_a_fork(forgetting)
+    assert np.array_equal(job.get(LATENT).numpy(), ARRAY) and list(tmp_path.iterdir()) == files
+    stage.close()
+    cache.verify()
+    cache.close()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ class Cache:
 
     `device` and `host` are sizes ("2GiB" or bytes), `disk` is "DIR:64GiB" or `(directory, size)`. All tiers lie in the machine's main
     memory and on its disk: `device` is what arithmetic on the CPU reads from, and entries that must make room sink from there to
-    `host` and `disk` by their next use. Safe to use from several threads. Use it in a `with` block, or `close` it; its disk file goes
+    `host` and `disk` by their next use. Safe to use from several threads, and of no use in a forked child, which makes its own. Use it in a `with` block, or `close` it; its disk file goes
     then, or with the last job and lease.
     """
 
