@@ -9,7 +9,7 @@ use pyo3::types::PyDict;
 
 use crate::counters;
 use crate::errors::{CacheError, Refusal};
-use crate::job::Job;
+use crate::job::{Job, found};
 use crate::lease::Lease;
 use crate::own::{Open, drop_detached};
 use crate::pages::{ArrayWords, Content};
@@ -106,7 +106,7 @@ impl Cache {
 
     fn get(&self, py: Python<'_>, key: &ContentKey) -> PyResult<Option<Lease>> {
         let inner = self.inner()?;
-        py.detach(move || inner.shared_get(&key.0)).map(Lease::new).transpose()
+        found(py, py.detach(move || inner.try_shared_get(&key.0)))
     }
 
     fn contains(&self, key: &ContentKey) -> PyResult<bool> {

@@ -75,7 +75,7 @@ impl Job {
 
     fn shared_get(&self, py: Python<'_>, key: &ContentKey) -> PyResult<Option<Lease>> {
         let inner = self.inner()?;
-        py.detach(move || inner.shared_get(&key.0)).map(Lease::new).transpose()
+        found(py, py.detach(move || inner.try_shared_get(&key.0)))
     }
 
     fn contains(&self, key: KeyWords) -> PyResult<bool> {
@@ -151,7 +151,7 @@ impl Job {
 }
 
 /// Nothing where there is no such entry.
-fn found(py: Python<'_>, got: Result<Held, GetError>) -> PyResult<Option<Lease>> {
+pub(crate) fn found(py: Python<'_>, got: Result<Held, GetError>) -> PyResult<Option<Lease>> {
     match got {
         Ok(held) => Lease::new(held).map(Some),
         Err(GetError::Absent { .. }) => Ok(None),

@@ -132,6 +132,20 @@ def test_shared_entries_outlive_jobs_and_are_found_by_content(cache):
     assert cache.remove(key) and cache.get(key) is None and used(cache) == 0
 
 
+def test_a_shared_entry_that_finds_no_room_says_so_and_is_not_absent(tmp_path):
+    key = evanesce.content_key("text_embedding", "a red fox")
+    with evanesce.Cache(device=ENTRY_BYTES, host=ENTRY_BYTES, disk=(tmp_path, "1MiB")) as cache, cache.job() as job:
+        job.announce(key, first=9)
+        cache.put(key, ARRAY, tier="host").release()
+        leases = [job.put(Key("self_kv", index=index), ARRAY, tier=tier) for index, tier in enumerate(("host", "device"))]
+        assert cache.tier_of(key) == "disk"
+        for owner in (cache, job):
+            with pytest.raises(evanesce.OutOfBudget, match="is on disk and finds no room in memory"):
+                owner.get(key)
+        del leases
+        assert key in cache and np.array_equal(cache.get(key).numpy(), ARRAY)
+
+
 def test_jobs_do_not_see_each_other(cache):
     with cache.job() as one, cache.job() as other:
         one.put(LATENT, ARRAY)

@@ -33,6 +33,10 @@ def latents(pipeline, prompt="a red circle moves right", **call):
     return pipeline(prompt, generator=generator, output_type="latent", return_dict=False, **call)[0]
 
 
+def cache_pool(run):
+    return run._texts._pool
+
+
 @pytest.fixture(scope="module")
 def expected(pipeline):
     return latents(pipeline)
@@ -97,6 +101,23 @@ def test_prompts_are_encoded_once_and_known_by_their_content(pipeline, expected,
         hook.remove()
     # Real rows alone are kept: of a few words, not of 512 tokens.
     assert used(cache) < 3 * 40 * 128 * 4
+
+
+def test_an_embedding_that_finds_no_room_is_made_again_and_not_forgotten(pipeline, tmp_path):
+    with evanesce.Cache(device="64KiB", host="64KiB", disk=(tmp_path, "1MiB")) as cache, cache.job() as job:
+        with evanesce.attach(pipeline, cache, cross_kv=False) as run:
+            plain = embedding(pipeline)
+            key, _ = next(iter(cache_pool(run).sizes.items()))
+            job.announce(key, first=9)
+            lease = job.put(evanesce.Key("latent"), bytes((64 << 10) - 64), tier="host")
+            assert cache.tier_of(key) == "disk"
+            other = job.put(evanesce.Key("self_kv"), bytes((64 << 10) - 64))
+            assert torch.equal(embedding(pipeline), plain) and key not in cache
+            lease.release(), other.release()
+            job.close()
+            assert torch.equal(embedding(pipeline), plain) and torch.equal(embedding(pipeline), plain)
+            text = run.report()["text"]
+            assert (text["computed"], text["hits"], text["entries"]) == (3, 1, 1) and text["bytes"] == used(cache)
 
 
 def test_deep_copies_of_what_is_attached_are_not(pipeline, expected, cache):

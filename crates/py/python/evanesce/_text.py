@@ -10,7 +10,7 @@ from collections import OrderedDict
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ._native import Exists, OutOfBudget
+from ._native import Exists, Lost, OutOfBudget
 from ._words import content_key
 
 # Each side of `encode_prompt`: what it is made from, and where a finished one is given.
@@ -93,8 +93,15 @@ class _Pool:
 
     def get(self, key, device):
         """An embedding in memory of its own, or `None`."""
-        lease = self._cache().get(key) if key in self.sizes else None
+        if key not in self.sizes:
+            return None
+        try:
+            lease = self._cache().get(key)
+        except (Lost, OutOfBudget):
+            lease = None
         if lease is None:
+            # Gone, or it is on disk and finds no room; nothing is kept that this does not know of.
+            self._cache().remove(key)
             self.sizes.pop(key, None)
             return None
         self.sizes.move_to_end(key)
