@@ -227,7 +227,8 @@ class Lease:
         """As `numpy`, as tensors; on a `device` they are copies. PyTorch knows no read-only tensors: `clone` before writing to them."""
         if device is None:
             return self._each(to_torch)
-        return self._each(lambda native, at: to_torch(native, at).to(device))
+        # What is decoded is in memory of its own already.
+        return self._each(lambda native, at: to_torch(native, at).to(device, copy=native.parts[at][2] == "exact"))
 
     def copy_to(self, *arrays):
         """Copies or decodes what was put into arrays or CPU tensors of the same types and shapes, such as pinned or reused ones."""
