@@ -56,7 +56,8 @@ def steps_of_experts(pipeline):
 
 def state(pipeline):
     """What attaching touches."""
-    touched = [vars(pipeline.scheduler).keys() & {"step", "set_timesteps"}, vars(pipeline).keys() & {"encode_prompt"}]
+    touched = [vars(pipeline.scheduler).keys() & {"step", "set_timesteps"}, vars(pipeline.vae).keys() & {"decode"}]
+    touched += [vars(pipeline).keys() & {"encode_prompt", "maybe_free_model_hooks"}]
     for expert in (pipeline.transformer, pipeline.transformer_2):
         touched += [expert.attn_processors, len(expert._forward_pre_hooks), len(expert._forward_hooks)]
     return touched
@@ -247,11 +248,38 @@ def test_an_exception_in_the_middle_leaves_nothing(pipeline, expected, cache):
     with pytest.raises(KeyboardInterrupt), evanesce.attach(pipeline, cache, text=None) as run:
         latents(pipeline, callback_on_step_end=stop)
     assert state(pipeline) == before and used(cache) == 0 and run.report()["cross_kv"]["steps"] == 2
-    with evanesce.attach(pipeline, cache, text=None):
+    with evanesce.attach(pipeline, cache, text=None) as run:
         with pytest.raises(KeyboardInterrupt):
             latents(pipeline, callback_on_step_end=stop)
         assert torch.equal(latents(pipeline), expected), "a call that broke off leaves nothing to the next"
+        with pytest.raises(KeyboardInterrupt):
+            latents(pipeline, callback_on_step_end=stop)
+        assert len(cache.counters()["jobs"]) == 1
+        run.end_call()
+        assert cache.counters()["jobs"] == []
+        assert torch.equal(latents(pipeline), expected)
     assert used(cache) == 0
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_nothing_is_held_while_the_vae_decodes_and_a_preview_ends_no_call(pipeline, cache, interrupted):
+    held, jobs = [], lambda: len(cache.counters()["jobs"])
+    hook = pipeline.vae.decoder.register_forward_pre_hook(lambda *_: held.append((jobs(), used(cache) > 0)))
+
+    def look(_, step, timestep, kwargs):
+        if step == 0:
+            pipeline.vae.decode(kwargs["latents"][:, :, :1])
+        pipeline._interrupt = interrupted and step == 1
+        return kwargs
+
+    try:
+        with evanesce.attach(pipeline, cache, text=None) as run:
+            pipeline("a red circle", negative_prompt="a video", callback_on_step_end=look, output_type="pt", **CALL)
+            assert held[0] == (1, True) and set(held[1:]) == {(0, False)}
+            pipeline("a red circle", negative_prompt="a video", callback_on_step_end=look, output_type="latent", **CALL)
+            assert jobs() == 0 and run.report()["cross_kv"]["steps"] == 2 * (2 if interrupted else 4)
+    finally:
+        hook.remove()
 
 
 def test_a_pass_that_ctrl_c_broke_off_leaves_nothing_to_the_next(pipeline, cache):

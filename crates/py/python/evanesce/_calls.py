@@ -38,6 +38,11 @@ class Calls:
         if self._step >= len(self._expert_of_step):
             self.close()
 
+    def finish(self):
+        """The call needs its keys and values no more."""
+        if self._is_ours():
+            self.close()
+
     def close(self):
         """The call has ended, or was given up."""
         job, self._job, self._reading, self._seen = self._job, None, None, []

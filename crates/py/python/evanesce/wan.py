@@ -3,7 +3,7 @@
 What the pipeline computes again at every step although it is the same, the keys and values of the prompt in cross-attention,
 lives in the cache for the steps of its expert; what it computes again at every call, the prompts' embeddings, lives there by
 content. Nothing of the pipeline is changed for good: attention processors are swapped by diffusers' own `set_attn_processor`,
-modules are watched by PyTorch's hooks, and three methods of the pipeline and its scheduler are wrapped on the instances; the
+modules are watched by PyTorch's hooks, and methods of the pipeline, its scheduler and its VAE are wrapped on the instances; the
 end of the `with` block takes all of it away.
 """
 
@@ -34,7 +34,7 @@ def attach(pipeline, cache, *, cross_kv="auto", codec="exact", text="64MiB"):
     (`copy.copy`) of the scheduler has the attached methods of the original and drives it: make it before or after.
     """
     experts = [getattr(pipeline, name, None) for name in ("transformer", "transformer_2")]
-    lacking = [name for name in ("scheduler", "encode_prompt") if not hasattr(pipeline, name)]
+    lacking = [name for name in ("scheduler", "encode_prompt", "maybe_free_model_hooks") if not hasattr(pipeline, name)]
     if any(hasattr(expert, "_orig_mod") for expert in experts):
         raise TypeError(
             "transformers that torch.compile has wrapped cannot be attached; compile them in place, by their own compile()"
@@ -69,6 +69,12 @@ class Run:
                 scheduler = self._pipeline.scheduler
                 stack.enter_context(_wrapped(scheduler, "set_timesteps", self._begin))
                 stack.enter_context(_wrapped(scheduler, "step", self._end_step))
+                # A call that is interrupted has no last step: it goes on to decode what there is.
+                stack.enter_context(_wrapped(self._pipeline, "maybe_free_model_hooks", self._finish))
+                vae = getattr(self._pipeline, "vae", None)
+                vae = getattr(vae, "_orig_mod", vae)
+                if hasattr(vae, "decode"):
+                    stack.enter_context(_wrapped(vae, "decode", self._decode))
             if self._texts is not None:
                 stack.enter_context(_wrapped(self._pipeline, "encode_prompt", self._texts.encode))
             self._stack = stack.pop_all()
@@ -87,6 +93,24 @@ class Run:
         result = original(*args, **kwargs)
         self._calls.end_step()
         return result
+
+    def _finish(self, original, *args, **kwargs):
+        self._calls.finish()
+        return original(*args, **kwargs)
+
+    def _decode(self, original, *args, **kwargs):
+        # Else it may be a preview, in the middle of a call.
+        if getattr(self._pipeline, "interrupt", False):
+            self._calls.finish()
+        return original(*args, **kwargs)
+
+    def end_call(self):
+        """Gives back what a call keeps that broke off by an exception, which else waits for the next call or the end of the block.
+
+        A call that goes on is the slower for it: do this when none is under way.
+        """
+        if self._calls is not None:
+            self._calls.close()
 
     def report(self):
         """What was read, computed, and refused for want of room, and the most bytes that one call held."""
