@@ -282,6 +282,16 @@ def test_nothing_is_held_while_the_vae_decodes_and_a_preview_ends_no_call(pipeli
         hook.remove()
 
 
+def test_the_error_that_ended_a_call_is_the_one_that_is_told(pipeline):
+    def stop(*_):
+        cache.close()
+        raise ZeroDivisionError
+
+    cache = evanesce.Cache(device="64MiB")
+    with pytest.raises(ZeroDivisionError), evanesce.attach(pipeline, cache):
+        latents(pipeline, callback_on_step_end=stop)
+
+
 def test_a_pass_that_ctrl_c_broke_off_leaves_nothing_to_the_next(pipeline, cache):
     plain = velocity(pipeline.transformer, 1)
 

@@ -46,7 +46,7 @@ class Calls:
     def close(self):
         """The call has ended, or was given up."""
         job, self._job, self._reading, self._seen = self._job, None, None, []
-        if job is not None:
+        if job is not None and not job.closed:
             peak_bytes = sum(job.usage()["peak_bytes"].values())
             job.close()
             self._counts["peak_bytes"] = max(self._counts["peak_bytes"], peak_bytes)
