@@ -395,11 +395,24 @@ def test_codecs_take_less_room_and_change_little(pipeline, expected, cache):
         video = latents(pipeline)
     assert run.report()["cross_kv"]["peak_bytes"] < 0.25 * 2 * LAYERS * LAYER_BYTES
     assert 0 < (video - expected).norm() / expected.norm() < 0.1
+    with evanesce.attach(pipeline, cache, codec=["int8", "int4"], text=None):
+        assert torch.equal(latents(pipeline), video)
+
+
+def test_what_no_codec_takes_is_kept_as_it_is(pipeline, cache):
+    pipeline = copy.deepcopy(pipeline)
+    pipeline.transformer.double(), pipeline.transformer_2.double()
+    expected = latents(pipeline)
+    with evanesce.attach(pipeline, cache, codec="int8") as run:
+        assert torch.equal(latents(pipeline), expected) and run.report()["cross_kv"]["hits"] > 0
 
 
 def test_what_cannot_be_attached_is_refused_in_a_sentence(pipeline, cache):
     with pytest.raises(TypeError, match="object cannot be attached: it has no scheduler; give a WanPipeline"):
         evanesce.attach(object(), cache)
+    for codec in ("int3", None, ("int8",), ("int8", "k8v4"), 8):
+        with pytest.raises(ValueError, match="is not known for keys and values; use one of exact, bf16"):
+            evanesce.attach(pipeline, cache, codec=codec)
     with pytest.raises(ValueError, match="cross_kv 'yes' is not known"):
         evanesce.attach(pipeline, cache, cross_kv="yes")
     with evanesce.attach(pipeline, cache), pytest.raises(RuntimeError, match="attached to a cache already"):

@@ -2,18 +2,22 @@
 
 import threading
 
+import torch
+
 from ._native import Lost, OutOfBudget
 from ._words import Key, Steps
 
 # Embeddings that one call may read: two branches. A pipeline that makes new ones all the time is better off without a cache.
 BRANCHES_MAX = 8
+# Element types that codecs take.
+CODED = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Calls:
     """Keys and values of cross-attention of the pipeline call under way. Each call is a job, of the thread that began it."""
 
-    def __init__(self, cache, pipeline, experts, codec):
-        self._cache, self._pipeline, self._codec = cache, pipeline, codec
+    def __init__(self, cache, pipeline, experts, codecs):
+        self._cache, self._pipeline, self._codecs = cache, pipeline, codecs
         self._experts = experts
         self._job, self._reading, self._scheduler, self._thread = None, None, None, None
         self._expert_of_step, self._step, self._seen, self._announced = [], 0, [], set()
@@ -94,7 +98,7 @@ class Calls:
             self._job.announce(key, now + ticks_per_step, ticks_per_step, left - 1)
         lease = self._keep(key, pair, Steps(left))
         # What later steps will read is what this one reads, also where the codec rounds.
-        return pair if lease is None or self._codec == "exact" else lease.torch(device)
+        return pair if lease is None or self._codecs == ("exact", "exact") else lease.torch(device)
 
     def _find(self, key):
         try:
@@ -107,8 +111,9 @@ class Calls:
             # It is on disk and finds no room.
             self._counts["refused"] += 1
             return None
+        codecs = [codec if part.dtype in CODED else "exact" for codec, part in zip(self._codecs, pair, strict=True)]
         try:
-            return self._job.put(key, pair, lifetime=lifetime, recover="recompute", codec=self._codec)
+            return self._job.put(key, pair, lifetime=lifetime, recover="recompute", codec=codecs)
         except (OutOfBudget, MemoryError):
             self._counts["refused"] += 1
             return None

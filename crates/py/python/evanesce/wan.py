@@ -11,6 +11,7 @@ import copy
 import functools
 from contextlib import ExitStack, contextmanager
 
+from ._arrays import pair_codecs
 from ._calls import Calls
 from ._cross_attention import cross_attention_of, lent_to
 from ._text import Texts
@@ -24,7 +25,8 @@ def attach(pipeline, cache, *, cross_kv="auto", codec="exact", text="64MiB"):
     expert's first step and leaves after its last. True, False, or "auto": where the transformers run on the CPU. On an
     accelerator they would come from main memory at every step, which at Wan2.2's sizes takes as long as computing them
     again, or longer. What finds no room in the cache is computed at every step, as without it. A `codec` other than "exact"
-    stores them in fewer bytes and changes the video.
+    stores them in fewer bytes and changes the video; it may be a pair, for keys and for values. Numbers that no codec takes, such
+    as float64, are kept as they are.
 
     `text` keeps the prompts' embeddings across calls, as many as that many bytes hold, by text and encoder; `None` or 0
     does not. Weights of the text encoder that are edited through `.data` while they stay the same objects go unseen: use a
@@ -44,15 +46,15 @@ def attach(pipeline, cache, *, cross_kv="auto", codec="exact", text="64MiB"):
         raise TypeError(f"{type(pipeline).__name__} cannot be attached: {what}; give a WanPipeline of diffusers")
     if cross_kv not in (True, False, "auto"):
         raise ValueError(f'cross_kv {cross_kv!r} is not known; use True, False or "auto"')
-    return Run(pipeline, cache, experts, cross_kv, codec, size_bytes(text or 0))
+    return Run(pipeline, cache, experts, cross_kv, pair_codecs(codec), size_bytes(text or 0))
 
 
 class Run:
     """What `attach` gives. Use it in a `with` block; `report` says what came of it, also afterwards."""
 
-    def __init__(self, pipeline, cache, experts, cross_kv, codec, text_bytes):
+    def __init__(self, pipeline, cache, experts, cross_kv, codecs, text_bytes):
         self._pipeline, self._experts = pipeline, experts
-        self._calls = Calls(cache, pipeline, experts, codec) if cross_kv is not False else None
+        self._calls = Calls(cache, pipeline, experts, codecs) if cross_kv is not False else None
         self._cpu_only = cross_kv == "auto"
         self._texts = Texts(cache, pipeline, text_bytes) if text_bytes else None
         self._stack = None
