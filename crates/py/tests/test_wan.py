@@ -390,6 +390,25 @@ def test_inference_mode_and_batches_are_the_same_too(pipeline, cache):
             assert run.report()["cross_kv"]["hits"] > 0 and run.report()["text"]["hits"] == 2
 
 
+def test_a_processor_that_changes_keys_before_their_norm_is_refused_by_name(pipeline, cache):
+    inner = pipeline.transformer.blocks[0].attn2.processor
+
+    class Doubling:
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, *args, **kwargs):
+            attn.norm_k(2 * attn.to_k(encoder_hidden_states))
+            return inner(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+
+    pipeline.transformer.blocks[0].attn2.set_processor(Doubling())
+    try:
+        expected = latents(pipeline)
+        with evanesce.attach(pipeline, cache), pytest.raises(RuntimeError, match="processor Doubling changes keys .* cross_kv=False"):
+            latents(pipeline)
+        with evanesce.attach(pipeline, cache, cross_kv=False):
+            assert torch.equal(latents(pipeline), expected)
+    finally:
+        pipeline.transformer.blocks[0].attn2.set_processor(inner)
+
+
 def test_codecs_take_less_room_and_change_little(pipeline, expected, cache):
     with evanesce.attach(pipeline, cache, codec="k8v4") as run:
         video = latents(pipeline)

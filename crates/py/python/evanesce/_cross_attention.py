@@ -62,7 +62,7 @@ class CachedCrossAttention:
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, *args, **kwargs):
         if encoder_hidden_states is not None and self._reads():
-            attn = _Projections(attn, self._pair)
+            attn = _Projections(attn, self._pair, type(self._inner).__name__)
         return self._inner(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
 
     @torch.compiler.disable
@@ -97,12 +97,12 @@ def project(attn, text):
 
 
 class _Projections:
-    """An attention module as its processor sees it, but for the projections of the text."""
+    """An attention module as its processor sees it, but for the projections of the text. Their key is normalised already."""
 
     fused_projections = False
 
-    def __init__(self, attn, pair):
-        self._attn, self._pair, self._held = attn, pair, None
+    def __init__(self, attn, pair, processor):
+        self._attn, self._pair, self._processor, self._held = attn, pair, processor, None
 
     def _both(self, text):
         if self._held is None:
@@ -116,7 +116,14 @@ class _Projections:
         return self._both(text)[1]
 
     def norm_k(self, key):
-        return key if self._held is not None and key is self._held[0] else self._attn.norm_k(key)
+        if self._held is None:
+            return self._attn.norm_k(key)
+        if key is not self._held[0]:
+            raise RuntimeError(
+                f"the attention processor {self._processor} changes keys of the text before it normalises them, and the cache keeps "
+                "them normalised; attach with cross_kv=False"
+            )
+        return key
 
     def __getattr__(self, name):
         return getattr(self._attn, name)
