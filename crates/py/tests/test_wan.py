@@ -8,7 +8,7 @@ import pytest
 from conftest import used
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+diffusers = pytest.importorskip("diffusers", minversion="0.42", reason="diffusers is not installed, or older than 0.42")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 import evanesce  # noqa: E402
