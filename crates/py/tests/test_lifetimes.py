@@ -192,6 +192,26 @@ def test_the_interpreter_is_let_go_while_bytes_are_encoded():
     assert went
 
 
+def test_the_interpreter_is_let_go_while_what_is_collected_gives_its_memory_back():
+    go, went = threading.Event(), []
+    array = np.zeros(40 << 20, np.uint8)
+    caches = [evanesce.Cache(device="41MiB") for _ in range(8)]
+    for at, cache in enumerate(caches):
+        cache.put(evanesce.content_key("weights", str(at)), array).release()
+    del cache
+    waiting = threading.Thread(target=lambda: go.wait() and went.append(True), daemon=True)
+    waiting.start()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    try:
+        go.set()
+        while caches and not went:
+            caches.pop()
+        assert went
+    finally:
+        sys.setswitchinterval(before)
+
+
 def test_a_closed_cache_says_so_and_leases_of_it_live_on():
     cache = evanesce.Cache(device="1MiB")
     lease = cache.job().put(LATENT, ARRAY)
