@@ -1,5 +1,6 @@
 import gc
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -226,6 +227,7 @@ def in_a_fork(work):
     """Whether `work` raises nothing in a forked child."""
     child = os.fork()
     if child == 0:
+        signal.alarm(60)
         try:
             work()
             os._exit(0)
@@ -277,6 +279,20 @@ def test_a_forked_child_is_told_that_the_cache_is_its_parents(tmp_path):
     stage.close()
     cache.verify()
     cache.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_does_not_wait_for_threads_that_it_has_not_got(cache):
+    def child():
+        with evanesce.Cache(device="1MiB") as own, own.job() as job:
+            with pytest.raises(evanesce.CacheError, match=f"encode belong to process {parent}, which this one was forked from"):
+                job.put(LATENT, ARRAY, codec="int8")
+            assert np.array_equal(job.put(LATENT, ARRAY).numpy(), ARRAY)
+
+    parent = os.getpid()
+    with cache.job() as job:
+        job.put(LATENT, ARRAY, codec="int8")
+        assert in_a_fork(child)
 
 
 @pytest.mark.parametrize(
