@@ -11,9 +11,9 @@ use crate::lease::Lease;
 use crate::reservation::Reservation;
 use crate::room::Shared;
 use crate::{
-    Access, Budgets, ContentKey, Counters, Disk, EntryKey, Inconsistency, JobId, OutOfBudget, Overdue, Owner,
+    Access, Budgets, ContentKey, Counters, Disk, EntryKey, GetError, Inconsistency, JobId, OutOfBudget,
 };
-use crate::{PutError, PutSpec, Tier, Usage, Writer};
+use crate::{Overdue, Owner, PutError, PutSpec, Tier, Usage, Writer};
 
 /// Cached blocks of all jobs of one machine. Clones are handles to the same cache; it lives as long as any handle,
 /// job, lease, writer or reservation of it.
@@ -71,7 +71,16 @@ impl Cache {
     /// Leases a shared entry on nobody's schedule. A job that announced its reads uses
     /// [`Job::shared_get`](crate::Job::shared_get).
     pub fn shared_get(&self, key: &ContentKey) -> Option<Lease> {
-        get(&self.shared, Owner::Shared, None, &EntryKey::Shared(*key)).ok()
+        self.try_shared_get(key).ok()
+    }
+
+    /// As [`shared_get`](Self::shared_get), and says why when there is no lease.
+    ///
+    /// # Errors
+    /// If there is no such entry, or it is on disk and no tier in memory can make room for it. One that did not come back from disk as
+    /// it was is gone: there is no such entry.
+    pub fn try_shared_get(&self, key: &ContentKey) -> Result<Lease, GetError> {
+        get(&self.shared, Owner::Shared, None, &EntryKey::Shared(*key))
     }
 
     /// Whether a shared entry is there. Not counted as a read.

@@ -113,7 +113,15 @@ impl Job {
 
     /// As [`get`](Self::get) for an entry of the shared pool.
     pub fn shared_get(&self, key: &ContentKey) -> Option<Lease> {
-        get(&self.shared, Owner::Shared, Some(self.id), &EntryKey::Shared(*key)).ok()
+        self.try_shared_get(key).ok()
+    }
+
+    /// As [`shared_get`](Self::shared_get), and says why when there is no lease.
+    ///
+    /// # Errors
+    /// As [`Cache::try_shared_get`](crate::Cache::try_shared_get).
+    pub fn try_shared_get(&self, key: &ContentKey) -> Result<Lease, GetError> {
+        get(&self.shared, Owner::Shared, Some(self.id), &EntryKey::Shared(*key))
     }
 
     /// Whether the job has an entry of this key. Not counted as a read.

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::thread;
 
 use evanesce_cache::{
-    Budgets, Cache, Disk, DiskFault, EntryKey, GetError, Job, Key, Kind, Lifetime, PutSpec, Recover, Tick,
-    Tier, Uses,
+    Budgets, Cache, ContentKey, Disk, DiskFault, EntryKey, GetError, Job, Key, Kind, Lifetime, PutSpec,
+    Recover, Tick, Tier, Uses,
 };
 use support::{Device, Fault, numbered, with_disk};
 
@@ -367,6 +367,32 @@ fn what_finds_no_room_in_memory_stays_on_disk_and_says_so() {
     assert_eq!(job.tier_of(&KEY), Some(Tier::Disk));
     drop(leases);
     assert_eq!(job.try_get(&KEY).unwrap().len(), LEN);
+    cache.verify().unwrap();
+}
+
+#[test]
+fn a_shared_entry_that_finds_no_room_in_memory_says_so_and_is_not_absent() {
+    let directory = tempfile::tempdir().unwrap();
+    let budgets = Budgets { device_bytes: LEN as u64 + 32, host_bytes: LEN as u64 + 32 };
+    let (cache, _) = with_disk(directory.path(), budgets, DISK_BYTES);
+    let (job, shared) = (cache.open_job(), ContentKey::of(Kind::TextEmbedding, &[b"a red fox"]));
+    job.announce(shared, Uses::once(Tick(9)));
+    drop(cache.shared_put(shared, Tier::Host, LEN).unwrap().commit().unwrap());
+    let leases: Vec<_> = [Tier::Host, Tier::Device]
+        .into_iter()
+        .zip(1..)
+        .map(|(tier, frame)| job.put(KEY.frame(frame), tier, Lifetime::Job, LEN).unwrap().commit().unwrap())
+        .collect();
+    assert_eq!(cache.shared_tier_of(&shared), Some(Tier::Disk));
+    for error in [cache.try_shared_get(&shared).unwrap_err(), job.try_shared_get(&shared).unwrap_err()] {
+        assert!(matches!(error, GetError::NoRoom { key, .. } if key == EntryKey::Shared(shared)), "{error}");
+    }
+    assert!(cache.shared_get(&shared).is_none() && cache.shared_contains(&shared));
+    drop(leases);
+    assert_eq!(cache.try_shared_get(&shared).unwrap().len(), LEN);
+    assert!(cache.shared_remove(&shared));
+    let error = cache.try_shared_get(&shared).unwrap_err();
+    assert_eq!(error, GetError::Absent { key: EntryKey::Shared(shared) });
     cache.verify().unwrap();
 }
 

@@ -10,6 +10,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
+use crate::own::Own;
+
 /// Bytes of a Python object that are copied from. Another thread that writes them meanwhile is the caller's mistake, as everywhere in
 /// Python; it can spoil the numbers and nothing else, since they are only ever copied.
 pub(crate) struct Source(PyBuffer<u8>);
@@ -71,21 +73,21 @@ fn contiguous(object: &Bound<'_, PyAny>) -> PyResult<PyBuffer<u8>> {
 }
 
 /// Bytes of an entry where they lie, read-only, through the buffer protocol. It leases the entry for as long as it, or any view of
-/// it, lives (law 3).
+/// it, lives (law 3); a forked child has a copy of the bytes.
 #[pyclass(frozen, module = "evanesce")]
 pub(crate) struct View {
-    lease: Lease,
+    lease: Own<Lease>,
     start: usize,
     len_bytes: usize,
 }
 
 impl View {
     pub(crate) fn new(lease: Lease, start: usize, len_bytes: usize) -> Self {
-        Self { lease, start, len_bytes }
+        Self { lease: Own::new(lease), start, len_bytes }
     }
 
     fn bytes(&self) -> &[u8] {
-        &self.lease.bytes()[self.start..][..self.len_bytes]
+        &self.lease.in_any_process().bytes()[self.start..][..self.len_bytes]
     }
 }
 

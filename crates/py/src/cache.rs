@@ -1,7 +1,6 @@
 //! The cache and its shared pool.
 
 use std::path::PathBuf;
-use std::sync::{PoisonError, RwLock};
 
 use evanesce_cache::{Budgets, Cache as Inner, ContentKey as InnerKey, Disk, Fill};
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -9,9 +8,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::counters;
-use crate::errors::{CacheError, Refusal, ended};
-use crate::job::Job;
+use crate::errors::{CacheError, Refusal};
+use crate::job::{Job, found};
 use crate::lease::Lease;
+use crate::own::{Open, drop_detached};
 use crate::pages::{ArrayWords, Content};
 use crate::words::{self, SpecWords};
 
@@ -47,12 +47,19 @@ impl ContentKey {
 /// A cache under budgets; see `evanesce.Cache`.
 #[pyclass(frozen, module = "evanesce")]
 pub(crate) struct Cache {
-    inner: RwLock<Option<Inner>>,
+    inner: Open<Inner>,
 }
 
 impl Cache {
+    /// A handle to be dropped with the interpreter let go: it may be the last.
     fn inner(&self) -> PyResult<Inner> {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(|| ended("cache"))
+        self.inner.look(Inner::clone)
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        drop_detached(self.inner.close());
     }
 }
 
@@ -71,7 +78,7 @@ impl Cache {
             Some(disk) => Inner::with_disk(budgets, disk),
             None => Inner::new(budgets),
         };
-        Ok(Self { inner: RwLock::new(Some(inner)) })
+        Ok(Self { inner: Open::new("cache", inner) })
     }
 
     fn open_job(&self) -> PyResult<Job> {
@@ -90,15 +97,16 @@ impl Cache {
             (self.inner()?, words::spec(&spec)?, Content::new(arrays, together)?);
         spec.len_bytes = content.entry_bytes();
         let spec = spec.raw_bytes(content.raw_bytes()).fill(Fill::Any);
-        let held = py.detach(|| {
-            inner.shared_put_with(key.0, spec).map_err(Refusal::Put).and_then(|writer| content.commit(writer))
+        let (key, content) = (key.0, &content);
+        let held = py.detach(move || {
+            inner.shared_put_with(key, spec).map_err(Refusal::Put).and_then(|writer| content.commit(writer))
         });
         Lease::new(held.map_err(|refusal| refusal.into_error(py))?)
     }
 
     fn get(&self, py: Python<'_>, key: &ContentKey) -> PyResult<Option<Lease>> {
         let inner = self.inner()?;
-        py.detach(|| inner.shared_get(&key.0)).map(Lease::new).transpose()
+        found(py, py.detach(move || inner.try_shared_get(&key.0)))
     }
 
     fn contains(&self, key: &ContentKey) -> PyResult<bool> {
@@ -111,7 +119,7 @@ impl Cache {
 
     fn remove(&self, py: Python<'_>, key: &ContentKey) -> PyResult<bool> {
         let inner = self.inner()?;
-        Ok(py.detach(|| inner.shared_remove(&key.0)))
+        Ok(py.detach(move || inner.shared_remove(&key.0)))
     }
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -124,21 +132,21 @@ impl Cache {
         if tier == evanesce_cache::Tier::Disk {
             return Err(PyValueError::new_err("the disk's budget is its file's size; set device or host"));
         }
-        Ok(py.detach(|| inner.set_budget(tier, bytes)))
+        Ok(py.detach(move || inner.set_budget(tier, bytes)))
     }
 
     fn trim(&self, py: Python<'_>) -> PyResult<u64> {
         let inner = self.inner()?;
-        Ok(py.detach(|| inner.trim()))
+        Ok(py.detach(move || inner.trim()))
     }
 
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
         let inner = self.inner()?;
-        py.detach(|| inner.verify()).map_err(|error| CacheError::new_err(error.to_string()))
+        py.detach(move || inner.verify()).map_err(|error| CacheError::new_err(error.to_string()))
     }
 
     fn close(&self, py: Python<'_>) {
-        let inner = self.inner.write().unwrap_or_else(PoisonError::into_inner).take();
+        let inner = self.inner.close();
         py.detach(|| drop(inner));
     }
 }

@@ -1,6 +1,6 @@
 //! Jobs and their stages.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 
 use evanesce_cache::{
     Cache, EntryKey, Expired, Fill, GetError, Job as Inner, Lease as Held, Stage as InnerStage, Tick, Usage,
@@ -11,28 +11,34 @@ use pyo3::types::PyDict;
 
 use crate::cache::ContentKey;
 use crate::counters;
-use crate::errors::{self, Refusal, ended, out_of_budget};
+use crate::errors::{self, Refusal, out_of_budget};
 use crate::lease::Lease;
+use crate::own::{Open, drop_detached};
 use crate::pages::{ArrayWords, Content};
 use crate::words::{self, KeyWords, SpecWords};
 
 /// One job's part of the cache; see `evanesce.Job`.
 #[pyclass(frozen, module = "evanesce")]
 pub(crate) struct Job {
-    /// Calls under way on other threads share it, so that the job ends when the last of them returns.
-    inner: RwLock<Option<Arc<Inner>>>,
-    /// Goes with the job, so that one which is closed keeps no file alive.
-    cache: Mutex<Option<Cache>>,
+    /// Calls under way on other threads share the job, so that it ends when the last of them returns. Its cache goes with it, so
+    /// that one which is closed keeps no file alive.
+    inner: Open<(Arc<Inner>, Cache)>,
 }
 
 impl Job {
     pub(crate) fn new(cache: Cache) -> Self {
-        let inner = RwLock::new(Some(Arc::new(cache.open_job())));
-        Self { inner, cache: Mutex::new(Some(cache)) }
+        Self { inner: Open::new("job", (Arc::new(cache.open_job()), cache)) }
     }
 
+    /// The job, to be dropped with the interpreter let go: it may be the last share of it.
     fn inner(&self) -> PyResult<Arc<Inner>> {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(|| ended("job"))
+        self.inner.look(|(inner, _)| Arc::clone(inner))
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        drop_detached(self.inner.close());
     }
 }
 
@@ -50,7 +56,8 @@ impl Job {
         let content = Content::new(arrays, together)?;
         spec.len_bytes = content.entry_bytes();
         let spec = spec.raw_bytes(content.raw_bytes()).fill(Fill::Any);
-        let held = py.detach(|| {
+        let content = &content;
+        let held = py.detach(move || {
             inner.put_with(key, spec).map_err(Refusal::Put).and_then(|writer| content.commit(writer))
         });
         Lease::new(held.map_err(|refusal| refusal.into_error(py))?)
@@ -58,17 +65,17 @@ impl Job {
 
     fn get(&self, py: Python<'_>, key: KeyWords) -> PyResult<Option<Lease>> {
         let (inner, key) = (self.inner()?, words::key(&key)?);
-        found(py, py.detach(|| inner.try_get(&key)))
+        found(py, py.detach(move || inner.try_get(&key)))
     }
 
     fn take(&self, py: Python<'_>, key: KeyWords) -> PyResult<Option<Lease>> {
         let (inner, key) = (self.inner()?, words::key(&key)?);
-        found(py, py.detach(|| inner.try_take(&key)))
+        found(py, py.detach(move || inner.try_take(&key)))
     }
 
     fn shared_get(&self, py: Python<'_>, key: &ContentKey) -> PyResult<Option<Lease>> {
         let inner = self.inner()?;
-        py.detach(|| inner.shared_get(&key.0)).map(Lease::new).transpose()
+        found(py, py.detach(move || inner.try_shared_get(&key.0)))
     }
 
     fn contains(&self, key: KeyWords) -> PyResult<bool> {
@@ -81,28 +88,28 @@ impl Job {
 
     fn demote(&self, py: Python<'_>, key: KeyWords) -> PyResult<Option<&'static str>> {
         let (inner, key) = (self.inner()?, words::key(&key)?);
-        let tier = py.detach(|| inner.demote(&key));
+        let tier = py.detach(move || inner.demote(&key));
         let tier = tier.map_err(|short| out_of_budget(py, &short, short.to_string()))?;
         Ok(tier.map(evanesce_cache::Tier::as_str))
     }
 
     fn remove(&self, py: Python<'_>, key: KeyWords) -> PyResult<bool> {
         let (inner, key) = (self.inner()?, words::key(&key)?);
-        Ok(py.detach(|| inner.remove(&key)))
+        Ok(py.detach(move || inner.remove(&key)))
     }
 
     fn prune_old<'py>(&self, py: Python<'py>, member: KeyWords, keep: u32) -> PyResult<Bound<'py, PyDict>> {
         let (inner, member) = (self.inner()?, words::key(&member)?);
-        ended_entries(py, py.detach(|| inner.prune_old(&member, keep)))
+        ended_entries(py, py.detach(move || inner.prune_old(&member, keep)))
     }
 
     fn step<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let inner = self.inner()?;
-        ended_entries(py, py.detach(|| inner.step()))
+        ended_entries(py, py.detach(move || inner.step()))
     }
 
     fn stage(&self) -> PyResult<Stage> {
-        Ok(Stage { inner: Mutex::new(Some(self.inner()?.stage("stage"))) })
+        Ok(Stage { inner: Open::new("stage", self.inner()?.stage("stage")) })
     }
 
     fn announce(&self, key: KeyWords, first: u64, every: u64, count: u64) -> PyResult<()> {
@@ -126,24 +133,25 @@ impl Job {
 
     /// Ends the job. What it still holds: bytes under leases and views that outlive it.
     fn close<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let inner = self.inner.write().unwrap_or_else(PoisonError::into_inner).take();
-        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let closed = self.inner.close();
         let left = py.detach(|| {
-            let id = inner.as_ref().map(|inner| inner.id());
-            drop(inner);
-            id.zip(cache).map_or_else(Usage::default, |(id, cache)| cache.owned_by(id))
+            closed.map_or_else(Usage::default, |(inner, cache)| {
+                let id = inner.id();
+                drop(inner);
+                cache.owned_by(id)
+            })
         });
         counters::usage(py, &left)
     }
 
     #[getter]
     fn closed(&self) -> bool {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.inner.is_closed()
     }
 }
 
 /// Nothing where there is no such entry.
-fn found(py: Python<'_>, got: Result<Held, GetError>) -> PyResult<Option<Lease>> {
+pub(crate) fn found(py: Python<'_>, got: Result<Held, GetError>) -> PyResult<Option<Lease>> {
     match got {
         Ok(held) => Lease::new(held).map(Some),
         Err(GetError::Absent { .. }) => Ok(None),
@@ -162,13 +170,13 @@ fn ended_entries(py: Python<'_>, expired: Expired) -> PyResult<Bound<'_, PyDict>
 /// A stretch of a job.
 #[pyclass(frozen, module = "evanesce")]
 pub(crate) struct Stage {
-    inner: Mutex<Option<InnerStage>>,
+    inner: Open<InnerStage>,
 }
 
 #[pymethods]
 impl Stage {
     fn close<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stage = self.inner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let stage = self.inner.close();
         ended_entries(py, py.detach(|| stage.map_or_else(Expired::default, InnerStage::finish)))
     }
 }

@@ -1,20 +1,19 @@
 //! A lease as Python holds it.
 
-use std::sync::{Mutex, PoisonError};
-
 use evanesce_cache::Lease as Held;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::buffers::{Sink, View};
-use crate::errors::{CacheError, ended};
+use crate::errors::CacheError;
 use crate::layout::{Part, parse};
+use crate::own::Open;
 use crate::pages::decode_rows;
 
 /// Keeps an entry alive and in place until it is released or collected, and every view of it has gone.
 #[pyclass(frozen, module = "evanesce")]
 pub(crate) struct Lease {
-    held: Mutex<Option<Held>>,
+    held: Open<Held>,
     parts: Vec<(usize, Part)>,
     is_tuple: bool,
     tier: &'static str,
@@ -27,12 +26,11 @@ impl Lease {
             return Err(CacheError::new_err(format!("{} was not put by this package", held.key())));
         };
         let (tier, entry_bytes) = (held.tier().as_str(), held.bytes().len());
-        Ok(Self { held: Mutex::new(Some(held)), parts, is_tuple, tier, entry_bytes })
+        Ok(Self { held: Open::new("lease", held), parts, is_tuple, tier, entry_bytes })
     }
 
     fn held(&self) -> PyResult<Held> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.clone().ok_or_else(|| ended("lease"))
+        self.held.look(Held::clone)
     }
 
     fn part(&self, at: usize) -> PyResult<&(usize, Part)> {
@@ -71,7 +69,7 @@ impl Lease {
     /// Whether this lease was given up.
     #[getter]
     fn released(&self) -> bool {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.held.is_closed()
     }
 
     /// The bytes of an array as they are stored.
@@ -92,7 +90,7 @@ impl Lease {
 
     /// Gives the entry up; views that were taken keep it.
     fn release(&self, py: Python<'_>) {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let held = self.held.close();
         py.detach(|| drop(held));
     }
 }

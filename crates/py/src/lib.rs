@@ -10,6 +10,7 @@ mod errors;
 mod job;
 mod layout;
 mod lease;
+mod own;
 mod pages;
 mod words;
 

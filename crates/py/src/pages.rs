@@ -1,5 +1,8 @@
 //! Arrays into entries and back: copied or encoded, a few rows at a time.
 
+use std::process;
+use std::sync::OnceLock;
+
 use evanesce_cache::{CommitError, Lease, Writer};
 use evanesce_kernels::{Codec, Dtype as Number, EncodedRows, Values, encode};
 use half::{bf16, f16};
@@ -7,13 +10,26 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::buffers::{Sink, Source};
-use crate::errors::Refusal;
+use crate::errors::{CacheError, Refusal};
 use crate::layout::{LINE_BYTES, Part};
 
 /// Numbers that are widened to f32 and encoded at once, by all threads: what encoding takes beside the entry.
 const ENCODED_NUMBERS: usize = 1 << 18;
 /// Numbers that are decoded at once: few enough to stay in the cache of a core, and in memory that the allocator keeps.
 const DECODED_NUMBERS: usize = 1 << 14;
+
+/// The process that encoded first. The kernels' threads are its own: in a child that was forked later nobody would do what they are given.
+static ENCODING_PROCESS_ID: OnceLock<u32> = OnceLock::new();
+
+fn check_encoding() -> PyResult<()> {
+    let owner = *ENCODING_PROCESS_ID.get_or_init(process::id);
+    if owner == process::id() {
+        return Ok(());
+    }
+    Err(CacheError::new_err(format!(
+        "the threads that encode belong to process {owner}, which this one was forked from; use codec exact here, or start processes by spawn"
+    )))
+}
 
 /// Buffer, element type, shape and codec of each array that an entry is made of.
 pub(crate) type ArrayWords<'py> = Vec<(Bound<'py, PyAny>, String, Vec<usize>, String)>;
@@ -39,6 +55,9 @@ impl Content {
                     "a buffer of {given} bytes for {dtype} of shape {:?}, which are {expected}",
                     part.shape
                 )));
+            }
+            if part.codec().is_some() {
+                check_encoding()?;
             }
             arrays.push((part, source));
         }

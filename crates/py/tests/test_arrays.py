@@ -137,6 +137,16 @@ def test_tensors_come_back_as_they_were_and_hold_their_entry(cache):
     assert cache.used_bytes()["device"] == 0
 
 
+def test_tensors_on_a_device_are_copies_also_on_the_cpu(cache):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    lease = kept(cache, (torch.arange(64.0), torch.arange(64.0)), codec=("exact", "int8"))
+    for tensor, again in zip(lease.torch("cpu"), lease.torch(torch.device("cpu")), strict=True):
+        tensor.fill_(-1)
+        assert abs(again[9] - 9) < 0.2
+    exact, coded = lease.numpy()
+    assert exact[9] == 9 and abs(coded[9] - 9) < 0.2
+
+
 def test_bfloat16_is_rounded_as_pytorch_rounds(cache):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     tensor = torch.randn(33, 70)

@@ -1,6 +1,9 @@
 import gc
+import os
+import signal
 import sys
 import threading
+import traceback
 
 import numpy as np
 import pytest
@@ -130,6 +133,20 @@ def test_shared_entries_outlive_jobs_and_are_found_by_content(cache):
     assert cache.remove(key) and cache.get(key) is None and used(cache) == 0
 
 
+def test_a_shared_entry_that_finds_no_room_says_so_and_is_not_absent(tmp_path):
+    key = evanesce.content_key("text_embedding", "a red fox")
+    with evanesce.Cache(device=ENTRY_BYTES, host=ENTRY_BYTES, disk=(tmp_path, "1MiB")) as cache, cache.job() as job:
+        job.announce(key, first=9)
+        cache.put(key, ARRAY, tier="host").release()
+        leases = [job.put(Key("self_kv", index=index), ARRAY, tier=tier) for index, tier in enumerate(("host", "device"))]
+        assert cache.tier_of(key) == "disk"
+        for owner in (cache, job):
+            with pytest.raises(evanesce.OutOfBudget, match="is on disk and finds no room in memory"):
+                owner.get(key)
+        del leases
+        assert key in cache and np.array_equal(cache.get(key).numpy(), ARRAY)
+
+
 def test_jobs_do_not_see_each_other(cache):
     with cache.job() as one, cache.job() as other:
         one.put(LATENT, ARRAY)
@@ -176,6 +193,26 @@ def test_the_interpreter_is_let_go_while_bytes_are_encoded():
     assert went
 
 
+def test_the_interpreter_is_let_go_while_what_is_collected_gives_its_memory_back():
+    go, went = threading.Event(), []
+    array = np.zeros(40 << 20, np.uint8)
+    caches = [evanesce.Cache(device="41MiB") for _ in range(8)]
+    for at, cache in enumerate(caches):
+        cache.put(evanesce.content_key("weights", str(at)), array).release()
+    del cache
+    waiting = threading.Thread(target=lambda: go.wait() and went.append(True), daemon=True)
+    waiting.start()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    try:
+        go.set()
+        while caches and not went:
+            caches.pop()
+        assert went
+    finally:
+        sys.setswitchinterval(before)
+
+
 def test_a_closed_cache_says_so_and_leases_of_it_live_on():
     cache = evanesce.Cache(device="1MiB")
     lease = cache.job().put(LATENT, ARRAY)
@@ -184,6 +221,78 @@ def test_a_closed_cache_says_so_and_leases_of_it_live_on():
     with pytest.raises(evanesce.Ended, match="the cache is closed"):
         cache.job()
     assert np.array_equal(view, ARRAY)
+
+
+def in_a_fork(work):
+    """Whether `work` raises nothing in a forked child."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_is_told_that_the_cache_is_its_parents(tmp_path):
+    shared = evanesce.content_key("text_embedding", "a red fox")
+    cache = evanesce.Cache(device=4 * ENTRY_BYTES, host=ENTRY_BYTES, disk=(tmp_path, "1MiB"))
+    job = cache.job()
+    stage = job.stage()
+    lease = job.put(LATENT, ARRAY, lifetime="stage")
+    view = lease.numpy()
+    sentence = f"the cache belongs to process {os.getpid()}; make one in this process"
+    files = list(tmp_path.iterdir())
+    assert len(files) == 1
+
+    def asking():
+        for ask in (
+            lambda: cache.put(shared, ARRAY),
+            lambda: cache.get(shared),
+            cache.counters,
+            cache.job,
+            lambda: job.get(LATENT),
+            lambda: job.put(Key("self_kv"), ARRAY),
+            job.step,
+            lease.numpy,
+        ):
+            with pytest.raises(evanesce.Ended, match=sentence):
+                ask()
+        assert np.array_equal(view, ARRAY) and job.closed
+        stage.close(), lease.release(), job.close(), cache.close()
+        forgetting()
+        with evanesce.Cache(device="1MiB") as own, own.job() as ours:
+            ours.put(LATENT, ARRAY)
+
+    def forgetting():
+        nonlocal cache, job, stage, lease, view
+        del cache, job, stage, lease, view
+        gc.collect()
+        assert list(tmp_path.iterdir()) == files
+
+    assert in_a_fork(asking) and in_a_fork(forgetting)
+    assert np.array_equal(job.get(LATENT).numpy(), ARRAY) and list(tmp_path.iterdir()) == files
+    stage.close()
+    cache.verify()
+    cache.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_does_not_wait_for_threads_that_it_has_not_got(cache):
+    def child():
+        with evanesce.Cache(device="1MiB") as own, own.job() as job:
+            with pytest.raises(evanesce.CacheError, match=f"encode belong to process {parent}, which this one was forked from"):
+                job.put(LATENT, ARRAY, codec="int8")
+            assert np.array_equal(job.put(LATENT, ARRAY).numpy(), ARRAY)
+
+    parent = os.getpid()
+    with cache.job() as job:
+        job.put(LATENT, ARRAY, codec="int8")
+        assert in_a_fork(child)
 
 
 @pytest.mark.parametrize(

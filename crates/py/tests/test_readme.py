@@ -16,8 +16,8 @@ def test_the_cache_as_the_readme_uses_it(tmp_path, monkeypatch, capsys):
 
 
 def test_the_pipeline_as_the_readme_uses_it(monkeypatch, capsys):
-    for module in ("torch", "diffusers", "transformers"):
-        pytest.importorskip(module, reason=f"{module} is not installed")
+    for module, least in (("torch", None), ("diffusers", "0.42"), ("transformers", None)):
+        pytest.importorskip(module, minversion=least, reason=f"{module} is not installed, or too old")
     monkeypatch.chdir(README.parents[2])
     exec(compile(PIPELINE, "README.md", "exec"), {})
     assert "'calls': 2" in capsys.readouterr().out

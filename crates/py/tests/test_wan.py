@@ -2,12 +2,13 @@
 
 import copy
 import pathlib
+import threading
 
 import pytest
 from conftest import used
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+diffusers = pytest.importorskip("diffusers", minversion="0.42", reason="diffusers is not installed, or older than 0.42")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 import evanesce  # noqa: E402
@@ -32,6 +33,10 @@ def latents(pipeline, prompt="a red circle moves right", **call):
     return pipeline(prompt, generator=generator, output_type="latent", return_dict=False, **call)[0]
 
 
+def cache_pool(run):
+    return run._texts._pool
+
+
 @pytest.fixture(scope="module")
 def expected(pipeline):
     return latents(pipeline)
@@ -51,7 +56,8 @@ def steps_of_experts(pipeline):
 
 def state(pipeline):
     """What attaching touches."""
-    touched = [vars(pipeline.scheduler).keys() & {"step", "set_timesteps"}, vars(pipeline).keys() & {"encode_prompt"}]
+    touched = [vars(pipeline.scheduler).keys() & {"step", "set_timesteps"}, vars(pipeline.vae).keys() & {"decode"}]
+    touched += [vars(pipeline).keys() & {"encode_prompt", "maybe_free_model_hooks"}]
     for expert in (pipeline.transformer, pipeline.transformer_2):
         touched += [expert.attn_processors, len(expert._forward_pre_hooks), len(expert._forward_hooks)]
     return touched
@@ -98,6 +104,40 @@ def test_prompts_are_encoded_once_and_known_by_their_content(pipeline, expected,
     assert used(cache) < 3 * 40 * 128 * 4
 
 
+def test_an_embedding_that_finds_no_room_is_made_again_and_not_forgotten(pipeline, tmp_path):
+    with evanesce.Cache(device="64KiB", host="64KiB", disk=(tmp_path, "1MiB")) as cache, cache.job() as job:
+        with evanesce.attach(pipeline, cache, cross_kv=False) as run:
+            plain = embedding(pipeline)
+            key, _ = next(iter(cache_pool(run).sizes.items()))
+            job.announce(key, first=9)
+            lease = job.put(evanesce.Key("latent"), bytes((64 << 10) - 64), tier="host")
+            assert cache.tier_of(key) == "disk"
+            other = job.put(evanesce.Key("self_kv"), bytes((64 << 10) - 64))
+            assert torch.equal(embedding(pipeline), plain) and key not in cache
+            lease.release(), other.release()
+            job.close()
+            assert torch.equal(embedding(pipeline), plain) and torch.equal(embedding(pipeline), plain)
+            text = run.report()["text"]
+            assert (text["computed"], text["hits"], text["entries"]) == (3, 1, 1) and text["bytes"] == used(cache)
+
+
+def test_deep_copies_of_what_is_attached_are_not(pipeline, expected, cache):
+    with evanesce.attach(pipeline, cache) as run:
+        latents(pipeline)
+        original, copied = pipeline.scheduler, copy.deepcopy(pipeline.scheduler)
+        copied.set_timesteps(7)
+        assert (len(copied.timesteps), len(original.timesteps), run.report()["cross_kv"]["calls"]) == (7, 4, 1)
+        assert copied.step.__self__ is copied and original.step.__name__ == "step"
+        whole = copy.deepcopy(pipeline)
+        before = run.report()
+        assert torch.equal(latents(whole), expected) and run.report() == before
+        pipeline.scheduler = copied
+        try:
+            assert torch.equal(latents(pipeline), expected)
+        finally:
+            pipeline.scheduler = original
+
+
 def test_the_text_budget_holds_and_the_oldest_leave(pipeline, cache):
     with evanesce.attach(pipeline, cache, text="12KiB") as run, torch.no_grad():
         for at in range(8):
@@ -122,6 +162,62 @@ def test_a_changed_text_encoder_is_another_one(pipeline, cache):
         finally:
             pipeline.text_encoder = original
         assert (run.report()["text"]["hits"], run.report()["text"]["computed"]) == (0, 3)
+
+
+def embedding(pipeline, prompt="a red circle"):
+    with torch.no_grad():
+        return pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, max_sequence_length=64)[0]
+
+
+@pytest.fixture
+def encoder(pipeline):
+    """A text encoder to be changed."""
+    original = pipeline.text_encoder
+    pipeline.text_encoder = copy.deepcopy(original)
+    yield pipeline.text_encoder
+    pipeline.text_encoder = original
+
+
+def test_weights_that_replace_others_are_other_weights(pipeline, encoder, cache):
+    with evanesce.attach(pipeline, cache) as run:
+        for factor in (1.25, 1.5):
+            state = {name: factor * value for name, value in encoder.state_dict().items()}
+            encoder.load_state_dict(state, assign=True)
+            plain = embedding(pipeline)
+        encoder.encoder.block[0] = copy.deepcopy(encoder.encoder.block[0])
+        assert torch.equal(embedding(pipeline), plain)
+        assert (run.report()["text"]["hits"], run.report()["text"]["computed"]) == (0, 3)
+
+
+def test_what_else_decides_an_embedding_tells_it_from_others(pipeline, encoder, cache):
+    original = pipeline.tokenizer
+    pipeline.tokenizer = copy.deepcopy(original)
+    try:
+        with evanesce.attach(pipeline, cache) as run:
+            plain = embedding(pipeline)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert not torch.equal(embedding(pipeline), plain)
+            pipeline.tokenizer.truncation_side = "left"
+            embedding(pipeline)
+            pipeline.tokenizer.add_tokens(["zebra stripes"])
+            embedding(pipeline)
+            assert (run.report()["text"]["hits"], run.report()["text"]["computed"]) == (0, 4)
+    finally:
+        pipeline.tokenizer = original
+
+
+def test_an_encoder_whose_state_nobody_can_say_is_asked_every_time(pipeline, encoder, cache):
+    with evanesce.attach(pipeline, cache) as run:
+        encoder.encoder.block[0].disable_adapters = False
+        assert torch.equal(embedding(pipeline), embedding(pipeline))
+        del encoder.encoder.block[0].disable_adapters
+        with torch.inference_mode():
+            encoder.register_buffer("scale", torch.ones(1))
+        assert torch.equal(embedding(pipeline), embedding(pipeline))
+        assert run.report()["text"] == {"hits": 0, "computed": 0, "entries": 0, "bytes": 0}
+        del encoder.scale
+        embedding(pipeline), embedding(pipeline)
+        assert run.report()["text"]["hits"] == 1
 
 
 def test_a_cache_without_room_computes_as_before(pipeline, expected):
@@ -152,11 +248,67 @@ def test_an_exception_in_the_middle_leaves_nothing(pipeline, expected, cache):
     with pytest.raises(KeyboardInterrupt), evanesce.attach(pipeline, cache, text=None) as run:
         latents(pipeline, callback_on_step_end=stop)
     assert state(pipeline) == before and used(cache) == 0 and run.report()["cross_kv"]["steps"] == 2
-    with evanesce.attach(pipeline, cache, text=None):
+    with evanesce.attach(pipeline, cache, text=None) as run:
         with pytest.raises(KeyboardInterrupt):
             latents(pipeline, callback_on_step_end=stop)
         assert torch.equal(latents(pipeline), expected), "a call that broke off leaves nothing to the next"
+        with pytest.raises(KeyboardInterrupt):
+            latents(pipeline, callback_on_step_end=stop)
+        assert len(cache.counters()["jobs"]) == 1
+        run.end_call()
+        assert cache.counters()["jobs"] == []
+        assert torch.equal(latents(pipeline), expected)
     assert used(cache) == 0
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_nothing_is_held_while_the_vae_decodes_and_a_preview_ends_no_call(pipeline, cache, interrupted):
+    held, jobs = [], lambda: len(cache.counters()["jobs"])
+    hook = pipeline.vae.decoder.register_forward_pre_hook(lambda *_: held.append((jobs(), used(cache) > 0)))
+
+    def look(_, step, timestep, kwargs):
+        if step == 0:
+            pipeline.vae.decode(kwargs["latents"][:, :, :1])
+        pipeline._interrupt = interrupted and step == 1
+        return kwargs
+
+    try:
+        with evanesce.attach(pipeline, cache, text=None) as run:
+            pipeline("a red circle", negative_prompt="a video", callback_on_step_end=look, output_type="pt", **CALL)
+            assert held[0] == (1, True) and set(held[1:]) == {(0, False)}
+            pipeline("a red circle", negative_prompt="a video", callback_on_step_end=look, output_type="latent", **CALL)
+            assert jobs() == 0 and run.report()["cross_kv"]["steps"] == 2 * (2 if interrupted else 4)
+    finally:
+        hook.remove()
+
+
+def test_the_error_that_ended_a_call_is_the_one_that_is_told(pipeline):
+    def stop(*_):
+        cache.close()
+        raise ZeroDivisionError
+
+    cache = evanesce.Cache(device="64MiB")
+    with pytest.raises(ZeroDivisionError), evanesce.attach(pipeline, cache):
+        latents(pipeline, callback_on_step_end=stop)
+
+
+def test_a_pass_that_ctrl_c_broke_off_leaves_nothing_to_the_next(pipeline, cache):
+    plain = velocity(pipeline.transformer, 1)
+
+    def stop(*_):
+        if pipeline.scheduler.step_index == 1:
+            raise KeyboardInterrupt
+
+    hook = pipeline.transformer.blocks[-1].register_forward_pre_hook(stop)
+    with evanesce.attach(pipeline, cache) as run:
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                latents(pipeline)
+        finally:
+            hook.remove()
+        before = run.report()["cross_kv"]
+        assert torch.is_grad_enabled() and torch.equal(velocity(pipeline.transformer, 1), plain)
+        assert run.report()["cross_kv"] == before
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -170,6 +322,48 @@ def test_an_embedding_that_changes_between_steps_is_not_mistaken(pipeline, cache
     with evanesce.attach(pipeline, cache):
         assert torch.equal(latents(pipeline, **call), expected)
         assert torch.equal(latents(pipeline, **call), expected), "nor does it change what is kept across calls"
+
+
+def velocity(transformer, seed):
+    """What an expert gives for noise and a text of its own."""
+    noise = torch.Generator("cpu").manual_seed(seed)
+    latent = torch.randn((1, transformer.config.in_channels, 3, 8, 8), generator=noise)
+    text = torch.randn((1, 512, transformer.config.text_dim), generator=noise)
+    return transformer(latent, torch.tensor([900.0]), text, return_dict=False)[0].detach()
+
+
+def test_another_thread_on_the_same_transformers_reads_nothing_of_the_call(pipeline, expected, cache):
+    main, inside, done = threading.get_ident(), threading.Event(), threading.Event()
+    plain, got = velocity(pipeline.transformer, 1), []
+
+    def beside():
+        with torch.no_grad():
+            got.extend(velocity(pipeline.transformer, 1) for _ in range(2))
+
+    other = threading.Thread(target=beside)
+
+    def meet(*_):
+        if threading.get_ident() != main:
+            if got:
+                inside.set()
+                assert done.wait(60)
+        elif other.ident is None and pipeline.scheduler.step_index == 1:
+            other.start()
+            assert inside.wait(60)
+
+    hook = pipeline.transformer.blocks[2].register_forward_pre_hook(meet)
+    try:
+        with evanesce.attach(pipeline, cache) as run:
+            assert torch.equal(latents(pipeline), expected)
+            hits = run.report()["cross_kv"]["hits"]
+            done.set()
+            other.join()
+            assert all(torch.equal(one, plain) for one in got) and len(got) == 2
+            assert run.report()["cross_kv"]["hits"] == hits
+            assert hits == sum(steps - 1 for steps in steps_of_experts(pipeline)) * 2 * LAYERS
+    finally:
+        done.set()
+        hook.remove()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -196,16 +390,48 @@ def test_inference_mode_and_batches_are_the_same_too(pipeline, cache):
             assert run.report()["cross_kv"]["hits"] > 0 and run.report()["text"]["hits"] == 2
 
 
+def test_a_processor_that_changes_keys_before_their_norm_is_refused_by_name(pipeline, cache):
+    inner = pipeline.transformer.blocks[0].attn2.processor
+
+    class Doubling:
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, *args, **kwargs):
+            attn.norm_k(2 * attn.to_k(encoder_hidden_states))
+            return inner(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+
+    pipeline.transformer.blocks[0].attn2.set_processor(Doubling())
+    try:
+        expected = latents(pipeline)
+        with evanesce.attach(pipeline, cache), pytest.raises(RuntimeError, match="processor Doubling changes keys .* cross_kv=False"):
+            latents(pipeline)
+        with evanesce.attach(pipeline, cache, cross_kv=False):
+            assert torch.equal(latents(pipeline), expected)
+    finally:
+        pipeline.transformer.blocks[0].attn2.set_processor(inner)
+
+
 def test_codecs_take_less_room_and_change_little(pipeline, expected, cache):
     with evanesce.attach(pipeline, cache, codec="k8v4") as run:
         video = latents(pipeline)
     assert run.report()["cross_kv"]["peak_bytes"] < 0.25 * 2 * LAYERS * LAYER_BYTES
     assert 0 < (video - expected).norm() / expected.norm() < 0.1
+    with evanesce.attach(pipeline, cache, codec=["int8", "int4"], text=None):
+        assert torch.equal(latents(pipeline), video)
+
+
+def test_what_no_codec_takes_is_kept_as_it_is(pipeline, cache):
+    pipeline = copy.deepcopy(pipeline)
+    pipeline.transformer.double(), pipeline.transformer_2.double()
+    expected = latents(pipeline)
+    with evanesce.attach(pipeline, cache, codec="int8") as run:
+        assert torch.equal(latents(pipeline), expected) and run.report()["cross_kv"]["hits"] > 0
 
 
 def test_what_cannot_be_attached_is_refused_in_a_sentence(pipeline, cache):
     with pytest.raises(TypeError, match="object cannot be attached: it has no scheduler; give a WanPipeline"):
         evanesce.attach(object(), cache)
+    for codec in ("int3", None, ("int8",), ("int8", "k8v4"), 8):
+        with pytest.raises(ValueError, match="is not known for keys and values; use one of exact, bf16"):
+            evanesce.attach(pipeline, cache, codec=codec)
     with pytest.raises(ValueError, match="cross_kv 'yes' is not known"):
         evanesce.attach(pipeline, cache, cross_kv="yes")
     with evanesce.attach(pipeline, cache), pytest.raises(RuntimeError, match="attached to a cache already"):

@@ -5,16 +5,24 @@ import warnings
 
 import numpy as np
 
+CODECS = ("exact", "bf16", "int8", "int4", "int2")
 PAIRS = {"k8v4": ("int8", "int4")}
+
+
+def pair_codecs(codec):
+    """The two codecs of keys and values, by one name for both or a name for each."""
+    codecs = PAIRS.get(codec, (codec, codec)) if isinstance(codec, str) else codec
+    if not isinstance(codecs, tuple | list) or len(codecs) != 2 or not all(name in CODECS for name in codecs):
+        known = ", ".join((*CODECS, *PAIRS))
+        raise ValueError(f"codec {codec!r} is not known for keys and values; use one of {known}, or a pair such as ('int8', 'bf16')")
+    return tuple(codecs)
 
 
 def array_words(data, codec):
     """What an entry is made of, as the native part takes it: buffers with element type, shape and codec; and whether it is a tuple."""
     together = isinstance(data, tuple | list)
     arrays = tuple(data) if together else (data,)
-    codecs = PAIRS.get(codec, codec)
-    if isinstance(codecs, str):
-        codecs = (codecs,) * len(arrays)
+    codecs = PAIRS.get(codec, (codec,) * len(arrays)) if isinstance(codec, str) else codec
     if len(codecs) != len(arrays):
         raise ValueError(f"codec {codec!r} is for {len(codecs)} arrays, such as (key, value), and {len(arrays)} are given")
     return [(*_buffer(array), name) for array, name in zip(arrays, codecs, strict=True)], together

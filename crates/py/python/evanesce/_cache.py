@@ -12,8 +12,8 @@ class Cache:
 
     `device` and `host` are sizes ("2GiB" or bytes), `disk` is "DIR:64GiB" or `(directory, size)`. All tiers lie in the machine's main
     memory and on its disk: `device` is what arithmetic on the CPU reads from, and entries that must make room sink from there to
-    `host` and `disk` by their next use. Safe to use from several threads. Use it in a `with` block, or `close` it; its disk file goes
-    then, or with the last job and lease.
+    `host` and `disk` by their next use. Safe to use from several threads; a forked child makes its own. Use it in a `with` block, or
+    `close` it; its disk file goes then, or with the last job and lease.
     """
 
     def __init__(self, device="1GiB", host=0, disk=None):
@@ -35,7 +35,10 @@ class Cache:
         return Lease(self._native.put(key, words, *array_words(data, codec)))
 
     def get(self, key):
-        """Leases a shared entry; `None` where there is none. Counted as a hit or miss."""
+        """Leases a shared entry; `None` where there is none. Counted as a hit or miss.
+
+        Raises `OutOfBudget` for one that is on disk and finds no room in memory; it stays there.
+        """
         return _leased(self._native.get(key))
 
     def remove(self, key):
@@ -224,7 +227,8 @@ class Lease:
         """As `numpy`, as tensors; on a `device` they are copies. PyTorch knows no read-only tensors: `clone` before writing to them."""
         if device is None:
             return self._each(to_torch)
-        return self._each(lambda native, at: to_torch(native, at).to(device))
+        # What is decoded is in memory of its own already.
+        return self._each(lambda native, at: to_torch(native, at).to(device, copy=native.parts[at][2] == "exact"))
 
     def copy_to(self, *arrays):
         """Copies or decodes what was put into arrays or CPU tensors of the same types and shapes, such as pinned or reused ones."""

@@ -1,26 +1,32 @@
 """One call of a pipeline after the other: its job, its steps, and which entries are read when."""
 
+import threading
+
+import torch
+
 from ._native import Lost, OutOfBudget
 from ._words import Key, Steps
 
 # Embeddings that one call may read: two branches. A pipeline that makes new ones all the time is better off without a cache.
 BRANCHES_MAX = 8
+# Element types that codecs take.
+CODED = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Calls:
-    """Keys and values of cross-attention of the pipeline call under way. Each call is a job."""
+    """Keys and values of cross-attention of the pipeline call under way. Each call is a job, of the thread that began it."""
 
-    def __init__(self, cache, pipeline, experts, codec):
-        self._cache, self._pipeline, self._codec = cache, pipeline, codec
+    def __init__(self, cache, pipeline, experts, codecs):
+        self._cache, self._pipeline, self._codecs = cache, pipeline, codecs
         self._experts = experts
-        self._job, self._reading, self._scheduler = None, None, None
+        self._job, self._reading, self._scheduler, self._thread = None, None, None, None
         self._expert_of_step, self._step, self._seen, self._announced = [], 0, [], set()
         self._counts = dict.fromkeys(("calls", "steps", "hits", "computed", "refused", "peak_bytes"), 0)
 
     def begin(self):
         """A call begins: the scheduler has its timesteps."""
         self.close()
-        self._scheduler = self._pipeline.scheduler
+        self._scheduler, self._thread = self._pipeline.scheduler, threading.get_ident()
         self._expert_of_step = _experts_of_steps(self._pipeline, self._experts)
         self._step, self._seen, self._announced = 0, [], set()
         self._job = self._cache.job()
@@ -28,7 +34,7 @@ class Calls:
 
     def end_step(self):
         """A step ends: what it read for the last time leaves, and with the last step the job."""
-        if self._job is None:
+        if self._job is None or not self._is_ours():
             return
         self._job.step()
         self._step += 1
@@ -36,19 +42,23 @@ class Calls:
         if self._step >= len(self._expert_of_step):
             self.close()
 
+    def finish(self):
+        """The call needs its keys and values no more."""
+        if self._is_ours():
+            self.close()
+
     def close(self):
         """The call has ended, or was given up."""
         job, self._job, self._reading, self._seen = self._job, None, None, []
-        if job is not None:
+        if job is not None and not job.closed:
             peak_bytes = sum(job.usage()["peak_bytes"].values())
             job.close()
             self._counts["peak_bytes"] = max(self._counts["peak_bytes"], peak_bytes)
 
     def enter(self, expert, text):
         """A forward pass of an expert begins that reads the embedding `text`."""
-        self._reading = None
         # Without its scheduler nobody says where the call begins; entries of another one would be taken for its own.
-        if self._job is None or self._pipeline.scheduler is not self._scheduler:
+        if self._job is None or not self._is_ours() or self._pipeline.scheduler is not self._scheduler:
             return
         branch = self._branch(text)
         if branch is not None:
@@ -56,11 +66,16 @@ class Calls:
 
     def leave(self):
         """The pass has ended, or failed."""
-        self._reading = None
+        if self._is_ours():
+            self._reading = None
 
     def reads(self):
         """Whether the pass under way may read from the cache."""
-        return self._reading is not None
+        return self._reading is not None and self._is_ours()
+
+    def _is_ours(self):
+        """Whether the call under way is this thread's: another one may run the same transformers for a pipeline of its own."""
+        return threading.get_ident() == self._thread
 
     def pair(self, layer, layers, device, compute):
         """Key and value of one layer for the pass under way, from the cache or by `compute`."""
@@ -69,6 +84,8 @@ class Calls:
         ticks_per_step = 2 * layers
         now = self._step * ticks_per_step + min(branch, 1) * layers + layer
         self._job.tick(now)
+        # On the CPU, attention reads them where they are.
+        device = None if device.type == "cpu" else device
         lease = self._find(key)
         if lease is not None:
             self._counts["hits"] += 1
@@ -81,7 +98,7 @@ class Calls:
             self._job.announce(key, now + ticks_per_step, ticks_per_step, left - 1)
         lease = self._keep(key, pair, Steps(left))
         # What later steps will read is what this one reads, also where the codec rounds.
-        return pair if lease is None or self._codec == "exact" else lease.torch(device)
+        return pair if lease is None or self._codecs == ("exact", "exact") else lease.torch(device)
 
     def _find(self, key):
         try:
@@ -94,8 +111,9 @@ class Calls:
             # It is on disk and finds no room.
             self._counts["refused"] += 1
             return None
+        codecs = [codec if part.dtype in CODED else "exact" for codec, part in zip(self._codecs, pair, strict=True)]
         try:
-            return self._job.put(key, pair, lifetime=lifetime, recover="recompute", codec=self._codec)
+            return self._job.put(key, pair, lifetime=lifetime, recover="recompute", codec=codecs)
         except (OutOfBudget, MemoryError):
             self._counts["refused"] += 1
             return None

@@ -1,5 +1,6 @@
 """Cross-attention of a Wan transformer over keys and values from elsewhere, without touching its arithmetic."""
 
+import copy
 from contextlib import contextmanager
 
 import torch
@@ -29,6 +30,8 @@ def lent_to(transformer, expert, calls, cpu_only):
     # A transformer that is compiled in place leaves its graph for what the cache does.
     @torch.compiler.disable
     def enter(_, args, kwargs):
+        # PyTorch does not call `leave` for what is no Exception, such as Ctrl-C.
+        calls.leave()
         text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else (args[2:3] or (None,))[0]
         if text is not None and not torch.is_grad_enabled() and (not cpu_only or text.device.type == "cpu"):
             calls.enter(expert, text)
@@ -58,13 +61,21 @@ class CachedCrossAttention:
         vars(self).update(_inner=inner, _calls=calls, _layer=layer, _layers=layers)
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, *args, **kwargs):
-        if encoder_hidden_states is not None and self._calls.reads():
-            attn = _Projections(attn, self._pair)
+        if encoder_hidden_states is not None and self._reads():
+            attn = _Projections(attn, self._pair, type(self._inner).__name__)
         return self._inner(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+
+    @torch.compiler.disable
+    def _reads(self):
+        return self._calls.reads()
 
     @torch.compiler.disable
     def _pair(self, attn, text):
         return self._calls.pair(self._layer, self._layers, text.device, lambda: project(attn, text))
+
+    def __deepcopy__(self, memo):
+        # A copy of the transformer is another one, with weights of its own, and is not attached.
+        return copy.deepcopy(self._inner, memo)
 
     def __getattr__(self, name):
         if name == "_inner":  # A copy under way has none yet.
@@ -86,12 +97,12 @@ def project(attn, text):
 
 
 class _Projections:
-    """An attention module as its processor sees it, but for the projections of the text."""
+    """An attention module as its processor sees it, but for the projections of the text. Their key is normalised already."""
 
     fused_projections = False
 
-    def __init__(self, attn, pair):
-        self._attn, self._pair, self._held = attn, pair, None
+    def __init__(self, attn, pair, processor):
+        self._attn, self._pair, self._processor, self._held = attn, pair, processor, None
 
     def _both(self, text):
         if self._held is None:
@@ -105,7 +116,14 @@ class _Projections:
         return self._both(text)[1]
 
     def norm_k(self, key):
-        return key if self._held is not None and key is self._held[0] else self._attn.norm_k(key)
+        if self._held is None:
+            return self._attn.norm_k(key)
+        if key is not self._held[0]:
+            raise RuntimeError(
+                f"the attention processor {self._processor} changes keys of the text before it normalises them, and the cache keeps "
+                "them normalised; attach with cross_kv=False"
+            )
+        return key
 
     def __getattr__(self, name):
         return getattr(self._attn, name)

@@ -8,8 +8,9 @@ import weakref
 from collections import OrderedDict
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
-from ._native import Exists, OutOfBudget
+from ._native import Exists, Lost, OutOfBudget
 from ._words import content_key
 
 # Each side of `encode_prompt`: what it is made from, and where a finished one is given.
@@ -55,6 +56,9 @@ class Texts:
         known = set(SIDES) | set(SIDES.values()) <= set(given)
         if encoder is None or encoder.training or torch.is_grad_enabled() or not (plain and known and _are_texts(prompts)):
             return {}
+        state = _fingerprint(encoder)
+        if state is None:
+            return {}
         negatives = given["negative_prompt"] or ""
         negatives = [negatives] * len(prompts) if isinstance(negatives, str) else negatives
         texts = {"prompt": prompts}
@@ -62,12 +66,13 @@ class Texts:
             texts["negative_prompt"] = negatives
         device = torch.device(given.get("device") or self._pipeline._execution_device)
         same = (
-            "encode_prompt 1",
-            _fingerprint(encoder),
-            str(_number(getattr(self._pipeline, "tokenizer", None))),
+            "encode_prompt 2",
+            state,
+            _tokenizing(getattr(self._pipeline, "tokenizer", None)),
             type(self._pipeline).__qualname__,
             str(given.get("dtype") or encoder.dtype),
             device.type,
+            _autocast({device.type, encoder.device.type}),
             json.dumps(others, sort_keys=True),
         )
         wanted = {side: listed for side, listed in texts.items() if given[SIDES[side]] is None}
@@ -88,8 +93,15 @@ class _Pool:
 
     def get(self, key, device):
         """An embedding in memory of its own, or `None`."""
-        lease = self._cache().get(key) if key in self.sizes else None
+        if key not in self.sizes:
+            return None
+        try:
+            lease = self._cache().get(key)
+        except (Lost, OutOfBudget):
+            lease = None
         if lease is None:
+            # Gone, or it is on disk and finds no room; nothing is kept that this does not know of.
+            self._cache().remove(key)
             self.sizes.pop(key, None)
             return None
         self.sizes.move_to_end(key)
@@ -118,7 +130,7 @@ class _Pool:
 
 
 _POOLS = weakref.WeakKeyDictionary()
-_NUMBERS = weakref.WeakKeyDictionary()
+_NUMBERS = WeakIdKeyDictionary()
 _next_number = itertools.count(1)
 
 
@@ -135,12 +147,37 @@ def _number(thing):
 
 
 def _fingerprint(module):
-    """What names the weights of a module: the object, and what PyTorch counts of changes to its parameters."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in module.named_parameters():
-        version = 0 if parameter.is_inference() else parameter._version
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {version}\n".encode())
-    return f"{_number(module)} {digest.hexdigest()}"
+    """What names the weights of a module: which objects they are, and what PyTorch counts of changes to each.
+
+    `None` where that does not say what it computes: with tensors whose changes PyTorch does not count, or that lie elsewhere between
+    passes, and with adapters of PEFT, whose switches and factors are no tensors.
+    """
+    if any(_is_adapted(part) for part in module.modules()):
+        return None
+    digest = hashlib.blake2b(f"{_number(module)}\n".encode(), digest_size=16)
+    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if tensor.is_inference() or tensor.is_meta:
+            return None
+        digest.update(f"{name} {_number(tensor)} {tuple(tensor.shape)} {tensor.dtype} {tensor._version}\n".encode())
+    return digest.hexdigest()
+
+
+def _is_adapted(module):
+    """Whether it is a layer of PEFT. (Models of transformers have methods of the names that are properties there.)"""
+    return any(not callable(getattr(module, name, callable)) for name in ("disable_adapters", "active_adapters"))
+
+
+def _tokenizing(tokenizer):
+    """What names a tokenizer: the object, and what is changed on it most."""
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
+    sides = [getattr(tokenizer, name, None) for name in ("truncation_side", "padding_side")]
+    return f"{_number(tokenizer)} {size} {sides}"
+
+
+def _autocast(devices):
+    """What PyTorch casts by itself on devices of these types."""
+    cast = [kind for kind in sorted(devices) if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)]
+    return str([(kind, torch.get_autocast_dtype(kind)) for kind in cast])
 
 
 def _are_texts(texts):
