@@ -51,9 +51,13 @@ $two train.py $common --out "$work/base" --steps "${BASE_STEPS:-4000}" --stages 
 
 tuned="$common --freeze-text --frames-per-step 126 --rate 1.5e-3 --flat 0.3 --warm-up 40 --vague 0.12 --empty 0.18"
 experts "$work" "$work/base/last.pt" "$work/base/last.pt" "${LOW_STEPS:-10000}" $tuned --steps "${HIGH_STEPS:-9000}"
-[ -d "$work/decoder/vae" ] || $two vae.py --out "$work/decoder" --init "$work/autoencoder/vae" --decoder-on "$work/latents" \
-  --weights cross:3 square:2 \
-  --steps "${DECODER_STEPS:-2400}" --rate 1.5e-3 --threads 1 $mixed
+# Twice, each time at a rate that falls to nothing.
+decoder() {
+  [ -d "$work/$1/vae" ] || $two vae.py --out "$work/$1" --init "$work/$2/vae" --decoder-on "$work/latents" --weights cross:3 square:2 \
+    --steps "$3" --rate 1.5e-3 --threads 1 $mixed
+}
+decoder decoder-first autoencoder "${DECODER_STEPS:-2400}"
+decoder decoder decoder-first "${DECODER_STEPS_AGAIN:-1200}"
 [ -f "$work/vae-scores.json" ] || $python evaluate_vae.py --vae "$work/decoder/vae" --json "$work/vae-scores.json"
 
 [ -f "$work/scores.json" ] || {
